@@ -1,0 +1,113 @@
+//! What a device offers.
+use crate::{DType, Encoder, HostWeight, Recorder, Result, Tensor, WeightFormat};
+
+/// Memory of a device, as far as it can be asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// All of it, in bytes; `None` where the device cannot be asked.
+    pub total: Option<u64>,
+    /// What is free now, in bytes.
+    pub available: Option<u64>,
+}
+
+/// What a backend can do, known before anything is loaded.
+#[derive(Clone, Debug)]
+pub struct Caps {
+    /// Device name for people, e.g. `cpu (2 threads, avx512)`.
+    pub device: String,
+    /// Backend and kernel set: the part of the NumericsId that the device decides. Two backends
+    /// with the same value compute the same bits.
+    pub numerics: String,
+    /// Activation types the ops take, best first.
+    pub activations: Vec<DType>,
+    /// Formats [`Backend::load`] takes as [`HostWeight::store`].
+    pub weights: Vec<WeightFormat>,
+    /// KV-cache types.
+    pub kv: Vec<DType>,
+    /// Tokens per KV page the backend prefers; it takes any page size from 1 up.
+    pub page_size: usize,
+    /// Memory, where it can be asked.
+    pub memory: DeviceMemory,
+    /// Largest single buffer in bytes.
+    pub max_buffer: Option<u64>,
+}
+
+/// A transfer from the device that may still be under way.
+pub trait Readback: Send {
+    /// Waits for the bytes and copies them into `out`.
+    ///
+    /// # Errors
+    /// [`Error::Transfer`](crate::Error::Transfer) when `out` has another size than the tensor,
+    /// [`Error::Device`](crate::Error::Device) when the device failed meanwhile.
+    fn wait(self, out: &mut [u8]) -> Result<()>;
+}
+
+/// A kind of device. Implementations live in backend crates; models and executors are generic.
+///
+/// Order: what is written, run, replayed and read through one backend value happens in call order.
+pub trait Backend: Sized + Send + Sync + 'static {
+    /// Reference-counted device bytes.
+    type Buffer: Clone + Send + Sync + 'static;
+    /// A matrix repacked once at load into the layout this backend's GEMM wants; cheap to clone.
+    type Weight: Clone + Send + Sync + 'static;
+    /// Receives checked operations.
+    type Recorder: Recorder<Self>;
+    /// A recorded list of operations that can be replayed with other live counts.
+    type Plan: Send;
+    /// A pending device-to-host copy.
+    type Readback: Readback;
+
+    /// What the device can do.
+    fn caps(&self) -> &Caps;
+
+    /// Allocates `bytes` bytes, at least 64-byte aligned, contents unspecified.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    fn alloc(&self, bytes: usize) -> Result<Self::Buffer>;
+
+    /// Packs a weight, converting to [`HostWeight::store`].
+    ///
+    /// # Errors
+    /// [`Error::Weight`](crate::Error::Weight) for a malformed or unsupported weight,
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    fn load(&self, weight: HostWeight<'_>) -> Result<Self::Weight>;
+
+    /// Rows and columns of a packed weight (`out_features`, `in_features`).
+    fn weight_shape(weight: &Self::Weight) -> (usize, usize);
+
+    /// Device bytes [`Backend::load`] will keep for a `rows x cols` matrix, padding included.
+    fn weight_bytes(&self, rows: usize, cols: usize, store: WeightFormat) -> usize;
+
+    /// Copies `bytes` over the start of the contiguous tensor `dst`; `bytes` may be shorter than
+    /// the tensor, the rest stays.
+    ///
+    /// # Errors
+    /// [`Error::Transfer`](crate::Error::Transfer) when `bytes` is longer than the tensor.
+    fn write(&self, dst: &Tensor<Self>, bytes: &[u8]) -> Result<()>;
+
+    /// Starts copying the contiguous tensor `src` to the host.
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device).
+    fn read(&self, src: &Tensor<Self>) -> Result<Self::Readback>;
+
+    /// Records operations and executes them once.
+    ///
+    /// # Errors
+    /// The first failed shape rule of a recorded operation (nothing is executed then), or the
+    /// device's own failure.
+    fn run(&self, record: impl FnOnce(&mut Encoder<'_, Self>)) -> Result<()>;
+
+    /// Records operations without executing them.
+    ///
+    /// # Errors
+    /// The first failed shape rule of a recorded operation.
+    fn record(&self, record: impl FnOnce(&mut Encoder<'_, Self>)) -> Result<Self::Plan>;
+
+    /// Executes a recorded plan with the live counts now in its header tensor.
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device).
+    fn replay(&self, plan: &Self::Plan) -> Result<()>;
+}

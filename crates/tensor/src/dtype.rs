@@ -1,0 +1,96 @@
+//! Element types of tensors and storage formats of weights.
+use std::fmt;
+
+/// Element type of a [`Tensor`](crate::Tensor).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DType {
+    /// IEEE 754 binary32.
+    F32,
+    /// bfloat16: the upper half of a binary32.
+    BF16,
+    /// IEEE 754 binary16.
+    F16,
+    /// Unsigned 32-bit integers: token ids, positions, slots, tables.
+    U32,
+    /// Raw bytes.
+    U8,
+}
+
+impl DType {
+    /// Size of one element in bytes.
+    pub const fn size(self) -> usize {
+        match self {
+            DType::F32 | DType::U32 => 4,
+            DType::BF16 | DType::F16 => 2,
+            DType::U8 => 1,
+        }
+    }
+
+    /// True for the types arithmetic is done on.
+    pub const fn is_float(self) -> bool {
+        matches!(self, DType::F32 | DType::BF16 | DType::F16)
+    }
+
+    /// The name used in messages, flags and `NumericsId`s.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "f32",
+            DType::BF16 => "bf16",
+            DType::F16 => "f16",
+            DType::U32 => "u32",
+            DType::U8 => "u8",
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How a weight matrix is stored on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum WeightFormat {
+    /// One float per element; never [`DType::U32`] or [`DType::U8`].
+    Float(DType),
+}
+
+impl WeightFormat {
+    /// Bytes of a `rows` x `cols` matrix in this format, before a backend's padding.
+    pub const fn bytes(self, rows: usize, cols: usize) -> usize {
+        match self {
+            WeightFormat::Float(dtype) => rows * cols * dtype.size(),
+        }
+    }
+}
+
+impl fmt::Display for WeightFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            WeightFormat::Float(dtype) => dtype.fmt(f),
+        }
+    }
+}
+
+/// A Rust type that is the in-memory form of one [`DType`].
+pub trait Element: bytemuck::Pod + Send + Sync + 'static {
+    /// The matching element type.
+    const DTYPE: DType;
+}
+impl Element for f32 {
+    const DTYPE: DType = DType::F32;
+}
+impl Element for half::bf16 {
+    const DTYPE: DType = DType::BF16;
+}
+impl Element for half::f16 {
+    const DTYPE: DType = DType::F16;
+}
+impl Element for u32 {
+    const DTYPE: DType = DType::U32;
+}
+impl Element for u8 {
+    const DTYPE: DType = DType::U8;
+}

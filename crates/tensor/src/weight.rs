@@ -1,0 +1,61 @@
+//! Weights as they lie in the checkpoint, borrowed from the memory map.
+use crate::{DType, Error, Result, WeightFormat};
+
+/// Consecutive output rows of a matrix, contiguous in host memory (little endian, any alignment).
+#[derive(Clone, Copy, Debug)]
+pub struct HostPart<'a> {
+    /// Element type in the file: f32, bf16 or f16.
+    pub dtype: DType,
+    /// Output rows this part holds.
+    pub rows: usize,
+    /// `rows * cols` elements, row-major.
+    pub bytes: &'a [u8],
+}
+
+/// A `rows x cols` matrix (`out_features x in_features`) made of parts stacked along the rows, so
+/// that q, k and v, or gate and up, merge without a copy.
+#[derive(Clone, Debug)]
+pub struct HostWeight<'a> {
+    /// Name for messages; merged names are joined by `+`.
+    pub name: String,
+    /// Input features.
+    pub cols: usize,
+    /// Parts from the first output row to the last.
+    pub parts: Vec<HostPart<'a>>,
+    /// The format the device shall keep.
+    pub store: WeightFormat,
+}
+
+impl HostWeight<'_> {
+    /// Output rows over all parts.
+    pub fn rows(&self) -> usize {
+        self.parts.iter().map(|p| p.rows).sum()
+    }
+
+    /// Checks that every part has float elements and exactly `rows * cols` of them.
+    ///
+    /// # Errors
+    /// [`Error::Weight`] naming the weight and the part.
+    pub fn check(&self) -> Result<()> {
+        let bad = |reason: String| Err(Error::Weight { name: self.name.clone(), reason });
+        if self.cols == 0 || self.parts.is_empty() {
+            return bad("it is empty; the checkpoint is damaged".into());
+        }
+        for (i, part) in self.parts.iter().enumerate() {
+            if !part.dtype.is_float() {
+                return bad(format!("part {i} has dtype {}; f32, bf16 and f16 are supported", part.dtype));
+            }
+            let want = part.rows.checked_mul(self.cols).and_then(|n| n.checked_mul(part.dtype.size()));
+            if want != Some(part.bytes.len()) {
+                return bad(format!(
+                    "part {i} has {} bytes, but {} x {} {} were expected; the checkpoint is damaged",
+                    part.bytes.len(),
+                    part.rows,
+                    self.cols,
+                    part.dtype
+                ));
+            }
+        }
+        Ok(())
+    }
+}

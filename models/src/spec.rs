@@ -1,0 +1,126 @@
+//! `DecoderSpec`: what a decoder is, as plain data. A family maps `config.json` to it; one decoder
+//! executes any of them.
+
+/// A decoder-only transformer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DecoderSpec {
+    /// Family name, e.g. `llama`.
+    pub family: &'static str,
+    /// Rows of the embedding matrix and of the head.
+    pub vocab_size: usize,
+    /// Model width D.
+    pub hidden_size: usize,
+    /// Longest sequence the model was made for, in tokens.
+    pub max_position_embeddings: usize,
+    /// Layers from the first to the last.
+    pub layers: Vec<LayerSpec>,
+    /// Norm before the head.
+    pub final_norm: NormSpec,
+    /// The head shares the embedding matrix.
+    pub tied_head: bool,
+}
+
+/// One pre-norm block: `x += mixer(norm(x)); x += mlp(norm(x))`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerSpec {
+    /// Norm before attention.
+    pub input_norm: NormSpec,
+    /// Token mixing.
+    pub attention: AttentionSpec,
+    /// Norm before the MLP.
+    pub mlp_norm: NormSpec,
+    /// Channel mixing.
+    pub mlp: MlpSpec,
+}
+
+/// RMS norm.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NormSpec {
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// Multi-head, grouped-query attention.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionSpec {
+    /// Query heads H.
+    pub heads: usize,
+    /// Key/value heads G; divides H.
+    pub kv_heads: usize,
+    /// Head size d.
+    pub head_dim: usize,
+    /// Multiplies the scores; usually `1 / sqrt(d)`.
+    pub scale: f32,
+    /// Sliding window in tokens, the query's own position included.
+    pub window: Option<usize>,
+    /// Biases on the q, k and v projections.
+    pub qkv_bias: bool,
+    /// Bias on the output projection.
+    pub output_bias: bool,
+    /// RMS norm of each query and key head before rotation.
+    pub qk_norm: Option<NormSpec>,
+    /// Rotary embedding.
+    pub rope: Option<RopeSpec>,
+}
+
+/// Rotary position embedding (Su et al. 2021).
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeSpec {
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// Leading elements of a head that are rotated; even, at most d.
+    pub rotary_dim: usize,
+    /// Pairs are `(2i, 2i+1)` instead of `(i, i + rotary_dim/2)`.
+    pub interleaved: bool,
+    /// Frequency scaling for long contexts.
+    pub scaling: RopeScaling,
+}
+
+/// How rotary frequencies are stretched.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    None,
+    /// Every frequency divided by `factor` (Chen et al. 2023).
+    Linear {
+        /// The divisor.
+        factor: f64,
+    },
+    /// Llama 3.1's band-wise scaling.
+    Llama3 {
+        /// The divisor of low frequencies.
+        factor: f64,
+        /// Wavelengths above `original / low` are divided.
+        low_freq_factor: f64,
+        /// Wavelengths below `original / high` are kept.
+        high_freq_factor: f64,
+        /// Context length before scaling, in tokens.
+        original_max_position_embeddings: usize,
+    },
+    /// YaRN (Peng et al. 2023).
+    Yarn {
+        /// The divisor of interpolated frequencies.
+        factor: f64,
+        /// Rotations above which a frequency is kept.
+        beta_fast: f64,
+        /// Rotations below which a frequency is divided.
+        beta_slow: f64,
+        /// Multiplies cosines and sines.
+        attention_factor: f64,
+        /// Context length before scaling, in tokens.
+        original_max_position_embeddings: usize,
+        /// Round the correction range to whole dimensions.
+        truncate: bool,
+    },
+}
+
+/// Gated MLP: `down(activation(gate(x)) * up(x))`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MlpSpec {
+    /// Inner width F.
+    pub intermediate_size: usize,
+    /// Activation of the gate.
+    pub activation: anyfleet_tensor::ops::Activation,
+    /// Biases on all three projections.
+    pub bias: bool,
+}
