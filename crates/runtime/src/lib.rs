@@ -7,6 +7,12 @@
 //! [`StepOutput`].
 mod batch;
 mod executor;
+mod params;
+mod request;
+mod runtime;
 
 pub use batch::*;
 pub use executor::*;
+pub use params::*;
+pub use request::*;
+pub use runtime::*;

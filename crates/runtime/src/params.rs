@@ -1,0 +1,160 @@
+//! How tokens are chosen and when generation ends.
+
+/// Temperatures below this are greedy: dividing logits by less would overflow.
+pub const MIN_TEMPERATURE: f32 = 1e-5;
+
+/// Sampling parameters of a request, with OpenAI's names and ranges where OpenAI has the parameter.
+///
+/// [`SamplingParams::validate`] states the range of every field; the default is plain sampling at
+/// temperature 1 until an end-of-sequence token or the model's limit.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SamplingParams {
+    /// Divides the logits; 0 (below [`MIN_TEMPERATURE`]) takes the highest. Range 0 to 2.
+    pub temperature: f32,
+    /// Keep the k highest logits; 0 keeps all.
+    pub top_k: u32,
+    /// Keep the smallest set of highest tokens whose mass reaches this; 1 keeps all. Range 0 to 1.
+    pub top_p: f32,
+    /// Keep tokens with at least this share of the highest token's probability; 0 keeps all. Range 0 to 1.
+    pub min_p: f32,
+    /// Subtracted once from the logit of a token that the output contains. Range -2 to 2.
+    pub presence_penalty: f32,
+    /// Subtracted from a token's logit per occurrence in the output. Range -2 to 2.
+    pub frequency_penalty: f32,
+    /// Divides positive and multiplies negative logits of tokens in prompt or output; 1 is off.
+    /// Range 0.01 to 100 (Keskar et al. 2019, arXiv:1909.05858).
+    pub repetition_penalty: f32,
+    /// Token id and what is added to its logit, within 100 of 0; one entry per token.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Seed of the counter-based randomness: the token at a position depends on nothing else but
+    /// the seed, the choice's index and the logits. `None` draws one from the operating system.
+    pub seed: Option<u64>,
+    /// Independent choices. Range 1 to 128.
+    pub n: u32,
+    /// Most tokens to generate; `None` is as many as model length and cache hold. 0 only computes
+    /// the prompt (with `prompt_logprobs`: scores it).
+    pub max_tokens: Option<u32>,
+    /// Until this many tokens are out, end-of-sequence and stop tokens are banned and stop strings
+    /// are not looked for. At most `max_tokens`.
+    pub min_tokens: u32,
+    /// Text that ends the generation; none may be empty. At most 64. Needs a tokenizer.
+    pub stop: Vec<String>,
+    /// Tokens that end the generation besides the model's end-of-sequence tokens.
+    pub stop_token_ids: Vec<u32>,
+    /// Keep the stop string, or the text and the entry of the token that stopped, in the output.
+    pub include_stop_str_in_output: bool,
+    /// Generate on past end-of-sequence tokens.
+    pub ignore_eos: bool,
+    /// Report this many top log-probabilities for every generated token. Range 0 to 20.
+    pub logprobs: Option<u8>,
+    /// Report the log-probability of every prompt token but the first, with this many top ones.
+    /// Range 0 to 20. Such a request takes no prefix hits: every row's logits are needed.
+    pub prompt_logprobs: Option<u8>,
+    /// Leave special tokens out of the text.
+    pub skip_special_tokens: bool,
+}
+
+impl Default for SamplingParams {
+    fn default() -> Self {
+        SamplingParams {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            repetition_penalty: 1.0,
+            logit_bias: Vec::new(),
+            seed: None,
+            n: 1,
+            max_tokens: None,
+            min_tokens: 0,
+            stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            include_stop_str_in_output: false,
+            ignore_eos: false,
+            logprobs: None,
+            prompt_logprobs: None,
+            skip_special_tokens: true,
+        }
+    }
+}
+
+/// A parameter out of its range.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{param}: {message}")]
+pub struct ParamError {
+    /// The parameter's name, as in [`SamplingParams`].
+    pub param: &'static str,
+    /// What is wrong and what is allowed.
+    pub message: String,
+}
+
+impl SamplingParams {
+    /// Checks every field against its documented range; token ids must be below `vocab_size`.
+    ///
+    /// # Errors
+    /// The first parameter out of range.
+    pub fn validate(&self, vocab_size: usize) -> Result<(), ParamError> {
+        within("temperature", self.temperature, 0.0, 2.0)?;
+        within("top_p", self.top_p, 0.0, 1.0)?;
+        within("min_p", self.min_p, 0.0, 1.0)?;
+        within("presence_penalty", self.presence_penalty, -2.0, 2.0)?;
+        within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?;
+        within("repetition_penalty", self.repetition_penalty, 0.01, 100.0)?;
+        if !(1..=128).contains(&self.n) {
+            return Err(error("n", format!("{} is not between 1 and 128", self.n)));
+        }
+        for (param, top) in [("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)] {
+            if let Some(top) = top.filter(|&top| usize::from(top) > crate::TOP_LOGPROBS) {
+                return Err(error(param, format!("{top} is not between 0 and {}", crate::TOP_LOGPROBS)));
+            }
+        }
+        if let Some(max) = self.max_tokens.filter(|&max| max < self.min_tokens) {
+            return Err(error("min_tokens", format!("{} is above max_tokens, {max}", self.min_tokens)));
+        }
+        if self.stop.len() > 64 {
+            return Err(error("stop", format!("{} stop strings; at most 64 are allowed", self.stop.len())));
+        }
+        if self.stop.iter().any(String::is_empty) {
+            return Err(error("stop", "a stop string is empty".into()));
+        }
+        self.validate_ids(vocab_size)
+    }
+
+    fn validate_ids(&self, vocab_size: usize) -> Result<(), ParamError> {
+        let in_vocab = |param, id: u32| match (id as usize) < vocab_size {
+            true => Ok(()),
+            false => Err(error(param, format!("token {id} is not below the vocabulary size, {vocab_size}"))),
+        };
+        self.stop_token_ids.iter().try_for_each(|&id| in_vocab("stop_token_ids", id))?;
+        let mut biased: Vec<u32> = Vec::with_capacity(self.logit_bias.len());
+        for &(id, bias) in &self.logit_bias {
+            in_vocab("logit_bias", id)?;
+            within("logit_bias", bias, -100.0, 100.0)?;
+            biased.push(id);
+        }
+        biased.sort_unstable();
+        match biased.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(error("logit_bias", format!("token {} is named twice", pair[0]))),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the highest logit is taken.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature < MIN_TEMPERATURE
+    }
+}
+
+fn error(param: &'static str, message: String) -> ParamError {
+    ParamError { param, message }
+}
+
+fn within(param: &'static str, value: f32, low: f32, high: f32) -> Result<(), ParamError> {
+    // A NaN is in no range.
+    match (low..=high).contains(&value) {
+        true => Ok(()),
+        false => Err(error(param, format!("{value} is not between {low} and {high}"))),
+    }
+}
