@@ -25,6 +25,7 @@ mod encoder;
 mod error;
 pub mod null;
 pub mod ops;
+pub mod sampling;
 mod step;
 mod tensor;
 mod weight;
