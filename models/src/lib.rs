@@ -1,3 +1,14 @@
 //! Model families: `config.json` to [`DecoderSpec`], and the decoder that runs any spec.
+mod family;
+mod llama;
+mod mistral;
+mod qwen2;
+mod qwen3;
+mod rope;
 mod spec;
+mod weights;
+
+pub use family::{spec_from_config, supported_architectures};
+pub use rope::{rope_inv_freq, rope_table};
 pub use spec::*;
+pub use weights::{LayerWeights, Model, WeightMap, check_weights, open_model};

@@ -1,0 +1,321 @@
+//! A model directory: configuration and tensors.
+use crate::error::{quote, show_path};
+use crate::header::Entry;
+use crate::shard::Shard;
+use crate::{Config, Error, GenerationConfig, Result, file};
+use anyfleet_tensor::DType;
+use safetensors::Dtype;
+use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Component, Path, PathBuf};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// Largest index read, in bytes.
+const MAX_INDEX: u64 = 64 << 20;
+/// Most shards; the largest published checkpoints have a few hundred.
+const MAX_SHARDS: usize = 8192;
+
+/// A Hugging Face model directory, its safetensors files memory-mapped and their headers checked.
+///
+/// Nothing is read from the data until a tensor is asked for.
+#[derive(Debug)]
+pub struct ModelDir {
+    path: PathBuf,
+    config: Config,
+    generation: GenerationConfig,
+    /// The single file or the index: what a missing tensor is missing from.
+    listing: PathBuf,
+    shards: Vec<Shard>,
+    /// By name: shard and entry.
+    tensors: BTreeMap<String, (usize, Entry)>,
+}
+
+/// A tensor of the checkpoint, borrowed from the memory map.
+#[derive(Clone, Copy, Debug)]
+pub struct TensorView<'a> {
+    /// f32, bf16 or f16.
+    pub dtype: DType,
+    /// Dimensions, outermost first.
+    pub shape: &'a [usize],
+    /// Row-major little-endian elements, at any alignment.
+    pub bytes: &'a [u8],
+}
+
+impl ModelDir {
+    /// Opens a model directory as published: `config.json`, optionally `generation_config.json`, and
+    /// `model.safetensors` or `model.safetensors.index.json` with its shards.
+    ///
+    /// # Errors
+    /// [`Error::File`] or [`Error::Config`] for the first file that is missing or damaged.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::with_config(path, Config::open(path)?)
+    }
+
+    /// As [`ModelDir::open`], with the `config.json` that [`Config::open`] read before, so that a
+    /// model that is not supported can be refused before its weights are looked at.
+    ///
+    /// # Errors
+    /// As [`ModelDir::open`].
+    pub fn with_config(path: &Path, config: Config) -> Result<Self> {
+        let generation = path.join("generation_config.json");
+        let generation =
+            if file::present(&generation) { Config::read(&generation)? } else { Config::empty(&generation) };
+        let generation = GenerationConfig::new(&generation, &config)?;
+        let (listing, shards, tensors) = open_weights(path)?;
+        Ok(ModelDir { path: path.to_owned(), config, generation, listing, shards, tensors })
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// `config.json`.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// `generation_config.json`, all defaults where there is none.
+    pub fn generation(&self) -> &GenerationConfig {
+        &self.generation
+    }
+
+    /// Names and shapes of all tensors, by name.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.tensors.iter().map(|(name, (_, entry))| (name.as_str(), entry.shape.as_slice()))
+    }
+
+    /// True when the checkpoint has this tensor.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// A tensor by name.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] when there is none, or its dtype is not f32, bf16 or f16.
+    pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
+        let Some((shard, entry)) = self.tensors.get(name) else {
+            return Err(self.missing(name));
+        };
+        let shard = &self.shards[*shard];
+        let Some(dtype) = float(entry.dtype) else {
+            let reason = format!(
+                "has dtype {:?}; f32, bf16 and f16 are supported, so use a checkpoint saved in one of these",
+                entry.dtype
+            );
+            return Err(Error::tensor(&shard.path, name, reason));
+        };
+        Ok(TensorView { dtype, shape: &entry.shape, bytes: shard.bytes(entry) })
+    }
+
+    /// A tensor by name, of exactly this shape.
+    ///
+    /// # Errors
+    /// As [`ModelDir::tensor`], and [`Error::Tensor`] for another shape.
+    pub fn tensor_of_shape(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
+        let view = self.tensor(name)?;
+        if view.shape == shape {
+            return Ok(view);
+        }
+        let file = self.file_of(name);
+        let reason =
+            format!("has shape {:?}, but config.json asks for {shape:?}; the two are not of one model", view.shape);
+        Err(Error::tensor(file, name, reason))
+    }
+
+    /// The file a tensor is in; the listing that lacks it where there is none.
+    pub(crate) fn file_of(&self, name: &str) -> &Path {
+        self.tensors.get(name).map_or(&self.listing, |(shard, _)| &self.shards[*shard].path)
+    }
+
+    pub(crate) fn missing(&self, name: &str) -> Error {
+        Error::tensor(&self.listing, name, "is missing; download the checkpoint again or check config.json")
+    }
+
+    /// Checks that every tensor of `expected` is there, with that shape and a supported dtype.
+    ///
+    /// # Errors
+    /// [`Error::File`] that counts the missing tensors and names the first few, or
+    /// [`Error::Tensor`] for the first with a wrong shape or dtype.
+    pub fn check(&self, expected: impl IntoIterator<Item = (String, Vec<usize>)>) -> Result<()> {
+        const SHOWN: usize = 3;
+        let (mut first, mut missing, mut total) = (Vec::new(), 0usize, 0usize);
+        for (name, shape) in expected {
+            total += 1;
+            if self.contains(&name) {
+                self.tensor_of_shape(&name, &shape)?;
+            } else {
+                missing += 1;
+                if first.len() < SHOWN {
+                    first.push(name);
+                }
+            }
+        }
+        if missing == 0 {
+            return Ok(());
+        }
+        let more = if missing > first.len() { ", ..." } else { "" };
+        let reason = format!(
+            "lacks {missing} of the {total} tensors this model needs ({}{more}); download the checkpoint again or check config.json",
+            first.join(", ")
+        );
+        Err(Error::file(&self.listing, reason))
+    }
+
+    /// Names of tensors that are not in `used`, in order: worth a warning, since a checkpoint with
+    /// weights nobody reads may not be the model it says it is.
+    pub fn unused(&self, used: impl IntoIterator<Item = String>) -> Vec<&str> {
+        let used: BTreeSet<String> = used.into_iter().collect();
+        self.tensors.keys().map(String::as_str).filter(|name| !used.contains(*name)).collect()
+    }
+
+    /// Bytes of all tensors by the format's dtype name, e.g. `BF16`.
+    pub fn bytes_by_dtype(&self) -> BTreeMap<String, u64> {
+        let mut sums = BTreeMap::new();
+        for (_, entry) in self.tensors.values() {
+            *sums.entry(format!("{:?}", entry.dtype)).or_default() += entry.range.len() as u64;
+        }
+        sums
+    }
+
+    /// The element type most of the weights have: f32, bf16 or f16; `None` where no tensor has one
+    /// of these.
+    pub fn main_dtype(&self) -> Option<DType> {
+        let mut sums: BTreeMap<DType, u64> = BTreeMap::new();
+        for (_, entry) in self.tensors.values() {
+            if let Some(dtype) = float(entry.dtype) {
+                *sums.entry(dtype).or_default() += entry.range.len() as u64;
+            }
+        }
+        sums.into_iter().max_by_key(|&(_, bytes)| bytes).map(|(dtype, _)| dtype)
+    }
+
+    /// By name: dtype name, shape and bytes, for the identity.
+    pub(crate) fn raw(&self) -> impl Iterator<Item = (&str, String, &[usize], &[u8])> {
+        self.tensors.iter().map(|(name, (shard, entry))| {
+            (name.as_str(), format!("{:?}", entry.dtype), entry.shape.as_slice(), self.shards[*shard].bytes(entry))
+        })
+    }
+}
+
+/// The contract's type for a file's dtype.
+fn float(dtype: Dtype) -> Option<DType> {
+    match dtype {
+        Dtype::F32 => Some(DType::F32),
+        Dtype::BF16 => Some(DType::BF16),
+        Dtype::F16 => Some(DType::F16),
+        _ => None,
+    }
+}
+
+type Weights = (PathBuf, Vec<Shard>, BTreeMap<String, (usize, Entry)>);
+
+fn open_weights(dir: &Path) -> Result<Weights> {
+    let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
+    if file::present(&single) {
+        let (shard, entries) = Shard::open(&single)?;
+        let tensors = entries.into_iter().map(|e| (e.name.clone(), (0, e))).collect();
+        return Ok((single, vec![shard], tensors));
+    }
+    if file::present(&index) {
+        let weight_map = read_index(&index)?;
+        let (shards, tensors) = open_shards(dir, &index, &weight_map)?;
+        return Ok((index, shards, tensors));
+    }
+    Err(no_weights(dir))
+}
+
+/// Why there is nothing to load, and what to do about it.
+fn no_weights(dir: &Path) -> Error {
+    let mut names: Vec<String> = std::fs::read_dir(dir)
+        .map(|list| list.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect())
+        .unwrap_or_default();
+    names.sort();
+    let find = |test: &dyn Fn(&str) -> bool| names.iter().find(|n| test(n)).map(|n| quote(n));
+    if let Some(found) = find(&|n| n.ends_with(".safetensors")) {
+        return Error::file(
+            dir,
+            format!(
+                "has {found}, but neither {SINGLE} nor {INDEX}, which says what is in which file; download {INDEX}"
+            ),
+        );
+    }
+    if let Some(found) = find(&|n| n.starts_with("pytorch_model") || n.ends_with(".pth") || n.ends_with(".pt")) {
+        return Error::file(
+            dir,
+            format!(
+                "has {found}, but no safetensors; convert it in Python with \
+                 AutoModelForCausalLM.from_pretrained(dir).save_pretrained(out, safe_serialization=True)"
+            ),
+        );
+    }
+    Error::file(dir, format!("has no weights: neither {SINGLE} nor {INDEX}; download the model again"))
+}
+
+/// Tensor name to shard file name.
+fn read_index(path: &Path) -> Result<HashMap<String, String>> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: HashMap<String, String>,
+    }
+    let bytes = file::read_limited(path, MAX_INDEX)?;
+    let index: Index = serde_json::from_slice(&bytes).map_err(|e| {
+        Error::file(path, format!("is not a safetensors index: {}; download it again", quote(&e.to_string())))
+    })?;
+    if index.weight_map.is_empty() {
+        return Err(Error::file(path, "lists no tensors; download it again"));
+    }
+    Ok(index.weight_map)
+}
+
+type Shards = (Vec<Shard>, BTreeMap<String, (usize, Entry)>);
+
+fn open_shards(dir: &Path, index: &Path, weight_map: &HashMap<String, String>) -> Result<Shards> {
+    let names: BTreeSet<&str> = weight_map.values().map(String::as_str).collect();
+    if names.len() > MAX_SHARDS {
+        return Err(Error::file(index, format!("lists {} shards, but at most {MAX_SHARDS} are accepted", names.len())));
+    }
+    for name in &names {
+        let inside = !name.is_empty() && Path::new(name).components().all(|c| matches!(c, Component::Normal(_)));
+        if !inside {
+            let reason = format!(
+                "names the shard {}, which is not inside the model directory; do not use this checkpoint",
+                quote(&format!("{name:?}"))
+            );
+            return Err(Error::file(index, reason));
+        }
+    }
+    let missing: Vec<&str> = names.iter().copied().filter(|n| !file::present(&dir.join(n))).collect();
+    if !missing.is_empty() {
+        let list: Vec<String> = missing.iter().take(3).map(|n| quote(n)).collect();
+        let more = if missing.len() > 3 { ", ..." } else { "" };
+        let reason = format!(
+            "names {} shards, of which {} are missing ({}{more}); download them",
+            names.len(),
+            missing.len(),
+            list.join(", ")
+        );
+        return Err(Error::file(index, reason));
+    }
+
+    let mut shards = Vec::with_capacity(names.len());
+    let mut tensors: BTreeMap<String, (usize, Entry)> = BTreeMap::new();
+    for (number, shard_name) in names.iter().enumerate() {
+        let (shard, entries) = Shard::open(&dir.join(shard_name))?;
+        shards.push(shard);
+        for entry in entries {
+            // A tensor that the index places elsewhere is not this one; one that the index does not
+            // know is kept, as the reference implementation does.
+            if weight_map.get(&entry.name).is_none_or(|home| home == shard_name) {
+                tensors.entry(entry.name.clone()).or_insert((number, entry));
+            }
+        }
+    }
+    if let Some((name, home)) = weight_map.iter().filter(|(name, _)| !tensors.contains_key(*name)).min() {
+        let reason = format!("is not there, though {} says so; download both again", show_path(index));
+        return Err(Error::tensor(&dir.join(home), name, reason));
+    }
+    Ok((shards, tensors))
+}

@@ -1,0 +1,211 @@
+//! Which tensors of a checkpoint make up a decoder, in the names of the Hugging Face hub.
+use crate::{AttentionSpec, DecoderSpec, LayerSpec};
+use anyfleet_weights::{Config, MatrixSpec, ModelDir, Result, VectorSpec};
+use std::path::Path;
+
+/// Every weight of a decoder: what to load, merge and count.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WeightMap {
+    /// `[V, D]`.
+    pub embed: MatrixSpec,
+    /// Layers from the first to the last.
+    pub layers: Vec<LayerWeights>,
+    /// `[D]`.
+    pub final_norm: VectorSpec,
+    /// `[V, D]`; `None` where the head is the embedding matrix.
+    pub head: Option<MatrixSpec>,
+}
+
+/// The weights of one layer: `H` query heads, `G` key/value heads, head size `d`, inner width `F`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerWeights {
+    /// `[D]`.
+    pub input_norm: VectorSpec,
+    /// `[(H + 2G) * d, D]`, rows of q, k and v.
+    pub qkv: MatrixSpec,
+    /// `[(H + 2G) * d]`.
+    pub qkv_bias: Option<VectorSpec>,
+    /// `[d]`.
+    pub q_norm: Option<VectorSpec>,
+    /// `[d]`.
+    pub k_norm: Option<VectorSpec>,
+    /// `[D, H * d]`.
+    pub output: MatrixSpec,
+    /// `[D]`.
+    pub output_bias: Option<VectorSpec>,
+    /// `[D]`.
+    pub mlp_norm: VectorSpec,
+    /// `[2F, D]`, rows of gate and up.
+    pub gate_up: MatrixSpec,
+    /// `[2F]`.
+    pub gate_up_bias: Option<VectorSpec>,
+    /// `[D, F]`.
+    pub down: MatrixSpec,
+    /// `[D]`.
+    pub down_bias: Option<VectorSpec>,
+}
+
+const HEAD: &str = "lm_head.weight";
+const EMBED: &str = "embed_tokens.weight";
+/// What published checkpoints put before the names of everything but the head.
+const PREFIX: &str = "model.";
+
+impl WeightMap {
+    /// The weights of `spec` under the hub's names.
+    pub fn new(spec: &DecoderSpec) -> Self {
+        Self::with_prefix(spec, PREFIX)
+    }
+
+    /// The weights of `spec` where `prefix` comes before every name but the head's: `model.` in
+    /// published checkpoints, nothing in exports of the base model.
+    pub fn with_prefix(spec: &DecoderSpec, prefix: &str) -> Self {
+        let width = spec.hidden_size;
+        let layer = |(i, layer)| LayerWeights::new(&format!("{prefix}layers.{i}."), layer, width);
+        WeightMap {
+            embed: matrix(&[(format!("{prefix}{EMBED}"), spec.vocab_size)], width),
+            layers: spec.layers.iter().enumerate().map(layer).collect(),
+            final_norm: vector(&[(format!("{prefix}norm.weight"), width)]),
+            head: (!spec.tied_head).then(|| matrix(&[(HEAD.into(), spec.vocab_size)], width)),
+        }
+    }
+
+    /// All matrices: embedding, layers, head.
+    pub fn matrices(&self) -> impl Iterator<Item = &MatrixSpec> {
+        let layers = self.layers.iter().flat_map(|l| [&l.qkv, &l.output, &l.gate_up, &l.down]);
+        [&self.embed].into_iter().chain(layers).chain(&self.head)
+    }
+
+    /// All vectors, which are kept as f32.
+    pub fn vectors(&self) -> impl Iterator<Item = &VectorSpec> {
+        self.layers.iter().flat_map(LayerWeights::vectors).chain([&self.final_norm])
+    }
+
+    /// Elements of all vectors: four bytes each in the memory plan.
+    pub fn vector_elements(&self) -> usize {
+        self.vectors().map(VectorSpec::len).sum()
+    }
+
+    /// Every tensor of the checkpoint this needs, with its shape.
+    pub fn tensors(&self) -> impl Iterator<Item = (String, Vec<usize>)> {
+        let matrices = self.matrices().flat_map(|m| m.tensors()).map(|(name, shape)| (name.to_owned(), shape.to_vec()));
+        let vectors = self.vectors().flat_map(|v| &v.parts).map(|(name, len)| (name.clone(), vec![*len]));
+        matrices.chain(vectors)
+    }
+
+    /// Tensors of the checkpoint that nothing here reads and that are not known to be redundant.
+    pub fn unused<'a>(&self, dir: &'a ModelDir) -> Vec<&'a str> {
+        let mut names = dir.unused(self.tensors().map(|(name, _)| name));
+        // Frequencies are computed; a tied head repeats the embedding.
+        names.retain(|name| !name.ends_with("rotary_emb.inv_freq") && *name != HEAD);
+        names
+    }
+}
+
+impl LayerWeights {
+    fn new(prefix: &str, layer: &LayerSpec, width: usize) -> Self {
+        let AttentionSpec { heads, kv_heads, head_dim, .. } = layer.attention;
+        let inner = layer.mlp.intermediate_size;
+        let (q, kv) = (heads * head_dim, kv_heads * head_dim);
+        let parts = |group: &str, kind: &str, list: &[(&str, usize)]| -> Vec<(String, usize)> {
+            list.iter().map(|(name, rows)| (format!("{prefix}{group}.{name}.{kind}"), *rows)).collect()
+        };
+        let norm = |name: &str, len: usize| vector(&[(format!("{prefix}{name}.weight"), len)]);
+        let attention = |kind, list: &[_]| parts("self_attn", kind, list);
+        let mlp = |kind, list: &[_]| parts("mlp", kind, list);
+        let bias = |on: bool, parts: Vec<(String, usize)>| on.then_some(VectorSpec { parts });
+
+        let qkv = [("q_proj", q), ("k_proj", kv), ("v_proj", kv)];
+        let gate_up = [("gate_proj", inner), ("up_proj", inner)];
+        let (output, down) = ([("o_proj", width)], [("down_proj", width)]);
+        let qk_norm = |name| layer.attention.qk_norm.map(|_| norm(name, head_dim));
+        LayerWeights {
+            input_norm: norm("input_layernorm", width),
+            qkv: matrix(&attention("weight", &qkv), width),
+            qkv_bias: bias(layer.attention.qkv_bias, attention("bias", &qkv)),
+            q_norm: qk_norm("self_attn.q_norm"),
+            k_norm: qk_norm("self_attn.k_norm"),
+            output: matrix(&attention("weight", &output), q),
+            output_bias: bias(layer.attention.output_bias, attention("bias", &output)),
+            mlp_norm: norm("post_attention_layernorm", width),
+            gate_up: matrix(&mlp("weight", &gate_up), width),
+            gate_up_bias: bias(layer.mlp.bias, mlp("bias", &gate_up)),
+            down: matrix(&mlp("weight", &down), inner),
+            down_bias: bias(layer.mlp.bias, mlp("bias", &down)),
+        }
+    }
+
+    /// Norms and biases of the layer.
+    pub fn vectors(&self) -> impl Iterator<Item = &VectorSpec> {
+        let optional =
+            [&self.qkv_bias, &self.q_norm, &self.k_norm, &self.output_bias, &self.gate_up_bias, &self.down_bias];
+        [&self.input_norm, &self.mlp_norm].into_iter().chain(optional.into_iter().flatten())
+    }
+}
+
+fn matrix(parts: &[(String, usize)], cols: usize) -> MatrixSpec {
+    MatrixSpec { parts: parts.to_vec(), cols }
+}
+
+fn vector(parts: &[(String, usize)]) -> VectorSpec {
+    VectorSpec { parts: parts.to_vec() }
+}
+
+/// A model directory whose config is supported and whose checkpoint has everything it needs.
+#[derive(Debug)]
+pub struct Model {
+    /// Configuration and weights.
+    pub dir: ModelDir,
+    /// The decoder.
+    pub spec: DecoderSpec,
+    /// Where its weights are.
+    pub weights: WeightMap,
+}
+
+/// Opens a model directory, maps its config and checks its weights, in this order: a model that is
+/// not supported is refused before its weights are looked at.
+///
+/// # Errors
+/// Those of [`Config::open`], [`spec_from_config`](crate::spec_from_config),
+/// [`ModelDir::with_config`] and [`check_weights`].
+pub fn open_model(path: &Path) -> Result<Model> {
+    let config = Config::open(path)?;
+    let mut spec = crate::spec_from_config(&config)?;
+    let dir = ModelDir::with_config(path, config)?;
+    if spec.tied_head && differs_from_embedding(&dir)? {
+        spec.tied_head = false;
+    }
+    let weights = check_weights(&dir, &spec)?;
+    Ok(Model { dir, spec, weights })
+}
+
+/// Checks that a checkpoint has every weight of `spec`, in the right shape and a supported dtype,
+/// and returns where they are.
+///
+/// # Errors
+/// [`Error::File`](anyfleet_weights::Error::File) for missing tensors (their count and the first
+/// few), [`Error::Tensor`](anyfleet_weights::Error::Tensor) for the first that does not fit.
+pub fn check_weights(dir: &ModelDir, spec: &DecoderSpec) -> Result<WeightMap> {
+    let mut map = WeightMap::with_prefix(spec, prefix(dir));
+    if spec.tied_head && !dir.contains(&map.embed.parts[0].0) && dir.contains(HEAD) {
+        // The pair was saved under its other name.
+        map.embed.parts[0].0 = HEAD.into();
+    }
+    dir.check(map.tensors())?;
+    Ok(map)
+}
+
+fn prefix(dir: &ModelDir) -> &'static str {
+    let published = dir.contains(&format!("{PREFIX}{EMBED}"));
+    if !published && dir.contains(EMBED) { "" } else { PREFIX }
+}
+
+/// A config may say that the head is tied where the checkpoint has a head of its own. The reference
+/// implementation believes the checkpoint, and so do we.
+fn differs_from_embedding(dir: &ModelDir) -> Result<bool> {
+    let embed = format!("{}{EMBED}", prefix(dir));
+    if !dir.contains(HEAD) || !dir.contains(&embed) {
+        return Ok(false);
+    }
+    let (head, embed) = (dir.tensor(HEAD)?, dir.tensor(&embed)?);
+    Ok(head.dtype != embed.dtype || head.shape != embed.shape || head.bytes != embed.bytes)
+}
