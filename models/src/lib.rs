@@ -1,6 +1,8 @@
 //! Model families: `config.json` to [`DecoderSpec`], and the decoder that runs any spec.
+mod decoder;
 mod family;
 mod llama;
+mod load;
 mod mistral;
 mod qwen2;
 mod qwen3;
@@ -8,7 +10,9 @@ mod rope;
 mod spec;
 mod weights;
 
+pub use decoder::{Decoder, GroupTensors, HeadTensors, LayerCache, Scratch, StepTensors};
 pub use family::{spec_from_config, supported_architectures};
+pub use load::{LoadError, LoadOptions};
 pub use rope::{rope_inv_freq, rope_table};
 pub use spec::*;
 pub use weights::{LayerWeights, Model, WeightMap, check_weights, open_model};

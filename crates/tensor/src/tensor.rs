@@ -56,6 +56,15 @@ impl<B: Backend> Tensor<B> {
         Tensor { buffer, offset: 0, dims, rank: shape.len(), row_stride, dtype }
     }
 
+    /// A contiguous tensor that starts `offset` bytes into `buffer`; several small tensors may
+    /// share one buffer so that one transfer moves them all.
+    ///
+    /// # Panics
+    /// As [`Tensor::from_buffer`].
+    pub fn from_buffer_at(buffer: B::Buffer, offset: usize, dtype: DType, shape: &[usize]) -> Self {
+        Tensor { offset, ..Self::from_buffer(buffer, dtype, shape) }
+    }
+
     /// The buffer behind the view.
     pub fn buffer(&self) -> &B::Buffer {
         &self.buffer

@@ -1,0 +1,69 @@
+//! Cache groups of a model and the memory behind them.
+use anyfleet_models::{DecoderSpec, LayerCache, LayerSpec};
+use anyfleet_runtime::{CacheKind, CacheSpec};
+use anyfleet_tensor::{Backend, DType, Result, Tensor};
+
+/// Layers of one kind of state: they share an allocator and a block table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerGroup {
+    /// Kind of state.
+    pub kind: CacheKind,
+    /// Layer indices, ascending.
+    pub layers: Vec<usize>,
+}
+
+/// Groups the layers of `spec` by kind of state. A window that covers `max_model_len` is no window.
+pub fn cache_groups(spec: &DecoderSpec, max_model_len: usize) -> Vec<LayerGroup> {
+    let mut groups: Vec<LayerGroup> = Vec::new();
+    for (i, layer) in spec.layers.iter().enumerate() {
+        let kind = match layer.attention.window {
+            Some(window) if window < max_model_len => CacheKind::Window(window as u32),
+            _ => CacheKind::Paged,
+        };
+        match groups.iter_mut().find(|g| g.kind == kind) {
+            Some(group) => group.layers.push(i),
+            None => groups.push(LayerGroup { kind, layers: vec![i] }),
+        }
+    }
+    groups
+}
+
+impl LayerGroup {
+    /// Bytes of one page over all layers of the group, keys and values.
+    pub fn page_bytes(&self, spec: &DecoderSpec, page_size: usize, kv: DType) -> u64 {
+        let token = |layer: &LayerSpec| 2 * layer.attention.kv_heads * layer.attention.head_dim * kv.size();
+        self.layers.iter().map(|&i| (token(&spec.layers[i]) * page_size) as u64).sum()
+    }
+
+    /// Pages one sequence of `len` tokens holds at most, when a step adds up to `chunk` tokens.
+    pub fn pages_per_sequence(&self, len: usize, chunk: usize, page_size: usize) -> u64 {
+        let all = len.div_ceil(page_size);
+        let held = match self.kind {
+            // The window may begin in the middle of a page and the chunk end in the middle of one.
+            CacheKind::Window(window) => (window as usize + chunk).div_ceil(page_size) + 1,
+            _ => all,
+        };
+        held.min(all) as u64
+    }
+}
+
+/// Allocates keys and values of every layer, in layer order.
+pub fn allocate<B: Backend>(
+    device: &B,
+    spec: &DecoderSpec,
+    groups: &[LayerGroup],
+    cache: &CacheSpec,
+    kv: DType,
+) -> Result<Vec<LayerCache<B>>> {
+    let group_of = |layer| groups.iter().position(|g| g.layers.contains(&layer)).unwrap_or(0);
+    spec.layers
+        .iter()
+        .enumerate()
+        .map(|(i, layer)| {
+            let group = group_of(i);
+            let pages = cache.groups[group].pages as usize;
+            let shape = [pages, layer.attention.kv_heads, cache.page_size as usize, layer.attention.head_dim];
+            Ok(LayerCache { k: Tensor::new(device, kv, &shape)?, v: Tensor::new(device, kv, &shape)?, group })
+        })
+        .collect()
+}

@@ -1,0 +1,89 @@
+//! The executor proper.
+use crate::cache::{self, cache_groups};
+use crate::inputs::{Bucket, StepInputs};
+use crate::output::HeadBuffers;
+use crate::plan::{ExecutorOptions, MemoryPlan};
+use anyfleet_models::{Decoder, LayerCache, Scratch};
+use anyfleet_runtime::{Batch, Executor, ExecutorError, Limits, StepOutput, TokenSource};
+use anyfleet_tensor::{Backend, Result};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Runs one decoder on one backend. See the crate's text.
+pub struct ModelExecutor<B: Backend> {
+    device: Arc<B>,
+    decoder: Decoder<B>,
+    limits: Limits,
+    caches: Vec<LayerCache<B>>,
+    scratch: Scratch<B>,
+    inputs: StepInputs<B>,
+    head: HeadBuffers<B>,
+    plans: HashMap<Bucket, B::Plan>,
+    output: StepOutput,
+    /// A submitted step whose output has not been taken.
+    pending: bool,
+}
+
+impl<B: Backend> ModelExecutor<B> {
+    /// Allocates everything in `plan` beside the weights, which `decoder` already holds.
+    ///
+    /// # Errors
+    /// Out of memory, when something else took it since the plan was made.
+    pub fn new(device: Arc<B>, decoder: Decoder<B>, options: &ExecutorOptions, plan: &MemoryPlan) -> Result<Self> {
+        let spec = decoder.spec();
+        let limits = plan.limits.clone();
+        let groups = cache_groups(spec, limits.max_model_len);
+        let pages = limits.max_model_len.div_ceil(limits.cache.page_size as usize);
+        Ok(ModelExecutor {
+            caches: cache::allocate(&*device, spec, &groups, &limits.cache, options.kv)?,
+            scratch: Scratch::new(&*device, spec, options.activation, options.max_tokens)?,
+            inputs: StepInputs::new(&*device, options, groups.len(), pages)?,
+            head: HeadBuffers::new(&*device, spec, options)?,
+            plans: HashMap::new(),
+            output: StepOutput::default(),
+            pending: false,
+            device,
+            decoder,
+            limits,
+        })
+    }
+
+    fn run(&mut self, batch: &Batch) -> Result<()> {
+        let sampled = &self.output.ids;
+        self.inputs.write(&*self.device, batch, |token| match token {
+            TokenSource::Id(id) => id,
+            TokenSource::SampledBy(row) => sampled[row as usize],
+        })?;
+        let bucket = self.inputs.bucket(batch);
+        if !self.plans.contains_key(&bucket) {
+            let step = self.inputs.view(bucket);
+            let plan = self.device.record(|enc| self.decoder.layers(enc, &step, &self.caches, &self.scratch))?;
+            self.plans.insert(bucket, plan);
+        }
+        self.device.replay(&self.plans[&bucket])?;
+        self.head.launch(&*self.device, &self.decoder, &self.scratch.x, batch)
+    }
+}
+
+fn failed(error: anyfleet_tensor::Error) -> ExecutorError {
+    ExecutorError(error.to_string())
+}
+
+impl<B: Backend> Executor for ModelExecutor<B> {
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn submit(&mut self, batch: &Batch) -> std::result::Result<(), ExecutorError> {
+        assert!(!self.pending, "executor: submit before the last step was waited for");
+        self.run(batch).map_err(failed)?;
+        self.pending = true;
+        Ok(())
+    }
+
+    fn wait(&mut self) -> std::result::Result<&StepOutput, ExecutorError> {
+        assert!(std::mem::take(&mut self.pending), "executor: wait without a submitted step");
+        self.head.collect(&*self.device, &self.decoder, &self.scratch.x, &mut self.output).map_err(failed)?;
+        Ok(&self.output)
+    }
+}

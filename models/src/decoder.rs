@@ -1,0 +1,273 @@
+//! One decoder that executes any [`DecoderSpec`] on any backend: eight operations a layer.
+use crate::{AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, RopeSpec};
+use anyfleet_tensor::ops::{Attention, Embed, Gather, Linear, LinearActMul, Norm, QkNorm, Rope, RopeKv};
+use anyfleet_tensor::{Backend, DType, Encoder, Live, Result, Tensor};
+
+/// A decoder's weights on a device, and the way through them.
+pub struct Decoder<B: Backend> {
+    pub(crate) spec: DecoderSpec,
+    pub(crate) embed: B::Weight,
+    /// `None` when the embedding matrix is the head.
+    pub(crate) head: Option<B::Weight>,
+    pub(crate) final_norm: Tensor<B>,
+    pub(crate) layers: Vec<Layer<B>>,
+    /// One table per distinct [`RopeSpec`].
+    pub(crate) ropes: Vec<(RopeSpec, Tensor<B>)>,
+}
+
+pub(crate) struct Layer<B: Backend> {
+    pub(crate) input_norm: Tensor<B>,
+    /// q, k and v stacked: `[(H + 2G)*d, D]`.
+    pub(crate) qkv: Projection<B>,
+    pub(crate) qk_norm: Option<(Tensor<B>, Tensor<B>)>,
+    /// Index into [`Decoder::ropes`].
+    pub(crate) rope: Option<usize>,
+    /// `[D, H*d]`.
+    pub(crate) output: Projection<B>,
+    pub(crate) mlp_norm: Tensor<B>,
+    /// gate and up stacked: `[2F, D]`.
+    pub(crate) gate_up: Projection<B>,
+    /// `[D, F]`.
+    pub(crate) down: Projection<B>,
+}
+
+pub(crate) struct Projection<B: Backend> {
+    pub(crate) weight: B::Weight,
+    pub(crate) bias: Option<Tensor<B>>,
+}
+
+/// Inputs of a step in device memory, refreshed before each replay.
+pub struct StepTensors<B: Backend> {
+    /// [`StepHeader`](anyfleet_tensor::StepHeader).
+    pub header: Tensor<B>,
+    /// `[T]` u32 token ids.
+    pub ids: Tensor<B>,
+    /// `[T]` u32 absolute positions.
+    pub positions: Tensor<B>,
+    /// Per cache group.
+    pub groups: Vec<GroupTensors<B>>,
+}
+
+/// One cache group's step inputs.
+pub struct GroupTensors<B: Backend> {
+    /// `[T]` u32 cache slots.
+    pub slots: Tensor<B>,
+    /// `[S, 8]` u32 [`SeqMeta`](anyfleet_tensor::SeqMeta).
+    pub seqs: Tensor<B>,
+    /// `[E]` u32 page ids.
+    pub table: Tensor<B>,
+}
+
+/// Keys and values of one layer: `[P, G, p, d]` each.
+pub struct LayerCache<B: Backend> {
+    /// Keys.
+    pub k: Tensor<B>,
+    /// Values.
+    pub v: Tensor<B>,
+    /// The layer's cache group.
+    pub group: usize,
+}
+
+/// Activation buffers, shared by all layers.
+pub struct Scratch<B: Backend> {
+    /// The residual stream, `[T, D]`.
+    pub x: Tensor<B>,
+    normed: B::Buffer,
+    qkv: B::Buffer,
+    q: B::Buffer,
+    attention: B::Buffer,
+    gate_up: B::Buffer,
+    act: B::Buffer,
+    dtype: DType,
+}
+
+/// Widest inner shapes over all layers, in elements per token row.
+struct Widths {
+    qkv: usize,
+    q: usize,
+    intermediate: usize,
+}
+
+impl Widths {
+    fn of(spec: &DecoderSpec) -> Self {
+        let max = |f: &dyn Fn(&LayerSpec) -> usize| spec.layers.iter().map(f).max().unwrap_or(0);
+        Widths {
+            qkv: max(&|l| l.attention.qkv_width()),
+            q: max(&|l| l.attention.q_width()),
+            intermediate: max(&|l| l.mlp.intermediate_size),
+        }
+    }
+}
+
+impl AttentionSpec {
+    /// Width of the queries: `H * d`.
+    pub fn q_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+    /// Width of q, k and v together: `(H + 2G) * d`.
+    pub fn qkv_width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+}
+
+impl<B: Backend> Scratch<B> {
+    /// Bytes [`Scratch::new`] allocates for `tokens` rows of activations of type `dtype`.
+    pub fn bytes(spec: &DecoderSpec, dtype: DType, tokens: usize) -> usize {
+        let w = Widths::of(spec);
+        tokens * dtype.size() * (2 * spec.hidden_size + w.qkv + 2 * w.q + 3 * w.intermediate)
+    }
+
+    /// Allocates activations for `tokens` rows.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn new(device: &B, spec: &DecoderSpec, dtype: DType, tokens: usize) -> Result<Self> {
+        let w = Widths::of(spec);
+        let alloc = |cols: usize| device.alloc(tokens * cols * dtype.size());
+        Ok(Scratch {
+            x: Tensor::new(device, dtype, &[tokens, spec.hidden_size])?,
+            normed: alloc(spec.hidden_size)?,
+            qkv: alloc(w.qkv)?,
+            q: alloc(w.q)?,
+            attention: alloc(w.q)?,
+            gate_up: alloc(2 * w.intermediate)?,
+            act: alloc(w.intermediate)?,
+            dtype,
+        })
+    }
+
+    fn view(&self, buffer: &B::Buffer, rows: usize, cols: usize) -> Tensor<B> {
+        Tensor::from_buffer(buffer.clone(), self.dtype, &[rows, cols])
+    }
+}
+
+impl<B: Backend> Decoder<B> {
+    /// The spec being executed.
+    pub fn spec(&self) -> &DecoderSpec {
+        &self.spec
+    }
+
+    /// Records the layers over `tokens` rows (the bucket; live counts come from the header):
+    /// token ids in `step`, the final residual stream in `scratch.x`.
+    pub fn layers(
+        &self,
+        enc: &mut Encoder<'_, B>,
+        step: &StepTensors<B>,
+        caches: &[LayerCache<B>],
+        scratch: &Scratch<B>,
+    ) {
+        enc.header(&step.header);
+        let tokens = step.ids.rows();
+        let x = scratch.x.narrow(0, tokens);
+        enc.embed(Embed { out: &x, ids: &step.ids, weight: &self.embed, live: Live::Tokens });
+        for ((layer, spec), cache) in self.layers.iter().zip(&self.spec.layers).zip(caches) {
+            self.attention(enc, (layer, spec), step, cache, scratch, &x);
+            self.mlp(enc, (layer, spec), scratch, &x);
+        }
+    }
+
+    fn attention(
+        &self,
+        enc: &mut Encoder<'_, B>,
+        (layer, spec): (&Layer<B>, &LayerSpec),
+        step: &StepTensors<B>,
+        cache: &LayerCache<B>,
+        scratch: &Scratch<B>,
+        x: &Tensor<B>,
+    ) {
+        let (tokens, live) = (x.rows(), Live::Tokens);
+        let group = &step.groups[cache.group];
+        let attn = &spec.attention;
+        let normed = scratch.view(&scratch.normed, tokens, x.cols());
+        let qkv = scratch.view(&scratch.qkv, tokens, attn.qkv_width());
+        let q = scratch.view(&scratch.q, tokens, attn.q_width());
+        let mixed = scratch.view(&scratch.attention, tokens, attn.q_width());
+        enc.norm(Norm { out: &normed, x, weight: &layer.input_norm, eps: spec.input_norm.eps, live });
+        let Projection { weight, bias } = &layer.qkv;
+        enc.linear(Linear { out: &qkv, x: &normed, weight, bias: bias.as_ref(), residual: None, live });
+        enc.rope_kv(RopeKv {
+            q: &q,
+            k_cache: &cache.k,
+            v_cache: &cache.v,
+            qkv: &qkv,
+            positions: &step.positions,
+            slots: &group.slots,
+            rope: layer.rope.map(|i| Rope { table: &self.ropes[i].1, interleaved: self.ropes[i].0.interleaved }),
+            qk_norm: layer.qk_norm.as_ref().zip(attn.qk_norm).map(|((q, k), norm)| QkNorm { q, k, eps: norm.eps }),
+            live,
+        });
+        enc.attention(Attention {
+            out: &mixed,
+            q: &q,
+            k_cache: &cache.k,
+            v_cache: &cache.v,
+            seqs: &group.seqs,
+            table: &group.table,
+            scale: attn.scale,
+            window: attn.window.map(|w| u32::try_from(w).unwrap_or(u32::MAX)),
+            live: Live::Sequences,
+        });
+        let Projection { weight, bias } = &layer.output;
+        enc.linear(Linear { out: x, x: &mixed, weight, bias: bias.as_ref(), residual: Some(x), live });
+    }
+
+    fn mlp(
+        &self,
+        enc: &mut Encoder<'_, B>,
+        (layer, spec): (&Layer<B>, &LayerSpec),
+        scratch: &Scratch<B>,
+        x: &Tensor<B>,
+    ) {
+        let (tokens, live) = (x.rows(), Live::Tokens);
+        let MlpSpec { intermediate_size, activation, .. } = spec.mlp;
+        let normed = scratch.view(&scratch.normed, tokens, x.cols());
+        let gate_up = scratch.view(&scratch.gate_up, tokens, 2 * intermediate_size);
+        let act = scratch.view(&scratch.act, tokens, intermediate_size);
+        enc.norm(Norm { out: &normed, x, weight: &layer.mlp_norm, eps: spec.mlp_norm.eps, live });
+        let Projection { weight, bias } = &layer.gate_up;
+        enc.linear_act_mul(LinearActMul {
+            out: &act,
+            gate_up: &gate_up,
+            x: &normed,
+            weight,
+            bias: bias.as_ref(),
+            activation,
+            live,
+        });
+        let Projection { weight, bias } = &layer.down;
+        enc.linear(Linear { out: x, x: &act, weight, bias: bias.as_ref(), residual: Some(x), live });
+    }
+
+    /// Records the head for up to `logits.rows()` rows of `x`: gather, final norm, projection.
+    ///
+    /// `x` `[T, D]` is the residual stream, `rows` `[R]` u32, `hidden` `[R, D]` scratch, `logits`
+    /// `[R, V]` f32. The bound header must hold the chunk's row count.
+    pub fn head(&self, enc: &mut Encoder<'_, B>, head: HeadTensors<'_, B>) {
+        let live = Live::LogitRows;
+        enc.header(head.header);
+        enc.gather(Gather { out: head.hidden, x: head.x, rows: head.rows, live });
+        enc.norm(Norm {
+            out: head.hidden,
+            x: head.hidden,
+            weight: &self.final_norm,
+            eps: self.spec.final_norm.eps,
+            live,
+        });
+        let weight = self.head.as_ref().unwrap_or(&self.embed);
+        enc.linear(Linear { out: head.logits, x: head.hidden, weight, bias: None, residual: None, live });
+    }
+}
+
+/// Operands of [`Decoder::head`].
+pub struct HeadTensors<'a, B: Backend> {
+    /// [`StepHeader`](anyfleet_tensor::StepHeader) of this chunk of logit rows.
+    pub header: &'a Tensor<B>,
+    /// `[T, D]`.
+    pub x: &'a Tensor<B>,
+    /// `[R]` u32.
+    pub rows: &'a Tensor<B>,
+    /// `[R, D]`.
+    pub hidden: &'a Tensor<B>,
+    /// `[R, V]` f32.
+    pub logits: &'a Tensor<B>,
+}
