@@ -1,0 +1,417 @@
+#!/usr/bin/env python3
+"""Random-weights checkpoints in Hugging Face form, with references computed by transformers.
+
+    python make_fixtures.py --out DIR [--only NAME]   build every fixture, or one
+    python make_fixtures.py --out DIR --table         print README's tables from DIR/*/expected.json
+
+Needs torch, transformers >= 5, tokenizers, safetensors. Everything is seeded by the fixture's name, so a
+rebuild with the same versions gives the same files. `README.md` defines every field of `expected.json`.
+"""
+
+import argparse
+import base64
+import contextlib
+import copy
+import importlib
+import json
+import pathlib
+import shutil
+import tempfile
+import zlib
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import modeling_rope_utils
+
+import tiny_chat
+from specs import SPECS, Spec
+
+PROMPT_LENGTHS = (1, 7, 40, 130)
+# Positions whose whole row of logits is recorded, per prompt length: first and last, and both sides of
+# multiples of 16 and 32, where pages and windows begin.
+ROW_POSITIONS = {1: (0,), 7: (2, 6), 40: (15, 16, 31, 39), 130: (0, 24, 32, 64, 111, 129)}
+GREEDY_STEPS = 32
+# A prompt is drawn again until every greedy step's margin exceeds this, so that a correct engine (error
+# below 1e-3) must produce the same ids.
+MIN_MARGIN = 5e-3
+
+# What a fixture has to show before it is accepted, in log-probability.
+MAX_F64_NOISE = 2e-4
+MIN_SENSITIVITY = 5e-3
+MIN_THETA_SENSITIVITY = 5e-2
+
+
+def generator(*key) -> torch.Generator:
+    """A random stream that depends on `key` only."""
+    return torch.Generator().manual_seed(zlib.crc32(repr(key).encode()))
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+@torch.no_grad()
+def randomise(model, spec: Spec) -> None:
+    """Draws every parameter; transformers leaves norms at 1 and biases at 0, which would hide errors in them."""
+    tied = model.config.tie_word_embeddings
+    for name, p in model.named_parameters():
+        noise = torch.randn(p.shape, generator=generator(spec.name, name))
+        if name.endswith("norm.weight"):
+            p.copy_(1.0 + 0.3 * noise)
+        elif name.endswith("bias"):
+            p.copy_(0.4 * noise)
+        elif name == "model.embed_tokens.weight" and not tied:
+            p.copy_(spec.embedding_std * noise)
+        else:
+            p.copy_(spec.gain / p.shape[1] ** 0.5 * noise)
+
+
+def save_checkpoint(spec: Spec, folder: pathlib.Path) -> None:
+    """Writes config.json, generation_config.json and the weights, in the dtype and spelling of `spec`."""
+    with tempfile.TemporaryDirectory() as tmp:
+        (pathlib.Path(tmp) / "config.json").write_text(json.dumps(spec.config))
+        config = AutoConfig.from_pretrained(tmp)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    randomise(model, spec)
+    # `save_pretrained` skips non-persistent buffers, so rounding inv_freq here does no harm.
+    model.to(getattr(torch, spec.config["torch_dtype"])).save_pretrained(folder, max_shard_size=spec.max_shard_size)
+    if spec.spelling == "hub":
+        write(folder / "config.json", json.dumps(spec.config, indent=2) + "\n")
+    if spec.extra_inv_freq:
+        path = folder / "model.safetensors"
+        tensors = load_file(path)
+        for i, layer in enumerate(model.model.layers):
+            tensors[f"model.layers.{i}.self_attn.rotary_emb.inv_freq"] = torch.zeros(layer.self_attn.head_dim // 2)
+        save_file(tensors, path, metadata={"format": "pt"})
+
+
+def load(folder: pathlib.Path, dtype=torch.float32, config=None, attention="eager"):
+    """The checkpoint on disk as transformers runs it, rotary frequencies in f32 (f64 for f64)."""
+    keys = {"config": config} if config is not None else {}
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention, **keys)
+    frequencies = model.model.rotary_emb.inv_freq.dtype
+    # `model.to(bfloat16)` would round the frequencies too, an error no published bf16 run makes.
+    assert frequencies == (torch.float64 if dtype == torch.float64 else torch.float32), frequencies
+    return model.eval()
+
+
+class TorchWithF64:
+    """Stands in for the name `torch` inside modelling code, so that its explicit f32 steps run in f64."""
+
+    float32 = float = torch.float64
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+
+@contextlib.contextmanager
+def double_precision(model_type: str):
+    """Norms, softmax and rotary angles, which transformers pins to f32, are computed in f64."""
+    modelling = importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
+    modules = (modelling, modeling_rope_utils)
+    for module in modules:
+        module.torch = TorchWithF64()
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.torch = torch
+
+
+# ---------------------------------------------------------------- references
+
+
+@torch.no_grad()
+def logits(model, ids: list[int]) -> torch.Tensor:
+    """[len(ids), vocab] in f32, or f64 for an f64 model; no cache."""
+    out = model(torch.tensor([ids]), use_cache=False).logits[0]
+    return out if out.dtype == torch.float64 else out.float()
+
+
+def greedy(model, prompt: list[int], steps: int) -> dict:
+    """Greedy continuation, end-of-sequence ignored, every step recomputed from the whole prefix."""
+    ids, logprobs, margins = list(prompt), [], []
+    for _ in range(steps):
+        top = torch.log_softmax(logits(model, ids)[-1].double(), -1).topk(2)
+        ids.append(int(top.indices[0]))
+        logprobs.append(float(top.values[0]))
+        margins.append(float(top.values[0] - top.values[1]))
+    return {"ids": ids[len(prompt) :], "logprobs": logprobs, "margins": margins}
+
+
+def draw_prompt(model, name: str, length: int) -> tuple[list[int], dict]:
+    """A random prompt whose greedy continuation is unambiguous."""
+    for attempt in range(200):
+        g = generator(name, "prompt", length, attempt)
+        ids = torch.randint(0, model.config.vocab_size, (length,), generator=g).tolist()
+        out = greedy(model, ids, GREEDY_STEPS)
+        if min(out["margins"]) > MIN_MARGIN:
+            return ids, out
+    raise SystemExit(f"{name}: no prompt of {length} tokens keeps its greedy margins; raise the gain")
+
+
+class Sample:
+    """What the statistics look at: log-probabilities of teacher-forced tokens, and of whole rows."""
+
+    def __init__(self, model, prompts: list[dict]):
+        self.tokens, self.rows, self.raw_rows = [], [], []
+        for p in prompts:
+            ids = p["ids"]
+            raw = logits(model, ids)
+            lp = torch.log_softmax(raw.double(), -1)
+            at = list(p["row_positions"])
+            self.tokens.append(lp[:-1].gather(1, torch.tensor(ids[1:], dtype=torch.long)[:, None])[:, 0])
+            self.rows.append(lp[at])
+            self.raw_rows.append(raw[at])
+
+    def error(self, other: "Sample") -> dict:
+        """Maximum and mean of the absolute difference, over tokens and over row entries, all prompts together."""
+        tokens = (torch.cat(self.tokens) - torch.cat(other.tokens)).abs()
+        rows = (torch.cat(self.rows) - torch.cat(other.rows)).abs()
+        return {
+            "tokens_max": float(tokens.max()), "tokens_mean": float(tokens.mean()),
+            "rows_max": float(rows.max()), "rows_mean": float(rows.mean()),
+        }  # fmt: skip
+
+    def max_error(self, other: "Sample") -> float:
+        error = self.error(other)
+        return max(error["tokens_max"], error["rows_max"])
+
+
+def mistakes(config) -> dict:
+    """Wrong readings of a checkpoint that this one must expose: name -> (edit of the config, edit of the model)."""
+
+    def edit(**keys):
+        def apply(c):
+            for key, value in keys.items():
+                setattr(c, key, value)
+
+        return apply
+
+    def rope(c, **keys):
+        c.rope_parameters = dict(c.rope_parameters) | keys
+
+    def fill(*suffixes, value):
+        @torch.no_grad()
+        def apply(model):
+            hit = [p.fill_(value) for n, p in model.named_parameters() if n.endswith(suffixes)]
+            assert hit, suffixes
+
+        return apply
+
+    found = {
+        "rope_theta_5pct": (lambda c: rope(c, rope_theta=1.05 * c.rope_parameters["rope_theta"]), None),
+        "eps_x10": (edit(rms_norm_eps=10 * config.rms_norm_eps), None),
+        "eps_1e-6": (edit(rms_norm_eps=1e-6), None),
+        "norm_weights_one": (None, fill("layernorm.weight", "model.norm.weight", value=1.0)),
+    }
+    if config.rope_parameters["rope_type"] != "default":
+        theta = config.rope_parameters["rope_theta"]
+        found["no_rope_scaling"] = (edit(rope_parameters={"rope_type": "default", "rope_theta": theta}), None)
+    if config.rope_parameters["rope_type"] == "yarn":
+        found["no_yarn_attention_factor"] = (lambda c: rope(c, attention_factor=1.0), None)
+    if config.rope_parameters.get("truncate") is False:
+        found["yarn_truncated"] = (lambda c: rope(c, truncate=True), None)
+    if config.model_type == "qwen3":
+        found["qk_norm_weights_one"] = (None, fill("q_norm.weight", "k_norm.weight", value=1.0))
+    layers = getattr(config, "layer_types", None) or []
+    if getattr(config, "sliding_window", None):
+        found["window_plus_one"] = (edit(sliding_window=config.sliding_window + 1), None)
+        no_window = {"layer_types": ["full_attention"] * len(layers)} if layers else {"sliding_window": None}
+        found["window_ignored"] = (edit(**no_window), None)
+        if "full_attention" in layers:
+            found["window_everywhere"] = (edit(layer_types=["sliding_attention"] * len(layers)), None)
+    if config.model_type == "qwen2" or getattr(config, "attention_bias", False):
+        found |= {f"no_{x}_bias": (None, fill(f"{x}_proj.bias", value=0.0)) for x in "qkv"}
+    if getattr(config, "attention_bias", False):
+        found["no_o_bias"] = (None, fill("o_proj.bias", value=0.0))
+    if getattr(config, "mlp_bias", False):
+        found |= {f"no_{x}_bias": (None, fill(f"{x}_proj.bias", value=0.0)) for x in ("gate", "up", "down")}
+    return found
+
+
+def sensitivity(folder: pathlib.Path, prompts: list[dict], reference: Sample) -> dict:
+    """For each mistake, the largest log-probability error it causes (f32)."""
+    config = AutoConfig.from_pretrained(folder)
+    result = {}
+    for name, (change_config, change_model) in mistakes(config).items():
+        changed = copy.deepcopy(config)
+        if change_config:
+            change_config(changed)
+        model = load(folder, config=changed)
+        if change_model:
+            change_model(model)
+        result[name] = reference.max_error(Sample(model, prompts))
+    raw = read_json(folder / "config.json")
+    if raw.get("use_sliding_window") is False and raw["sliding_window"]:
+        obeyed = copy.deepcopy(config)
+        obeyed.sliding_window = raw["sliding_window"]
+        obeyed.layer_types = ["sliding_attention"] * config.num_hidden_layers
+        result["disabled_window_obeyed"] = reference.max_error(Sample(load(folder, config=obeyed), prompts))
+    return result
+
+
+def describe_prompts(model, name: str) -> list[dict]:
+    prompts = []
+    for length in PROMPT_LENGTHS:
+        ids, continuation = draw_prompt(model, name, length)
+        prompts.append({"ids": ids, "row_positions": ROW_POSITIONS[length], "greedy": continuation})
+    return prompts
+
+
+def encode_row(row: torch.Tensor) -> str:
+    """Little-endian f32 in base64."""
+    return base64.b64encode(row.float().numpy().astype("<f4").tobytes()).decode()
+
+
+def recorded_rows(prompt: dict, raw_rows: torch.Tensor, rows: torch.Tensor) -> list[dict]:
+    out = []
+    for position, raw, lp in zip(prompt["row_positions"], raw_rows, rows):
+        top = lp.topk(20)
+        out.append({
+            "position": position,
+            "top20_ids": top.indices.tolist(),
+            "top20_logprobs": top.values.tolist(),
+            "logits_f32_base64": encode_row(raw),
+        })  # fmt: skip
+    return out
+
+
+def measure(spec_name: str, purpose: str, folder: pathlib.Path) -> dict:
+    """Everything `expected.json` says about the checkpoint in `folder`."""
+    model = load(folder)
+    prompts = describe_prompts(model, spec_name)
+    f32 = Sample(model, prompts)
+    with double_precision(model.config.model_type):
+        f64 = Sample(load(folder, torch.float64), prompts)
+    noise = f32.error(f64)
+    bf16 = Sample(load(folder, torch.bfloat16), prompts).error(f32)
+    sdpa = Sample(load(folder, torch.bfloat16, attention="sdpa"), prompts).error(f32)
+    errors = sensitivity(folder, prompts, f32)
+    theta = errors.pop("rope_theta_5pct")
+
+    def demand(what: str, ok: bool) -> None:
+        if not ok:
+            raise SystemExit(f"{spec_name}: {what}; change the gain, the stds or the eps of its spec\n{noise=}\n{bf16=}\n{theta=}\n{errors=}")
+
+    bounds = {k: 2 * v + 0.02 if k.endswith("max") else 1.4 * v + 0.003 for k, v in bf16.items()}
+    demand("a second correct bf16 run would miss the bf16 bounds", all(sdpa[k] <= bounds[k] for k in bounds))
+    demand("f32 noise too large for a tolerance of 1e-3", max(noise["tokens_max"], noise["rows_max"]) < MAX_F64_NOISE)
+    demand("blind to an error of 5 % in rope_theta", theta > MIN_THETA_SENSITIVITY)
+    demand("blind to a mistake", min(errors.values()) > MIN_SENSITIVITY)
+    return {
+        "schema": 1,
+        "name": spec_name,
+        "purpose": purpose,
+        "transformers_version": transformers.__version__,
+        "torch_version": torch.__version__,
+        "f32_noise_against_f64": noise,
+        "bf16_error_against_f32": bf16,
+        "bf16_sdpa_error_against_f32": sdpa,
+        "rope_theta_5pct_max_logprob_error": theta,
+        "mistakes_max_logprob_error": errors,
+        "prompts": [
+            {
+                "ids": p["ids"],
+                "token_logprobs": tokens.tolist(),
+                "rows": recorded_rows(p, raw_rows, rows),
+                "greedy": p["greedy"],
+            }
+            for p, tokens, raw_rows, rows in zip(prompts, f32.tokens, f32.raw_rows, f32.rows)
+        ],
+    }
+
+
+# ---------------------------------------------------------------- files
+
+
+def read_json(path: pathlib.Path):
+    return json.loads(path.read_text())
+
+
+def write(path: pathlib.Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def layout(value, indent: int = 0) -> str:
+    """JSON with one line per key, lists of plain values on one line, floats to nine digits (f32 exact)."""
+    pad = "\n" + " " * (indent + 1)
+    if isinstance(value, dict) and value:
+        body = ",".join(f"{pad}{json.dumps(k)}: {layout(v, indent + 1)}" for k, v in value.items())
+        return "{" + body + "\n" + " " * indent + "}"
+    if isinstance(value, (list, tuple)):
+        if any(isinstance(v, (dict, list, tuple)) for v in value):
+            return "[" + ",".join(pad + layout(v, indent + 1) for v in value) + "\n" + " " * indent + "]"
+        return "[" + ", ".join(layout(v) for v in value) + "]"
+    if isinstance(value, float):
+        return json.dumps(float(f"{value:.9g}"))
+    return json.dumps(value, ensure_ascii=False)
+
+
+def build(spec: Spec, out: pathlib.Path) -> None:
+    """Replaces `out/<name>`; a fixture that fails its demands leaves nothing behind."""
+    with tempfile.TemporaryDirectory() as tmp:
+        folder = pathlib.Path(tmp) / spec.name
+        folder.mkdir()
+        save_checkpoint(spec, folder)
+        if spec.name == tiny_chat.SPEC.name:
+            tiny_chat.write_tokenizer(folder)
+        expected = measure(spec.name, spec.purpose, folder)
+        if spec.name == tiny_chat.SPEC.name:
+            expected |= tiny_chat.record_text(load(folder), folder, greedy, MIN_MARGIN)
+        write(folder / "expected.json", layout(expected) + "\n")
+        shutil.rmtree(out / spec.name, ignore_errors=True)
+        shutil.copytree(folder, out / spec.name, copy_function=shutil.copyfile)  # not the temporary files' modes
+
+
+def table(out: pathlib.Path) -> str:
+    """README's two tables."""
+    first = [
+        "| Fixture | KiB | Weights | Config | f32 noise (max) | bf16 tokens max / mean | bf16 rows max / mean | sdpa: largest share of these | smallest greedy margin | rope_theta +5 % |",
+        "|---|--:|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    second = ["| Fixture | What is special | A mistake moves a log-probability by |", "|---|---|---|"]
+    for path in sorted(out.glob("*/expected.json")):
+        folder, e, config = path.parent, read_json(path), read_json(path.parent / "config.json")
+        size = sum(f.stat().st_size for f in folder.iterdir()) / 1024
+        shards = len(list(folder.glob("*.safetensors")))
+        dtype = config.get("dtype") or config["torch_dtype"]
+        weights = dtype + (f", {shards} shards" if shards > 1 else "")
+        noise, bf16 = e["f32_noise_against_f64"], e["bf16_error_against_f32"]
+        share = max(e["bf16_sdpa_error_against_f32"][k] / bf16[k] for k in bf16)
+        margin = min(m for p in e["prompts"] for m in p["greedy"]["margins"])
+        first.append(
+            f"| {e['name']} | {size:.0f} | {weights} | {'transformers 5' if 'rope_parameters' in config else 'hub'} "
+            f"| {max(noise['tokens_max'], noise['rows_max']):.1e} | {bf16['tokens_max']:.3f} / {bf16['tokens_mean']:.4f} "
+            f"| {bf16['rows_max']:.3f} / {bf16['rows_mean']:.4f} | {share:.2f} | {margin:.4f} | {e['rope_theta_5pct_max_logprob_error']:.2f} |"
+        )
+        moved = ", ".join(f"{k} {v:.2g}" for k, v in e["mistakes_max_logprob_error"].items())
+        second.append(f"| {e['name']} | {e['purpose']} | {moved} |")
+    return "\n".join(first + [""] + second)
+
+
+def main() -> None:
+    specs = {s.name: s for s in [*SPECS, tiny_chat.SPEC]}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder that receives one folder per fixture")
+    parser.add_argument("--only", choices=specs, metavar="NAME", help=f"build one of: {', '.join(specs)}")
+    parser.add_argument("--table", action="store_true", help="print the tables of README.md and build nothing")
+    args = parser.parse_args()
+    if args.table:
+        print(table(args.out))
+        return
+    # One thread, plain f32: the references do not depend on the machine's core count.
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("highest")
+    transformers.utils.logging.disable_progress_bar()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name in [args.only] if args.only else specs:
+        build(specs[name], args.out)
+        e = read_json(args.out / name / "expected.json")
+        print(name, e["f32_noise_against_f64"], e["bf16_error_against_f32"], e["rope_theta_5pct_max_logprob_error"],
+              e["mistakes_max_logprob_error"], sep="\n  ", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

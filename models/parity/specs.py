@@ -1,0 +1,191 @@
+"""The fixtures: what each checkpoint is and which trap it sets.
+
+Every `config` is a `config.json` in the spelling of published hub checkpoints (`rope_theta`, `rope_scaling`, `torch_dtype`).
+A fixture with `spelling="v5"` is rewritten by transformers 5 itself (`rope_parameters`, `dtype`).
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One random-weights checkpoint."""
+
+    name: str
+    purpose: str
+    config: dict
+    spelling: str = "hub"  # "hub" | "v5"
+    max_shard_size: str = "1GB"
+    extra_inv_freq: bool = False  # store `rotary_emb.inv_freq` tensors, as old Llama checkpoints do
+    # Random matrices are drawn with std = gain / sqrt(fan_in): 0.2 to 0.3 where a row has hidden_size
+    # values, enough for sharp attention and for greedy margins that do not vanish.
+    gain: float = 1.7
+    embedding_std: float = 0.3  # untied embeddings; a tied matrix is drawn as a head
+
+
+def _config(model_type: str, architecture: str, **keys) -> dict:
+    base = {
+        "architectures": [architecture],
+        "model_type": model_type,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
+        "max_position_embeddings": 512,
+        "attention_dropout": 0.0,
+        "use_cache": True,
+    }
+    return base | keys
+
+
+def llama(**keys) -> dict:
+    """A Llama `config.json`."""
+    return _config("llama", "LlamaForCausalLM", **keys)
+
+
+def _mistral(**keys) -> dict:
+    return _config("mistral", "MistralForCausalLM", **keys)
+
+
+def _qwen2(**keys) -> dict:
+    return _config("qwen2", "Qwen2ForCausalLM", **keys)
+
+
+def _qwen3(**keys) -> dict:
+    return _config("qwen3", "Qwen3ForCausalLM", **keys)
+
+
+SPECS = [
+    Spec(
+        name="llama2",
+        purpose="Llama 2: multi-head, untied, no `rope_theta` and no `head_dim` in config.json (defaults), stray `rotary_emb.inv_freq` tensors",
+        config=llama(
+            vocab_size=197, hidden_size=60, intermediate_size=70, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=6,
+            rms_norm_eps=1e-3, rope_scaling=None, pretraining_tp=1, tie_word_embeddings=False, torch_dtype="float32",
+        ),
+        extra_inv_freq=True,
+        embedding_std=0.2,
+    ),
+    Spec(
+        name="llama3",
+        purpose="Llama 3.2: tied, grouped-query 6/3, llama3 rope scaling with all three bands inside the prompts, sharded",
+        config=llama(
+            vocab_size=389, hidden_size=84, intermediate_size=90, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=3,
+            head_dim=14, rms_norm_eps=1e-3, rope_theta=500000.0,
+            rope_scaling={
+                "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+                "rope_type": "llama3",
+            },
+            attention_bias=False, mlp_bias=False, tie_word_embeddings=True, torch_dtype="bfloat16",
+        ),
+        max_shard_size="70KB",
+    ),
+    Spec(
+        name="llama-bias",
+        purpose="Llama with attention_bias and mlp_bias (all seven projections), one KV head, f16 weights",
+        config=llama(
+            vocab_size=347, hidden_size=66, intermediate_size=90, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1,
+            rms_norm_eps=1e-4, rope_theta=10000.0, attention_bias=True, mlp_bias=True, tie_word_embeddings=False, torch_dtype="float16",
+        ),
+        spelling="v5",
+        embedding_std=0.1,
+    ),
+    Spec(
+        name="llama-linear",
+        purpose="Llama with linear rope scaling under the old key `type`",
+        config=llama(
+            vocab_size=293, hidden_size=60, intermediate_size=90, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2,
+            rms_norm_eps=1e-4, rope_theta=10000.0, rope_scaling={"type": "linear", "factor": 2.5}, tie_word_embeddings=False,
+            torch_dtype="bfloat16",
+        ),
+        embedding_std=0.1,
+    ),
+    Spec(
+        name="llama-yarn",
+        purpose="Llama with YaRN, every optional key left to its default (attention factor inferred)",
+        config=llama(
+            vocab_size=229, hidden_size=54, intermediate_size=70, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=3,
+            head_dim=20, rms_norm_eps=1e-3, rope_theta=10000.0, max_position_embeddings=256,
+            rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+            tie_word_embeddings=False, torch_dtype="float32",
+        ),
+        spelling="v5",
+        embedding_std=0.2,
+    ),
+    Spec(
+        name="mistral-window",
+        purpose="Mistral 7B v0.1: sliding window of 24 tokens in every layer, head_dim 80 that is not hidden/heads",
+        config=_mistral(
+            vocab_size=389, hidden_size=30, intermediate_size=70, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=3,
+            head_dim=80, rms_norm_eps=1e-4, rope_theta=10000.0, sliding_window=24, tie_word_embeddings=False, torch_dtype="bfloat16",
+        ),
+        embedding_std=0.1,
+    ),
+    Spec(
+        name="mistral-full",
+        purpose="Mistral 7B v0.3: `sliding_window` null, sharded f16 weights",
+        config=_mistral(
+            vocab_size=309, hidden_size=52, intermediate_size=94, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+            head_dim=26, rms_norm_eps=1e-4, rope_theta=1000000.0, sliding_window=None, tie_word_embeddings=False, torch_dtype="float16",
+        ),
+        max_shard_size="80KB",
+        embedding_std=0.1,
+    ),
+    Spec(
+        name="qwen2",
+        purpose="Qwen2.5: QKV biases, tied, a `sliding_window` that `use_sliding_window` false switches off",
+        config=_qwen2(
+            vocab_size=389, hidden_size=72, intermediate_size=90, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=3,
+            rms_norm_eps=1e-3, rope_theta=1000000.0, use_sliding_window=False, sliding_window=8, max_window_layers=1,
+            tie_word_embeddings=True, torch_dtype="bfloat16",
+        ),
+    ),
+    Spec(
+        name="qwen2-window",
+        purpose="Qwen2: layers 0 and 1 attend to everything, layers 2 and 3 to 20 tokens (max_window_layers)",
+        config=_qwen2(
+            vocab_size=307, hidden_size=60, intermediate_size=74, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=3,
+            rms_norm_eps=1e-4, rope_theta=10000.0, use_sliding_window=True, sliding_window=20, max_window_layers=2,
+            tie_word_embeddings=False, torch_dtype="bfloat16",
+        ),
+        embedding_std=0.1,
+    ),
+    Spec(
+        name="qwen3",
+        purpose="Qwen3: per-head QK-norm, untied, head_dim 80, sharded",
+        config=_qwen3(
+            vocab_size=389, hidden_size=30, intermediate_size=70, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=3,
+            head_dim=80, rms_norm_eps=1e-4, rope_theta=1000000.0, attention_bias=False, use_sliding_window=False, sliding_window=None,
+            max_window_layers=2, tie_word_embeddings=False, torch_dtype="bfloat16",
+        ),
+        spelling="v5",
+        max_shard_size="80KB",
+        embedding_std=0.1,
+    ),
+    Spec(
+        name="qwen3-tied",
+        purpose="Qwen3 0.6B: per-head QK-norm, tied, f16 weights",
+        config=_qwen3(
+            vocab_size=389, hidden_size=60, intermediate_size=90, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=3,
+            head_dim=18, rms_norm_eps=1e-3, rope_theta=1000000.0, rope_scaling=None, attention_bias=False, use_sliding_window=False,
+            sliding_window=None, max_window_layers=2, tie_word_embeddings=True, torch_dtype="float16",
+        ),
+    ),
+    Spec(
+        name="qwen3-mixed",
+        purpose="Qwen3 with explicit `layer_types` (windowed, full, windowed), attention_bias, YaRN with truncate false and its own attention factor and betas",
+        config=_qwen3(
+            vocab_size=293, hidden_size=54, intermediate_size=70, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=3,
+            head_dim=22, rms_norm_eps=1e-3, rope_theta=50000.0, max_position_embeddings=320,
+            rope_scaling={
+                "rope_type": "yarn", "factor": 5.0, "original_max_position_embeddings": 64, "attention_factor": 1.3,
+                "beta_fast": 6.0, "beta_slow": 0.5, "truncate": False,
+            },
+            attention_bias=True, use_sliding_window=True, sliding_window=17, max_window_layers=0,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+            tie_word_embeddings=False, torch_dtype="bfloat16",
+        ),
+        spelling="v5",
+        embedding_std=0.2,
+    ),
+]
