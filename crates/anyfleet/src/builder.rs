@@ -1,0 +1,370 @@
+//! From a model's name to a running engine.
+use crate::engine::Shared;
+use crate::worker::{Board, Worker};
+use crate::{ChatTemplate, DTypeSpec, DeviceSpec, Engine, EngineInfo, Error, Result, SamplingParams, Tokenizer};
+use anyfleet_executor::{ExecutorOptions, MemoryPlan, ModelExecutor, plan};
+use anyfleet_models::{Decoder, LoadOptions, Model, open_model};
+use anyfleet_runtime::{Executor, Runtime, RuntimeOptions};
+use anyfleet_tensor::{Backend, DType, WeightFormat};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Changes whenever the same inputs may give other bits than in the version before.
+const NUMERICS_VERSION: u32 = 1;
+
+/// How far a load is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Progress {
+    /// A file is being downloaded from the hub.
+    Download {
+        /// Its name.
+        file: String,
+        /// Bytes so far.
+        done: u64,
+        /// Bytes in all, where the hub says.
+        total: Option<u64>,
+    },
+    /// Weights are being read and packed.
+    Weights {
+        /// Elements so far.
+        done: u64,
+        /// Elements in all.
+        total: u64,
+    },
+}
+
+type OnProgress = Arc<dyn Fn(Progress) + Send + Sync>;
+
+/// Describes an engine; see [`Engine::builder`].
+#[derive(Clone)]
+pub struct EngineBuilder {
+    model: String,
+    device: DeviceSpec,
+    dtype: DTypeSpec,
+    max_model_len: Option<usize>,
+    kv_cache_bytes: Option<u64>,
+    max_num_seqs: usize,
+    max_batch_tokens: usize,
+    page_size: Option<usize>,
+    prefix_cache: bool,
+    max_queue: usize,
+    threads: Option<usize>,
+    on_progress: OnProgress,
+}
+
+/// Everything but the engine's thread: a model on a device.
+struct Loaded {
+    executor: Box<dyn Executor>,
+    plan: MemoryPlan,
+    device: String,
+    dtype: DType,
+    numerics_id: String,
+}
+
+impl EngineBuilder {
+    pub(crate) fn new(model: String) -> Self {
+        EngineBuilder {
+            model,
+            device: DeviceSpec::Auto,
+            dtype: DTypeSpec::Auto,
+            max_model_len: None,
+            kv_cache_bytes: None,
+            max_num_seqs: 64,
+            max_batch_tokens: 512,
+            page_size: None,
+            prefix_cache: true,
+            max_queue: 1024,
+            threads: None,
+            on_progress: Arc::new(|_| {}),
+        }
+    }
+
+    /// Where the model runs; [`DeviceSpec::Auto`] by default.
+    #[must_use]
+    pub fn device(mut self, device: DeviceSpec) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// Type of weights and KV cache on the device; the checkpoint's by default.
+    #[must_use]
+    pub fn dtype(mut self, dtype: DTypeSpec) -> Self {
+        self.dtype = dtype;
+        self
+    }
+
+    /// Tokens per sequence, prompt and output together; by default the model's limit, or what the
+    /// KV cache holds.
+    #[must_use]
+    pub fn max_model_len(mut self, tokens: usize) -> Self {
+        self.max_model_len = Some(tokens);
+        self
+    }
+
+    /// Bytes of KV cache; by default what `max_num_seqs` full sequences need, at most 4 GiB (or one
+    /// full sequence) and at most what fits.
+    #[must_use]
+    pub fn kv_cache_bytes(mut self, bytes: u64) -> Self {
+        self.kv_cache_bytes = Some(bytes);
+        self
+    }
+
+    /// Sequences that run at once; 64 by default.
+    #[must_use]
+    pub fn max_num_seqs(mut self, sequences: usize) -> Self {
+        self.max_num_seqs = sequences;
+        self
+    }
+
+    /// Token rows per step: bounds activation memory and how long a prefill chunk holds up decodes;
+    /// 512 by default.
+    #[must_use]
+    pub fn max_batch_tokens(mut self, tokens: usize) -> Self {
+        self.max_batch_tokens = tokens;
+        self
+    }
+
+    /// Tokens per KV page; the device's preference by default. Results do not depend on it.
+    #[must_use]
+    pub fn page_size(mut self, tokens: usize) -> Self {
+        self.page_size = Some(tokens);
+        self
+    }
+
+    /// Whether requests share the pages of equal prefixes; on by default. Results do not depend on it.
+    #[must_use]
+    pub fn prefix_cache(mut self, on: bool) -> Self {
+        self.prefix_cache = on;
+        self
+    }
+
+    /// Requests that may wait to start; 1024 by default.
+    #[must_use]
+    pub fn max_queue(mut self, requests: usize) -> Self {
+        self.max_queue = requests;
+        self
+    }
+
+    /// Threads of the CPU backend; all cores by default. Results do not depend on it.
+    #[must_use]
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// Called while the model is downloaded and loaded, from the loading thread.
+    #[must_use]
+    pub fn on_progress(mut self, call: impl Fn(Progress) + Send + Sync + 'static) -> Self {
+        self.on_progress = Arc::new(call);
+        self
+    }
+
+    /// The memory plan, without reading a weight.
+    ///
+    /// # Errors
+    /// As [`EngineBuilder::build`], up to the plan.
+    pub fn plan(&self) -> Result<MemoryPlan> {
+        let model = self.open()?;
+        self.on_device(Plan(self, &model))
+    }
+
+    /// Loads the model and returns the executor, for those who drive steps themselves.
+    ///
+    /// # Errors
+    /// As [`EngineBuilder::build`].
+    pub fn executor(&self) -> Result<Box<dyn Executor>> {
+        let model = self.open()?;
+        Ok(self.on_device(Load(self, &model))?.executor)
+    }
+
+    /// Opens, plans and loads the model and starts the engine.
+    ///
+    /// # Errors
+    /// [`Error::Model`] for files that cannot be used, [`Error::Device`] for a device that cannot,
+    /// [`Error::Plan`] when the model does not fit.
+    pub fn build(self) -> Result<Engine> {
+        let model = self.open()?;
+        let path = model.dir.path().to_owned();
+        // Small files first: a broken tokenizer should not cost the time of loading weights.
+        let tokenizer = load_tokenizer(&path)?;
+        let template = ChatTemplate::from_dir(&path).map_err(model_error)?;
+        let (eos_token_ids, mut warnings) = eos_token_ids(&model);
+        warnings.extend(unused_warning(&model));
+        let loaded = self.on_device(Load(&self, &model))?;
+        let options = RuntimeOptions {
+            eos_token_ids: eos_token_ids.clone(),
+            tokenizer: tokenizer.clone(),
+            prefix_cache: self.prefix_cache,
+            max_queue: self.max_queue,
+            ..RuntimeOptions::default()
+        };
+        let limits = loaded.executor.limits().clone();
+        let runtime = Runtime::new(limits.clone(), options).map_err(|e| Error::Plan(e.to_string()))?;
+        let (submissions, receiver) = async_channel::unbounded();
+        let board = Arc::new(Board::default());
+        let worker = Worker {
+            runtime,
+            executor: loaded.executor,
+            submissions: receiver,
+            board: board.clone(),
+            streams: Default::default(),
+        };
+        std::thread::Builder::new()
+            .name("anyfleet-engine".into())
+            .spawn(move || worker.run())
+            .map_err(|e| Error::Device(format!("cannot start the engine's thread: {e}")))?;
+        let info = EngineInfo {
+            model: self.model,
+            path,
+            family: model.spec.family,
+            device: loaded.device,
+            dtype: loaded.dtype.to_string(),
+            numerics_id: loaded.numerics_id,
+            max_model_len: limits.max_model_len,
+            vocab_size: limits.vocab_size,
+            eos_token_ids,
+            plan: loaded.plan,
+            warnings,
+        };
+        let defaults = default_params(&model);
+        Ok(Engine::from_shared(Shared { info, tokenizer, template, defaults, submissions, board }))
+    }
+
+    fn open(&self) -> Result<Model> {
+        let progress = self.on_progress.clone();
+        let path = anyfleet_weights::resolve(&self.model, &mut |p: anyfleet_weights::Download<'_>| {
+            progress(Progress::Download { file: p.file.to_owned(), done: p.done, total: p.total });
+        });
+        open_model(&path.map_err(model_error)?).map_err(model_error)
+    }
+
+    /// The one place where a device's name becomes a backend.
+    fn on_device<T: OnBackend>(&self, task: T) -> Result<T::Output> {
+        match self.device {
+            #[cfg(feature = "cpu")]
+            DeviceSpec::Auto | DeviceSpec::Cpu => {
+                let options = anyfleet_cpu::CpuOptions { threads: self.threads, ..Default::default() };
+                let device = anyfleet_cpu::CpuBackend::new(&options).map_err(|e| Error::Device(e.to_string()))?;
+                task.run(Arc::new(device))
+            }
+            #[cfg(not(feature = "cpu"))]
+            DeviceSpec::Auto | DeviceSpec::Cpu => {
+                let message = "this build has no backend; enable the feature \"cpu\" of the crate anyfleet";
+                Err(Error::Device(message.into()))
+            }
+        }
+    }
+
+    fn executor_options<B: Backend>(&self, device: &B, model: &Model) -> Result<ExecutorOptions> {
+        let dtype = match self.dtype {
+            DTypeSpec::F32 => DType::F32,
+            DTypeSpec::Bf16 => DType::BF16,
+            DTypeSpec::F16 => DType::F16,
+            DTypeSpec::Auto => model.dir.main_dtype().unwrap_or(DType::F32),
+        };
+        let caps = device.caps();
+        let weights = WeightFormat::Float(dtype);
+        if !caps.weights.contains(&weights) || !caps.kv.contains(&dtype) {
+            return Err(Error::Device(format!("{} does not support --dtype {dtype}; use another dtype", caps.device)));
+        }
+        let activation = caps.activations.first().copied().unwrap_or(DType::F32);
+        Ok(ExecutorOptions {
+            weights,
+            kv: dtype,
+            activation,
+            max_model_len: self.max_model_len,
+            kv_bytes: self.kv_cache_bytes,
+            max_sequences: self.max_num_seqs,
+            max_tokens: self.max_batch_tokens.max(self.max_num_seqs),
+            page_size: self.page_size,
+        })
+    }
+}
+
+/// Something to do on whichever backend was chosen.
+trait OnBackend {
+    type Output;
+    fn run<B: Backend>(self, device: Arc<B>) -> Result<Self::Output>;
+}
+
+struct Plan<'a>(&'a EngineBuilder, &'a Model);
+struct Load<'a>(&'a EngineBuilder, &'a Model);
+
+impl OnBackend for Plan<'_> {
+    type Output = MemoryPlan;
+
+    fn run<B: Backend>(self, device: Arc<B>) -> Result<MemoryPlan> {
+        let Plan(builder, model) = self;
+        let options = builder.executor_options(&*device, model)?;
+        plan(&*device, &model.spec, &options).map_err(|e| Error::Plan(e.to_string()))
+    }
+}
+
+impl OnBackend for Load<'_> {
+    type Output = Loaded;
+
+    fn run<B: Backend>(self, device: Arc<B>) -> Result<Loaded> {
+        let Load(builder, model) = self;
+        let options = builder.executor_options(&*device, model)?;
+        let plan = plan(&*device, &model.spec, &options).map_err(|e| Error::Plan(e.to_string()))?;
+        let load = LoadOptions { store: options.weights, positions: plan.limits.max_model_len };
+        let mut progress = |done, total| (builder.on_progress)(Progress::Weights { done, total });
+        let decoder = Decoder::load(&*device, model, load, &mut progress).map_err(|e| Error::Model(e.to_string()))?;
+        let caps = device.caps();
+        let numerics_id = format!(
+            "anyfleet-{NUMERICS_VERSION}/{}/w-{}/a-{}/kv-{}",
+            caps.numerics, options.weights, options.activation, options.kv
+        );
+        let name = caps.device.clone();
+        let executor =
+            ModelExecutor::new(device, decoder, &options, &plan).map_err(|e| Error::Device(e.to_string()))?;
+        Ok(Loaded { executor: Box::new(executor), plan, device: name, dtype: options.kv, numerics_id })
+    }
+}
+
+fn model_error(error: impl std::fmt::Display) -> Error {
+    Error::Model(error.to_string())
+}
+
+fn load_tokenizer(path: &std::path::Path) -> Result<Option<Tokenizer>> {
+    let file: PathBuf = path.join("tokenizer.json");
+    // A dangling link or a FIFO is there, and is refused by name when it is opened.
+    if file.symlink_metadata().is_err() {
+        return Ok(None);
+    }
+    Tokenizer::from_file(&file).map(Some).map_err(model_error)
+}
+
+/// End-of-sequence ids within the vocabulary, and a warning for those outside.
+fn eos_token_ids(model: &Model) -> (Vec<u32>, Vec<String>) {
+    let vocab = model.spec.vocab_size;
+    let (inside, outside): (Vec<u32>, Vec<u32>) =
+        model.dir.generation().eos_token_ids.iter().partition(|&&id| (id as usize) < vocab);
+    let warning = format!("end-of-sequence ids {outside:?} are not below the vocabulary size {vocab} and are ignored");
+    (inside, if outside.is_empty() { Vec::new() } else { vec![warning] })
+}
+
+fn unused_warning(model: &Model) -> Option<String> {
+    let unused = model.weights.unused(&model.dir);
+    let first = unused.first()?;
+    Some(format!("{} tensors of the checkpoint are not used by this architecture, {first} for one", unused.len()))
+}
+
+fn default_params(model: &Model) -> SamplingParams {
+    let generation = model.dir.generation();
+    let base = SamplingParams::default();
+    let temperature = match (generation.do_sample, generation.temperature) {
+        (Some(false), _) => 0.0,
+        (_, Some(temperature)) => temperature,
+        _ => base.temperature,
+    };
+    SamplingParams {
+        temperature,
+        top_k: generation.top_k.unwrap_or(base.top_k),
+        top_p: generation.top_p.unwrap_or(base.top_p),
+        min_p: generation.min_p.unwrap_or(base.min_p),
+        repetition_penalty: generation.repetition_penalty.unwrap_or(base.repetition_penalty),
+        ..base
+    }
+}

@@ -1,0 +1,107 @@
+//! Devices by name, and what this build and machine have.
+use std::fmt;
+use std::str::FromStr;
+
+/// Where a model runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DeviceSpec {
+    /// The best device of this machine that this build supports.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+}
+
+impl fmt::Display for DeviceSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DeviceSpec::Auto => "auto",
+            DeviceSpec::Cpu => "cpu",
+        })
+    }
+}
+
+impl FromStr for DeviceSpec {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "auto" => Ok(DeviceSpec::Auto),
+            "cpu" => Ok(DeviceSpec::Cpu),
+            _ => Err(format!("device \"{name}\" is not in this build; available: auto, cpu")),
+        }
+    }
+}
+
+/// Type of weights and of the KV cache on the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum DTypeSpec {
+    /// The type most of the checkpoint's weights have.
+    #[default]
+    Auto,
+    /// IEEE binary32: the exact mode.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE binary16.
+    F16,
+}
+
+impl fmt::Display for DTypeSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DTypeSpec::Auto => "auto",
+            DTypeSpec::F32 => "f32",
+            DTypeSpec::Bf16 => "bf16",
+            DTypeSpec::F16 => "f16",
+        })
+    }
+}
+
+impl FromStr for DTypeSpec {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "auto" => Ok(DTypeSpec::Auto),
+            "f32" => Ok(DTypeSpec::F32),
+            "bf16" => Ok(DTypeSpec::Bf16),
+            "f16" => Ok(DTypeSpec::F16),
+            _ => Err(format!("dtype \"{name}\" is unknown; use auto, bf16, f16 or f32")),
+        }
+    }
+}
+
+/// One device of this machine, or why a kind of device cannot be used.
+#[derive(Clone, Debug)]
+pub struct DeviceInfo {
+    /// What to pass as the device, e.g. `cpu`.
+    pub spec: DeviceSpec,
+    /// Name for people.
+    pub name: String,
+    /// Free memory in bytes, where it can be asked.
+    pub memory_available: Option<u64>,
+    /// Why it cannot be used; `None` when it can.
+    pub unavailable: Option<String>,
+}
+
+/// Every device this build knows, usable or not.
+pub fn list_devices() -> Vec<DeviceInfo> {
+    let mut devices = Vec::new();
+    #[cfg(feature = "cpu")]
+    devices.push(match anyfleet_cpu::CpuBackend::new(&anyfleet_cpu::CpuOptions::default()) {
+        Ok(cpu) => {
+            let caps = anyfleet_tensor::Backend::caps(&cpu);
+            let memory_available = caps.memory.available;
+            DeviceInfo { spec: DeviceSpec::Cpu, name: caps.device.clone(), memory_available, unavailable: None }
+        }
+        Err(e) => DeviceInfo {
+            spec: DeviceSpec::Cpu,
+            name: "cpu".into(),
+            memory_available: None,
+            unavailable: Some(e.to_string()),
+        },
+    });
+    devices
+}

@@ -1,0 +1,54 @@
+//! A hardware-portable LLM inference engine that embeds as a crate.
+//!
+//! anyfleet is the layer between model weights and hardware: a Hugging Face model directory is
+//! opened, planned, loaded onto a device and served to many threads at once, with paged attention
+//! and continuous batching, and with the same bits whatever else runs in the batch.
+//!
+//! ```no_run
+//! use anyfleet::{Engine, GenerateRequest};
+//!
+//! fn main() -> anyfleet::Result<()> {
+//!     let engine = Engine::builder("path/to/model").build()?;
+//!     let request = GenerateRequest::text("Once upon a time").max_tokens(64).temperature(0.0);
+//!     println!("{}", engine.generate(request)?.text());
+//!     Ok(())
+//! }
+//! ```
+//!
+//! A stream is an iterator, and with any async runtime a [`futures_core::Stream`]:
+//!
+//! ```no_run
+//! # use anyfleet::{Engine, GenerateRequest, StreamEvent};
+//! # fn main() -> anyfleet::Result<()> {
+//! # let engine = Engine::builder("path/to/model").build()?;
+//! for event in engine.stream(GenerateRequest::text("Once upon a time"))? {
+//!     if let StreamEvent::Delta { text, .. } = event? {
+//!         print!("{text}");
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! An [`Engine`] is a cheap handle: clone it into as many threads as there are requests. It forces
+//! no async runtime on anyone; its step loop runs on a thread of its own.
+mod builder;
+mod device;
+mod engine;
+mod error;
+mod request;
+mod stream;
+mod worker;
+
+pub use anyfleet_executor::MemoryPlan;
+pub use anyfleet_runtime::{
+    Batch, Executor, ExecutorError, FinishReason, GroupStats, Limits, SamplingParams, Stats, StepOutput, StopCause,
+    TokenLogprob, Usage,
+};
+pub use anyfleet_text::{ChatTemplate, Tokenizer};
+pub use builder::{EngineBuilder, Progress};
+pub use device::{DTypeSpec, DeviceInfo, DeviceSpec, list_devices};
+pub use engine::{Engine, EngineInfo};
+pub use error::{Error, Result};
+pub use request::{Choice, Completion, GenerateRequest, Prompt};
+pub use stream::{StreamEvent, TokenStream};

@@ -1,0 +1,125 @@
+//! Every family against Hugging Face transformers, on the committed random-weights checkpoints.
+//!
+//! The fixtures are made by `models/parity/make_fixtures.py`; `models/parity/README.md` defines
+//! their fields and statistics.
+mod common;
+
+use anyfleet::{DTypeSpec, Engine, EngineBuilder, GenerateRequest, SamplingParams};
+use common::{Driver, Errors, Expected, expected, fixtures, log_softmax};
+use std::path::Path;
+
+/// f32 against the f32 reference; both are within 1e-4 of f64 (see the fixtures' README).
+const F32_TOLERANCE: f64 = 1e-3;
+/// Greedy ids are compared wherever the reference's margin exceeds this.
+const GREEDY_MARGIN: f64 = 2e-3;
+
+fn builder(dir: &Path, dtype: DTypeSpec) -> EngineBuilder {
+    Engine::builder(dir.to_string_lossy()).dtype(dtype).kv_cache_bytes(4 << 20).max_num_seqs(4)
+}
+
+/// Errors against the f32 reference over all prompts, as the fixtures' README defines them.
+fn errors(dir: &Path, reference: &Expected, dtype: DTypeSpec, chunk: usize) -> Errors {
+    let mut executor = builder(dir, dtype).executor().unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+    let mut driver = Driver { executor: &mut *executor, chunk };
+    let (mut tokens, mut rows) = (Vec::new(), Vec::new());
+    for prompt in &reference.prompts {
+        let positions: Vec<usize> = prompt.rows.iter().map(|r| r.position).collect();
+        let (logprobs, logits) = driver.score(&prompt.ids, &positions);
+        assert_eq!((logprobs.len(), logits.len()), (prompt.token_logprobs.len(), prompt.rows.len()));
+        tokens.extend(logprobs.iter().zip(&prompt.token_logprobs).map(|(&a, &b)| (f64::from(a) - b).abs()));
+        for (ours, theirs) in logits.iter().zip(&prompt.rows) {
+            let (ours, theirs) = (log_softmax(ours), log_softmax(&theirs.logits()));
+            assert_eq!(ours.len(), theirs.len());
+            rows.extend(ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()));
+        }
+    }
+    let max = |v: &[f64]| v.iter().copied().fold(0.0, |a: f64, b| if b.is_nan() { f64::NAN } else { a.max(b) });
+    let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len() as f64;
+    Errors { tokens_max: max(&tokens), tokens_mean: mean(&tokens), rows_max: max(&rows), rows_mean: mean(&rows) }
+}
+
+fn worst(errors: &Errors) -> f64 {
+    errors.tokens_max.max(errors.rows_max)
+}
+
+#[test]
+fn f32_log_probabilities_are_within_1e_3() {
+    for dir in fixtures() {
+        let reference = expected(&dir);
+        // One prompt is longer than the chunk, so prefill in pieces is covered too.
+        for chunk in [512, 37] {
+            let found = worst(&errors(&dir, &reference, DTypeSpec::F32, chunk));
+            println!("{}: f32, chunks of {chunk}: max error {found:.1e}", name(&dir));
+            assert!(found <= F32_TOLERANCE, "{}: error {found} in f32", name(&dir));
+        }
+    }
+}
+
+#[test]
+fn bf16_error_is_of_the_size_of_the_reference_s_own() {
+    for dir in fixtures() {
+        let reference = expected(&dir);
+        let found = errors(&dir, &reference, DTypeSpec::Bf16, 512);
+        let theirs = reference.bf16_error_against_f32;
+        println!("{}: bf16: {found:.4?}, transformers' own {theirs:.4?}", name(&dir));
+        for (what, found, theirs) in
+            [("tokens", found.tokens_max, theirs.tokens_max), ("rows", found.rows_max, theirs.rows_max)]
+        {
+            assert!(found <= 2.0 * theirs + 0.02, "{}: max error over {what} is {found}", name(&dir));
+        }
+        for (what, found, theirs) in
+            [("tokens", found.tokens_mean, theirs.tokens_mean), ("rows", found.rows_mean, theirs.rows_mean)]
+        {
+            assert!(found <= 1.4 * theirs + 0.003, "{}: mean error over {what} is {found}", name(&dir));
+        }
+    }
+}
+
+#[test]
+fn greedy_ids_are_equal_where_the_margin_allows() {
+    for dir in fixtures() {
+        let engine = builder(&dir, DTypeSpec::F32).build().unwrap_or_else(|e| panic!("{}: {e}", name(&dir)));
+        let mut compared = 0;
+        for prompt in expected(&dir).prompts {
+            let params = SamplingParams {
+                temperature: 0.0,
+                max_tokens: Some(prompt.greedy.ids.len() as u32),
+                ignore_eos: true,
+                ..SamplingParams::default()
+            };
+            let request = GenerateRequest::tokens(prompt.ids).params(params);
+            let ids = engine.generate(request).expect("greedy").token_ids();
+            let sure = prompt.greedy.margins.iter().take_while(|&&m| m > GREEDY_MARGIN).count();
+            assert_eq!(ids[..sure], prompt.greedy.ids[..sure], "{}", name(&dir));
+            compared += sure;
+        }
+        println!("{}: {compared} greedy ids equal", name(&dir));
+        assert!(compared >= 64, "{}: only {compared} greedy ids could be compared", name(&dir));
+    }
+}
+
+/// The fixtures must notice what they are for.
+#[test]
+fn a_rope_theta_five_percent_off_fails_every_fixture() {
+    for dir in fixtures() {
+        let wrong = tempfile::tempdir().expect("a temporary directory");
+        for entry in std::fs::read_dir(&dir).expect("fixture") {
+            let path = entry.expect("entry").path();
+            std::fs::copy(&path, wrong.path().join(path.file_name().expect("name"))).expect("copy");
+        }
+        let config = wrong.path().join("config.json");
+        let mut json: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(&config).expect("config")).expect("json");
+        let scope = if json["rope_parameters"].is_object() { &mut json["rope_parameters"] } else { &mut json };
+        let theta = scope["rope_theta"].as_f64().unwrap_or(10_000.0);
+        scope["rope_theta"] = (theta * 1.05).into();
+        std::fs::write(&config, json.to_string()).expect("write");
+        let found = worst(&errors(wrong.path(), &expected(&dir), DTypeSpec::F32, 512));
+        println!("{}: rope_theta off by 5 %: max error {found:.2}", name(&dir));
+        assert!(found > 10.0 * F32_TOLERANCE, "{}: a wrong rope_theta moves log-probabilities by {found} only", name(&dir));
+    }
+}
+
+fn name(dir: &Path) -> String {
+    dir.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned())
+}

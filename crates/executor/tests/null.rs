@@ -1,0 +1,158 @@
+//! The executor on the null backend: what it records, and that the memory plan is the truth.
+use anyfleet_executor::{ExecutorOptions, MemoryPlan, ModelExecutor, plan};
+use anyfleet_models::{Decoder, LoadOptions, Model, open_model};
+use anyfleet_runtime::{Batch, Executor, GroupBatch, LogitRow, SampleMode, SeqRows, TableRange, TokenSource};
+use anyfleet_tensor::null::NullBackend;
+use anyfleet_tensor::{DType, WeightFormat};
+use std::path::Path;
+use std::sync::Arc;
+
+fn options() -> ExecutorOptions {
+    ExecutorOptions {
+        weights: WeightFormat::Float(DType::BF16),
+        kv: DType::BF16,
+        activation: DType::F32,
+        max_model_len: None,
+        kv_bytes: Some(1 << 20),
+        max_sequences: 8,
+        max_tokens: 200,
+        page_size: None,
+    }
+}
+
+fn model(name: &str) -> Model {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/parity/fixtures");
+    open_model(&fixtures.join(name)).expect("fixture")
+}
+
+struct Setup {
+    device: Arc<NullBackend>,
+    executor: ModelExecutor<NullBackend>,
+    plan: MemoryPlan,
+    /// Weight matrices, which the null backend drops.
+    matrices: u64,
+    layers: usize,
+    groups: usize,
+}
+
+fn setup(name: &str) -> Setup {
+    let (model, options) = (model(name), options());
+    let device = Arc::new(NullBackend::default());
+    let plan = plan(&*device, &model.spec, &options).expect("plan");
+    let matrices = model.weights.matrices().map(|m| options.weights.bytes(m.rows(), m.cols) as u64).sum();
+    let load = LoadOptions { store: options.weights, positions: plan.limits.max_model_len };
+    let decoder = Decoder::load(&*device, &model, load, &mut |_, _| {}).expect("load");
+    let executor = ModelExecutor::new(device.clone(), decoder, &options, &plan).expect("executor");
+    let (layers, groups) = (model.spec.layers.len(), plan.limits.cache.groups.len());
+    Setup { device, executor, plan, matrices, layers, groups }
+}
+
+/// `sequences` sequences of `rows` tokens each, the last row of each sampled.
+fn batch(sequences: u32, rows: u32, groups: usize) -> Batch {
+    let tokens = (sequences * rows) as usize;
+    let group = GroupBatch::Pages {
+        slots: (0..tokens as u32).collect(),
+        table: (0..sequences).collect(),
+        ranges: (0..sequences).map(|start| TableRange { start, first_page: 0 }).collect(),
+    };
+    let logit_row = |s: u32| LogitRow {
+        row: (s + 1) * rows - 1,
+        mode: SampleMode::Greedy,
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        seed: 0,
+        choice: 0,
+        position: rows,
+        repetition_penalty: 1.0,
+        frequency_penalty: 0.0,
+        presence_penalty: 0.0,
+        adjust: 0..0,
+        want_logits: false,
+    };
+    Batch {
+        tokens: vec![TokenSource::Id(1); tokens],
+        positions: (0..sequences).flat_map(|_| 0..rows).collect(),
+        adapters: vec![0; tokens],
+        sequences: (0..sequences).map(|s| SeqRows { row_start: s * rows, rows, context_len: rows }).collect(),
+        groups: vec![group; groups],
+        logit_rows: (0..sequences).map(logit_row).collect(),
+        adjust: Vec::new(),
+    }
+}
+
+fn step(setup: &mut Setup, batch: &Batch) {
+    setup.executor.submit(batch).expect("submit");
+    let output = setup.executor.wait().expect("wait");
+    assert_eq!(output.ids.len(), batch.logit_rows.len());
+}
+
+#[test]
+fn a_layer_is_at_most_nine_ops_and_the_head_four() {
+    let mut setup = setup("qwen3");
+    step(&mut setup, &batch(2, 3, 1));
+    let log = setup.device.log();
+    // The null backend does not fuse linear_act_mul, so it counts as two.
+    assert_eq!(log.len(), 1 + 9 * setup.layers + 4, "{log:#?}");
+    assert!(log[0].starts_with("embed"));
+    assert_eq!(
+        log[log.len() - 4..].iter().map(|l| l.split(' ').next().unwrap_or("")).collect::<Vec<_>>(),
+        ["gather", "norm", "linear", "sample"]
+    );
+}
+
+#[test]
+fn what_is_allocated_is_what_was_planned() {
+    for name in ["llama2", "llama-bias", "mistral-window", "qwen2-window", "qwen3-mixed"] {
+        let setup = setup(name);
+        let allocated: u64 = setup.device.allocations().iter().map(|&b| b as u64).sum();
+        assert_eq!(allocated + setup.matrices, setup.plan.total(), "{name}: {}", setup.plan);
+        assert!(setup.plan.kv_cache <= 1 << 20, "{name}: {}", setup.plan);
+    }
+}
+
+#[test]
+fn steps_allocate_nothing() {
+    let mut setup = setup("qwen2-window");
+    assert_eq!(setup.groups, 2);
+    let before = setup.device.allocations().len();
+    for (sequences, rows) in [(1, 1), (8, 1), (3, 7), (1, 130), (8, 25)] {
+        step(&mut setup, &batch(sequences, rows, 2));
+    }
+    assert_eq!(setup.device.allocations().len(), before);
+}
+
+#[test]
+fn plans_are_recorded_per_bucket() {
+    let mut setup = setup("llama2");
+    for rows in [1, 3, 4, 5, 8] {
+        step(&mut setup, &batch(1, rows, 1));
+    }
+    let embeds: Vec<String> = setup.device.log().into_iter().filter(|l| l.starts_with("embed")).collect();
+    let rows: Vec<&str> = embeds.iter().map(|l| l.split(['[', ',']).nth(1).unwrap_or("")).collect();
+    assert_eq!(rows, ["1", "4", "4", "8", "8"]);
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_what_would() {
+    let (model, device) = (model("llama2"), NullBackend::default());
+    let try_with = |change: &dyn Fn(&mut ExecutorOptions)| {
+        let mut options = options();
+        change(&mut options);
+        plan(&device, &model.spec, &options).map_err(|e| e.to_string())
+    };
+    let most = model.spec.max_position_embeddings;
+    let too_long = try_with(&|o| o.max_model_len = Some(most + 1)).expect_err("beyond the model");
+    assert!(too_long.contains(&format!("use at most {most}")), "{too_long}");
+    let no_page = try_with(&|o| o.kv_bytes = Some(16)).expect_err("no page");
+    assert!(no_page.contains("smallest useful --kv-cache-memory"), "{no_page}");
+    let page_bytes = try_with(&|o| o.kv_bytes = Some(1 << 20)).expect("fits").kv_cache / (1 << 20);
+    assert!(page_bytes <= 1);
+    let short = try_with(&|o| (o.kv_bytes, o.max_model_len) = (Some(8 << 10), Some(most))).expect_err("one sequence");
+    assert!(short.contains("use --max-model-len"), "{short}");
+    let lowered = try_with(&|o| o.kv_bytes = Some(64 << 10)).expect("lowered");
+    assert!(lowered.limits.max_model_len < most && lowered.notes.len() == 1, "{lowered}");
+    assert!(try_with(&|o| o.max_sequences = 0).is_err());
+    assert!(try_with(&|o| o.max_tokens = 1).is_err());
+}
