@@ -9,8 +9,8 @@ use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const SINGLE: &str = "model.safetensors";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 /// Largest index read, in bytes.
 const MAX_INDEX: u64 = 64 << 20;
 /// Most shards; the largest published checkpoints have a few hundred.
@@ -270,14 +270,18 @@ fn read_index(path: &Path) -> Result<HashMap<String, String>> {
     Ok(index.weight_map)
 }
 
-type Shards = (Vec<Shard>, BTreeMap<String, (usize, Entry)>);
+/// The shards an index names, checked to stay inside the directory.
+pub(crate) fn shard_names(index: &Path) -> Result<BTreeSet<String>> {
+    let names: BTreeSet<String> = read_index(index)?.into_values().collect();
+    check_shard_names(index, &names)?;
+    Ok(names)
+}
 
-fn open_shards(dir: &Path, index: &Path, weight_map: &HashMap<String, String>) -> Result<Shards> {
-    let names: BTreeSet<&str> = weight_map.values().map(String::as_str).collect();
+fn check_shard_names(index: &Path, names: &BTreeSet<String>) -> Result<()> {
     if names.len() > MAX_SHARDS {
         return Err(Error::file(index, format!("lists {} shards, but at most {MAX_SHARDS} are accepted", names.len())));
     }
-    for name in &names {
+    for name in names {
         let inside = !name.is_empty() && Path::new(name).components().all(|c| matches!(c, Component::Normal(_)));
         if !inside {
             let reason = format!(
@@ -287,7 +291,15 @@ fn open_shards(dir: &Path, index: &Path, weight_map: &HashMap<String, String>) -
             return Err(Error::file(index, reason));
         }
     }
-    let missing: Vec<&str> = names.iter().copied().filter(|n| !file::present(&dir.join(n))).collect();
+    Ok(())
+}
+
+type Shards = (Vec<Shard>, BTreeMap<String, (usize, Entry)>);
+
+fn open_shards(dir: &Path, index: &Path, weight_map: &HashMap<String, String>) -> Result<Shards> {
+    let names: BTreeSet<String> = weight_map.values().cloned().collect();
+    check_shard_names(index, &names)?;
+    let missing: Vec<&str> = names.iter().map(String::as_str).filter(|n| !file::present(&dir.join(n))).collect();
     if !missing.is_empty() {
         let list: Vec<String> = missing.iter().take(3).map(|n| quote(n)).collect();
         let more = if missing.len() > 3 { ", ..." } else { "" };
