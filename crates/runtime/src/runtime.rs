@@ -1,6 +1,19 @@
 //! The step loop.
-use crate::{AddError, Event, Executor, Limits, Request, RequestId};
-use anyfleet_text::Tokenizer;
+use crate::adjust::Adjustments;
+use crate::assemble::assemble;
+use crate::cache::Cache;
+use crate::output::Output;
+use crate::postprocess::Step;
+use crate::prefix::Scope;
+use crate::scheduler::{Scheduler, StepLimits};
+use crate::sequence::{Job, Sequence};
+use crate::{
+    AddError, Batch, Event, Executor, ExecutorError, Limits, ParamError, Request, RequestId, SamplingParams, Stats,
+};
+use anyfleet_text::{Detokenizer, Tokenizer};
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 
 /// What a runtime is told besides its executor's [`Limits`].
 #[derive(Clone, Debug)]
@@ -40,53 +53,39 @@ impl Default for RuntimeOptions {
 #[error("{0}")]
 pub struct ConfigError(pub String);
 
-/// A snapshot of the runtime's counters.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Requests with a choice that runs.
-    pub requests_running: usize,
-    /// Requests that have not started.
-    pub requests_waiting: usize,
-    /// Sequences (choices) that hold cache pages.
-    pub sequences_running: usize,
-    /// Sequences that wait for pages or for room in the batch.
-    pub sequences_waiting: usize,
-    /// Per cache group.
-    pub groups: Vec<GroupStats>,
-    /// Prompt tokens looked up in the prefix cache since the start.
-    pub prefix_queries: u64,
-    /// Those found there.
-    pub prefix_hits: u64,
-    /// Sequences that lost their pages to an older one and were computed again.
-    pub preemptions: u64,
-    /// Token rows computed in prefill (recomputation after preemption included).
-    pub prefill_tokens: u64,
-    /// Token rows computed in decode.
-    pub decode_tokens: u64,
-    /// Tokens generated.
-    pub generated_tokens: u64,
-    /// Steps submitted.
-    pub steps: u64,
-    /// Steps failed.
-    pub failed_steps: u64,
-}
-
-/// Pages of one cache group.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct GroupStats {
-    /// All pages.
-    pub pages: u32,
-    /// Pages that hold nothing.
-    pub free: u32,
-    /// Pages kept for prefix hits that no sequence uses: given up on demand.
-    pub cached: u32,
-}
-
 /// Schedules requests on an executor.
+///
+/// ```
+/// use anyfleet_runtime::null::NullExecutor;
+/// use anyfleet_runtime::{Event, Executor, Request, Runtime, RuntimeOptions, SamplingParams};
+///
+/// let mut executor = NullExecutor::small();
+/// let mut runtime = Runtime::new(executor.limits().clone(), RuntimeOptions::default()).unwrap();
+/// let params = SamplingParams { max_tokens: Some(3), ..SamplingParams::default() };
+/// runtime.add(Request { prompt: vec![1, 2, 3], params, ..Request::default() }).unwrap();
+/// let mut tokens = 0;
+/// while runtime.has_work() {
+///     for event in runtime.step(&mut executor) {
+///         if let Event::Delta { tokens: new, .. } = event {
+///             tokens += new.len();
+///         }
+///     }
+/// }
+/// assert_eq!(tokens, 3);
+/// ```
 pub struct Runtime {
     limits: Limits,
     options: RuntimeOptions,
+    scheduler: Scheduler,
+    batch: Batch,
+    /// Submitted steps, oldest first.
+    in_flight: VecDeque<Step>,
+    next_id: u64,
+    entropy: RandomState,
 }
+
+/// Steps that the runtime keeps in flight at most: one runs while the next is prepared.
+const MAX_STEPS_IN_FLIGHT: usize = 2;
 
 impl Runtime {
     /// A runtime for an executor with these limits.
@@ -94,40 +93,208 @@ impl Runtime {
     /// # Errors
     /// A limit or an option is zero where nothing could then run.
     pub fn new(limits: Limits, options: RuntimeOptions) -> Result<Self, ConfigError> {
-        todo!()
+        let step = StepLimits {
+            rows: options.max_batch_tokens.min(limits.max_tokens),
+            chunk: options.max_prefill_chunk.unwrap_or(usize::MAX),
+            sequences: options.max_num_seqs.min(limits.max_sequences),
+        };
+        let pages = limits.cache.groups.iter().map(|group| group.pages as usize).min().unwrap_or(1);
+        let needed = [
+            ("tokens per step", step.rows),
+            ("max_prefill_chunk", step.chunk),
+            ("sequences per step", step.sequences),
+            ("max_queue", options.max_queue),
+            ("max_model_len", limits.max_model_len),
+            ("the vocabulary size", limits.vocab_size),
+            ("the cache's page size", limits.cache.page_size as usize),
+            ("the number of pages of a cache group", pages),
+            ("steps_in_flight", limits.steps_in_flight),
+        ];
+        if let Some((what, _)) = needed.iter().find(|(_, value)| *value == 0) {
+            return Err(ConfigError(format!("{what} must be at least 1")));
+        }
+        let cache = Cache::new(&limits.cache, options.prefix_cache);
+        let batch = Batch { groups: cache.empty_batch(), ..Batch::default() };
+        Ok(Runtime {
+            limits,
+            options,
+            scheduler: Scheduler::new(step, cache),
+            batch,
+            in_flight: VecDeque::new(),
+            next_id: 0,
+            entropy: RandomState::new(),
+        })
     }
 
     /// Takes a request into the queue.
     ///
+    /// Where its parameters name no seed it gets one from a generator that the standard library keys
+    /// from the operating system's randomness.
+    ///
     /// # Errors
     /// The request is malformed, can never run, or the queue is full; see [`AddError`].
     pub fn add(&mut self, request: Request) -> Result<RequestId, AddError> {
-        todo!()
+        self.check_request(&request)?;
+        let max_len = self.max_len(request.prompt.len(), request.params.max_tokens)?;
+        if self.scheduler.queued() >= self.options.max_queue {
+            return Err(AddError::QueueFull { max_queue: self.options.max_queue });
+        }
+        let id = RequestId(self.next_id);
+        self.next_id += 1;
+        let choices = self.choices(id, request, max_len);
+        self.scheduler.insert(id, choices.into_iter());
+        Ok(id)
+    }
+
+    fn check_request(&self, request: &Request) -> Result<(), AddError> {
+        let vocab_size = self.limits.vocab_size;
+        request.params.validate(vocab_size)?;
+        if !request.params.stop.is_empty() && self.options.tokenizer.is_none() {
+            let message = "stop strings need a tokenizer, and this runtime has none: use stop_token_ids".into();
+            return Err(ParamError { param: "stop", message }.into());
+        }
+        if request.prompt.is_empty() {
+            return Err(AddError::EmptyPrompt);
+        }
+        match request.prompt.iter().enumerate().find(|&(_, &id)| id as usize >= vocab_size) {
+            Some((index, &id)) => Err(AddError::TokenOutOfVocab { index, id, vocab_size }),
+            None => Ok(()),
+        }
+    }
+
+    /// Tokens, prompt and output, at which a choice is full.
+    fn max_len(&self, prompt_tokens: usize, max_tokens: Option<u32>) -> Result<usize, AddError> {
+        let max_model_len = self.limits.max_model_len;
+        // The last token is never fed, so it needs no room in the cache.
+        let capacity_tokens = self.scheduler.cache.capacity().saturating_add(1);
+        let asked = max_tokens.map_or(1, |max| max as usize);
+        let max_tokens_asked = asked;
+        if prompt_tokens + asked > max_model_len {
+            return Err(AddError::ContextTooLong { prompt_tokens, max_tokens: max_tokens_asked, max_model_len });
+        }
+        if prompt_tokens + asked.max(1) > capacity_tokens {
+            return Err(AddError::NeverFits { prompt_tokens, max_tokens: max_tokens_asked, capacity_tokens });
+        }
+        Ok(match max_tokens {
+            Some(_) => prompt_tokens + asked,
+            None => max_model_len.min(capacity_tokens),
+        })
+    }
+
+    fn choices(&self, id: RequestId, request: Request, max_len: usize) -> Vec<Sequence> {
+        let Request { prompt, params, adapter, tenant_salt } = request;
+        let detokenizer =
+            self.options.tokenizer.as_ref().map(|t| Detokenizer::after_prompt(t, &prompt, params.skip_special_tokens));
+        let output = Output::new(&params, detokenizer);
+        let adjustments = Adjustments::new(&params, &prompt, self.stop_tokens(&params));
+        let job = Arc::new(Job {
+            scope: Scope { tenant_salt: tenant_salt.into(), adapter },
+            seed: params.seed.unwrap_or_else(|| self.entropy.hash_one(id)),
+            prompt_len: prompt.len(),
+            max_len,
+            params,
+        });
+        let choice = |choice: u32| Sequence {
+            job: job.clone(),
+            tokens: prompt.clone(),
+            lease: Default::default(),
+            computed: 0,
+            stored: 0,
+            epoch: 0,
+            steps_in_flight: 0,
+            tokens_in_flight: 0,
+            source_row: 0,
+            checkpoint_at: 0,
+            adjustments: adjustments.clone(),
+            output: output.clone(),
+            prompt_scores: (choice == 0 && job.params.prompt_logprobs.is_some()).then(Vec::new),
+        };
+        (0..job.params.n).map(choice).collect()
+    }
+
+    /// The tokens that end a choice of this request.
+    fn stop_tokens(&self, params: &SamplingParams) -> impl Iterator<Item = u32> {
+        let eos: &[u32] = if params.ignore_eos { &[] } else { &self.options.eos_token_ids };
+        let vocab_size = self.limits.vocab_size as u32;
+        let ids: Vec<u32> = eos.iter().chain(&params.stop_token_ids).copied().filter(|&id| id < vocab_size).collect();
+        ids.into_iter()
     }
 
     /// Forgets a request; its pages are free before the next step and no further event names it.
     /// Unknown and finished requests are ignored.
     pub fn cancel(&mut self, request: RequestId) {
-        todo!()
+        self.scheduler.remove_request(request);
     }
 
     /// Whether [`Runtime::step`] has anything to do.
     pub fn has_work(&self) -> bool {
-        todo!()
+        !self.scheduler.sequences.is_empty() || !self.in_flight.is_empty()
     }
 
-    /// Schedules, submits and waits for one step, and tells what came of it.
+    /// Schedules and submits what the executor can take, waits for the oldest step, and tells what
+    /// came of it.
+    ///
+    /// When a step fails, the requests in it fail; everything else starts over with an empty cache.
     pub fn step(&mut self, executor: &mut dyn Executor) -> Vec<Event> {
-        todo!()
+        let mut events = Vec::new();
+        let depth = self.limits.steps_in_flight.min(MAX_STEPS_IN_FLIGHT);
+        while self.in_flight.len() < depth && self.schedule() {
+            let step = Step::new(&self.scheduler.plan, &self.batch);
+            if let Err(error) = executor.submit(&self.batch) {
+                self.fail(&step, &error, executor, &mut events);
+                return events;
+            }
+            self.in_flight.push_back(step);
+        }
+        if let Some(step) = self.in_flight.pop_front() {
+            let outcome =
+                executor.wait().and_then(|output| step.check(output, self.limits.vocab_size).map(|()| output));
+            match outcome {
+                Ok(output) => step.postprocess(output, &mut self.scheduler, &self.options.eos_token_ids, &mut events),
+                Err(error) => self.fail(&step, &error, executor, &mut events),
+            }
+        }
+        events
+    }
+
+    /// Plans the next step and writes its batch; false if nothing can run now.
+    fn schedule(&mut self) -> bool {
+        self.scheduler.plan();
+        if self.scheduler.plan.is_empty() {
+            return false;
+        }
+        assemble(&mut self.scheduler, &mut self.batch);
+        self.scheduler.counters.steps += 1;
+        true
+    }
+
+    /// Fails the requests of a step and recomputes all others.
+    fn fail(&mut self, step: &Step, error: &ExecutorError, executor: &mut dyn Executor, events: &mut Vec<Event>) {
+        // Steps submitted since read what this one should have stored: their results, errors
+        // included, mean nothing.
+        for _ in self.in_flight.drain(..) {
+            let _ = executor.wait();
+        }
+        self.scheduler.counters.failed_steps += 1;
+        for request in step.requests() {
+            if self.scheduler.remove_request(request) {
+                events.push(Event::Failed { request, message: format!("the device failed: {error}") });
+            }
+        }
+        self.scheduler.start_over();
     }
 
     /// Counters and gauges.
     pub fn stats(&self) -> Stats {
-        todo!()
+        self.scheduler.stats()
     }
 
-    /// Whether reference counts equal owners, free lists are disjoint and no page is lost.
+    /// Whether reference counts equal owners, free lists are disjoint and no page is lost. Reads
+    /// everything: for tests, and for a server that has nothing else to do.
+    ///
+    /// # Errors
+    /// The first thing found wrong.
     pub fn check_invariants(&self) -> Result<(), String> {
-        todo!()
+        self.scheduler.check()
     }
 }

@@ -1,0 +1,57 @@
+//! A sampler for the host, as plain as the definition.
+use crate::{LogitRow, SampleMode, TokenAdjust};
+
+/// The token that a row chooses from these logits: repetition, frequency and presence penalties, bias
+/// and bans; temperature; top-k; top-p; min-p; then a draw that depends on nothing but seed, choice
+/// and position.
+pub fn choose(logits: &[f32], row: &LogitRow, adjust: &[TokenAdjust]) -> u32 {
+    let mut adjusted = logits.to_vec();
+    for entry in adjust {
+        let logit = &mut adjusted[entry.token as usize];
+        if entry.in_prompt || entry.output_count > 0 {
+            *logit = match *logit > 0.0 {
+                true => *logit / row.repetition_penalty,
+                false => *logit * row.repetition_penalty,
+            };
+        }
+        *logit -= row.frequency_penalty * entry.output_count as f32;
+        *logit -= if entry.output_count > 0 { row.presence_penalty } else { 0.0 };
+        *logit += entry.bias;
+        if entry.banned {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+    let mut order: Vec<u32> = (0..adjusted.len() as u32).collect();
+    order.sort_by(|&a, &b| adjusted[b as usize].total_cmp(&adjusted[a as usize]).then(a.cmp(&b)));
+    if row.mode == SampleMode::Greedy {
+        return order[0];
+    }
+    if row.top_k > 0 {
+        order.truncate(row.top_k as usize);
+    }
+    let highest = adjusted[order[0] as usize];
+    let weights: Vec<f32> =
+        order.iter().map(|&id| ((adjusted[id as usize] - highest) / row.temperature).exp()).collect();
+    let total: f32 = weights.iter().sum();
+    let mut mass = 0.0;
+    let mut kept = 0;
+    while kept < weights.len() && (kept == 0 || mass < row.top_p * total) && weights[kept] >= row.min_p {
+        mass += weights[kept];
+        kept += 1;
+    }
+    let mut left = uniform(row) * mass;
+    for (&id, weight) in order[..kept].iter().zip(&weights) {
+        left -= weight;
+        if left < 0.0 {
+            return id;
+        }
+    }
+    order[kept - 1]
+}
+
+/// A number in 0..1 for this seed, choice and position.
+fn uniform(row: &LogitRow) -> f32 {
+    let counter = u64::from(row.choice) << 32 | u64::from(row.position);
+    let bits = super::memory::mix(super::memory::mix(0, row.seed), counter) >> 40;
+    bits as f32 / (1 << 24) as f32
+}

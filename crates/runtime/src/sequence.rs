@@ -1,0 +1,92 @@
+//! One choice of one request, while it lasts.
+use crate::adjust::Adjustments;
+use crate::cache::Lease;
+use crate::output::Output;
+use crate::prefix::Scope;
+use crate::{RequestId, SamplingParams, TokenLogprob};
+use std::sync::Arc;
+
+/// Names a sequence. Ordered by arrival: earlier requests first, then earlier choices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct SeqKey {
+    pub(crate) request: RequestId,
+    pub(crate) choice: u32,
+}
+
+/// What the choices of a request have in common.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) params: SamplingParams,
+    pub(crate) scope: Scope,
+    pub(crate) seed: u64,
+    pub(crate) prompt_len: usize,
+    /// Tokens, prompt and output, at which a choice is full.
+    pub(crate) max_len: usize,
+}
+
+/// A sequence's tokens and where they stand.
+///
+/// It is either waiting (an empty lease, nothing computed) or running. Whether running means prefill
+/// or decode is only a matter of how many tokens are left to compute, so a preempted sequence starts
+/// over as if its output so far were part of its prompt.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    pub(crate) job: Arc<Job>,
+    /// Prompt and output.
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) lease: Lease,
+    /// Tokens whose rows have been scheduled since the lease was opened.
+    pub(crate) computed: usize,
+    /// Those of them whose steps are over.
+    pub(crate) stored: usize,
+    /// Counts preemptions, so that a step's result is not taken for a later lease's.
+    pub(crate) epoch: u32,
+    /// Submitted steps with rows of this sequence that have not been waited for.
+    pub(crate) steps_in_flight: u32,
+    /// Tokens chosen in those steps.
+    pub(crate) tokens_in_flight: usize,
+    /// The last batch's logit row that chooses the newest of them.
+    pub(crate) source_row: u32,
+    /// A position to end a prefill chunk at, for a checkpoint that other requests can use.
+    pub(crate) checkpoint_at: usize,
+    pub(crate) adjustments: Adjustments,
+    pub(crate) output: Output,
+    /// Log-probabilities of the prompt so far; `None` when not wanted, or handed over.
+    pub(crate) prompt_scores: Option<Vec<TokenLogprob>>,
+}
+
+impl Sequence {
+    /// Rows that may be scheduled now: 1 is a decode, 0 means waiting for a step to end.
+    pub(crate) fn remaining(&self) -> usize {
+        let ahead = match self.may_run_ahead() {
+            true => self.tokens_in_flight,
+            false => 0,
+        };
+        self.tokens.len() + ahead - self.computed
+    }
+
+    /// Whether a token can be fed before it is known: it must not be the last, and nothing but the
+    /// device may depend on it.
+    fn may_run_ahead(&self) -> bool {
+        self.tokens.len() + self.tokens_in_flight < self.job.max_len && !self.adjustments.follow_output()
+    }
+
+    /// Position of the token that a row at the end of `computed` would choose, if one is to be chosen.
+    pub(crate) fn chooses(&self, end: usize) -> bool {
+        end == self.tokens.len() + self.tokens_in_flight && end < self.job.max_len
+    }
+
+    /// Tokens generated.
+    pub(crate) fn generated(&self) -> usize {
+        self.tokens.len() - self.job.prompt_len
+    }
+
+    /// The longest prefix that may come from the cache: the last token is always computed, and so
+    /// is every prompt row that still has to be scored.
+    pub(crate) fn reusable(&self) -> usize {
+        match &self.prompt_scores {
+            Some(scores) => scores.len(),
+            None => self.tokens.len() - 1,
+        }
+    }
+}
