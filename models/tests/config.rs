@@ -1,0 +1,363 @@
+//! `config.json` to `DecoderSpec`: published configs, defaults, both spellings, and what is refused.
+use anyfleet_models::{DecoderSpec, RopeScaling, spec_from_config, supported_architectures};
+use anyfleet_tensor::ops::Activation;
+use anyfleet_weights::{Config, Error};
+use serde_json::{Map, Value, json};
+use std::path::{Path, PathBuf};
+
+fn spec_of(value: &Value) -> Result<DecoderSpec, Error> {
+    spec_from_config(&Config::parse("config.json".as_ref(), value.to_string().as_bytes())?)
+}
+
+/// A small config of a family.
+fn config(architecture: &str) -> Map<String, Value> {
+    let value = json!({
+        "architectures": [architecture], "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100,
+    });
+    value.as_object().unwrap().clone()
+}
+
+/// The small config with some keys replaced, or removed where the value is `"remove"`.
+fn with(architecture: &str, keys: Value) -> Result<DecoderSpec, Error> {
+    let mut config = config(architecture);
+    for (key, value) in keys.as_object().unwrap() {
+        if value == "remove" {
+            config.remove(key);
+        } else {
+            config.insert(key.clone(), value.clone());
+        }
+    }
+    spec_of(&Value::Object(config))
+}
+
+fn llama(keys: Value) -> Result<DecoderSpec, Error> {
+    with("LlamaForCausalLM", keys)
+}
+
+#[track_caller]
+fn refused(result: Result<DecoderSpec, Error>, parts: &[&str]) {
+    let line = result.expect_err("accepted").to_string();
+    assert!(line.starts_with("config.json: ") && line.len() < 800, "{line}");
+    assert!(!line.chars().any(char::is_control), "{line:?}");
+    for part in parts {
+        assert!(line.contains(part), "{line:?} lacks {part:?}");
+    }
+}
+
+fn windows(spec: &DecoderSpec) -> Vec<Option<usize>> {
+    spec.layers.iter().map(|l| l.attention.window).collect()
+}
+
+fn scaling(spec: &DecoderSpec) -> RopeScaling {
+    spec.layers[0].attention.rope.as_ref().unwrap().scaling.clone()
+}
+
+fn theta(spec: &DecoderSpec) -> f64 {
+    spec.layers[0].attention.rope.as_ref().unwrap().theta
+}
+
+#[test]
+fn defaults_of_each_family() {
+    for (architecture, family, positions, kv_heads, head_dim, window, bias, qk_norm) in [
+        ("LlamaForCausalLM", "llama", 2048, 32, 2, None, false, false),
+        ("MistralForCausalLM", "mistral", 131_072, 8, 2, Some(4096), false, false),
+        ("Qwen2ForCausalLM", "qwen2", 32_768, 32, 2, None, true, false),
+        ("Qwen3ForCausalLM", "qwen3", 32_768, 32, 128, None, false, true),
+    ] {
+        let spec = with(architecture, json!({"num_key_value_heads": "remove", "num_attention_heads": 32})).unwrap();
+        let attention = &spec.layers[0].attention;
+        assert_eq!((spec.family, spec.max_position_embeddings, spec.layers.len()), (family, positions, 4));
+        assert_eq!((attention.heads, attention.kv_heads, attention.head_dim), (32, kv_heads, head_dim), "{family}");
+        assert_eq!(windows(&spec), [window; 4]);
+        assert_eq!((attention.qkv_bias, attention.output_bias), (bias, false), "{family}");
+        assert_eq!(attention.qk_norm.map(|n| n.eps), qk_norm.then_some(1e-6));
+        assert_eq!((spec.tied_head, spec.final_norm.eps, theta(&spec)), (false, 1e-6, 1e4));
+        assert_eq!(attention.scale, (head_dim as f32).powf(-0.5));
+        assert_eq!((spec.layers[0].mlp.activation, spec.layers[0].mlp.bias), (Activation::Silu, false));
+        assert_eq!(scaling(&spec), RopeScaling::None);
+    }
+}
+
+#[test]
+fn options_of_each_family() {
+    let spec = llama(json!({"attention_bias": true, "mlp_bias": true, "head_dim": 80, "tie_word_embeddings": true}));
+    let spec = spec.unwrap();
+    let layer = &spec.layers[3];
+    assert!(layer.attention.qkv_bias && layer.attention.output_bias && layer.mlp.bias && spec.tied_head);
+    assert_eq!((layer.attention.head_dim, layer.attention.rope.as_ref().unwrap().rotary_dim), (80, 80));
+
+    let spec = with("MistralForCausalLM", json!({"sliding_window": null, "head_dim": 32, "num_key_value_heads": null}));
+    let spec = spec.unwrap();
+    assert_eq!((windows(&spec), spec.layers[0].attention.kv_heads), (vec![None; 4], 4));
+    assert_eq!(windows(&with("MistralForCausalLM", json!({"sliding_window": 7})).unwrap()), [Some(7); 4]);
+
+    let spec = with("Qwen3ForCausalLM", json!({"attention_bias": true, "rms_norm_eps": 1e-5})).unwrap();
+    let attention = &spec.layers[0].attention;
+    assert!(attention.qkv_bias && attention.output_bias);
+    assert_eq!(attention.qk_norm.unwrap().eps, 1e-5);
+    let spec = with("Qwen2ForCausalLM", json!({"attention_bias": false, "hidden_act": "gelu_pytorch_tanh"})).unwrap();
+    assert!(spec.layers[0].attention.qkv_bias && !spec.layers[0].attention.output_bias);
+    assert_eq!(spec.layers[0].mlp.activation, Activation::GeluTanh);
+
+    let by_type = llama(json!({"architectures": null, "model_type": "qwen3"})).unwrap();
+    assert_eq!(by_type.family, "qwen3");
+    assert_eq!(with("Qwen3Model", json!({})).unwrap().family, "qwen3");
+}
+
+#[test]
+fn sliding_layers_of_qwen() {
+    for architecture in ["Qwen2ForCausalLM", "Qwen3ForCausalLM"] {
+        let of = |keys| with(architecture, keys);
+        let on = json!({"use_sliding_window": true, "sliding_window": 9, "max_window_layers": 3});
+        assert_eq!(windows(&of(on).unwrap()), [None, None, None, Some(9)]);
+        let off = json!({"use_sliding_window": false, "sliding_window": 9, "max_window_layers": 0});
+        assert_eq!(windows(&of(off).unwrap()), [None; 4]);
+        let defaults = json!({"use_sliding_window": true, "max_window_layers": 0});
+        assert_eq!(windows(&of(defaults).unwrap()), [Some(4096); 4]);
+        let (full, sliding) = ("full_attention", "sliding_attention");
+        let typed =
+            json!({"use_sliding_window": true, "sliding_window": 9, "layer_types": [sliding, full, sliding, full]});
+        assert_eq!(windows(&of(typed).unwrap()), [Some(9), None, Some(9), None]);
+        refused(of(json!({"layer_types": [sliding, full, full, full]})), &["layer_types", "use_sliding_window is off"]);
+        refused(of(json!({"layer_types": [full]})), &["one entry for each of the 4 layers"]);
+        refused(of(json!({"layer_types": [full, full, full, "linear_attention"]})), &["the types supported"]);
+    }
+}
+
+#[test]
+fn rope_in_both_spellings() {
+    let llama3 = json!({
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    });
+    let mut newer = llama3.clone();
+    newer["rope_theta"] = json!(500_000.0);
+    let older = llama(json!({"rope_theta": 500_000.0, "rope_scaling": llama3})).unwrap();
+    assert_eq!(older, llama(json!({"rope_parameters": newer})).unwrap());
+    assert_eq!(theta(&older), 500_000.0);
+    let expected = RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: 8192,
+    };
+    assert_eq!(scaling(&older), expected);
+
+    let plain = llama(json!({"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}})).unwrap();
+    assert_eq!((theta(&plain), scaling(&plain)), (1e6, RopeScaling::None));
+    assert_eq!(plain, llama(json!({"rope_theta": 1_000_000, "rope_scaling": null})).unwrap());
+    let linear = llama(json!({"rope_scaling": {"type": "linear", "factor": 2}})).unwrap();
+    assert_eq!(scaling(&linear), RopeScaling::Linear { factor: 2.0 });
+}
+
+#[test]
+fn yarn_defaults() {
+    let yarn = |keys: Value| {
+        let mut p = json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768});
+        p.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+        scaling(&llama(json!({"rope_scaling": p, "max_position_embeddings": 131_072})).unwrap())
+    };
+    let expected = |attention_factor, beta_fast, beta_slow, truncate| RopeScaling::Yarn {
+        factor: 4.0,
+        beta_fast,
+        beta_slow,
+        attention_factor,
+        original_max_position_embeddings: 32_768,
+        truncate,
+    };
+    let usual = 0.1 * 4f64.ln() + 1.0;
+    assert_eq!(yarn(json!({})), expected(usual, 32.0, 1.0, true));
+    assert_eq!(yarn(json!({"factor": null})), expected(usual, 32.0, 1.0, true));
+    assert_eq!(yarn(json!({"beta_fast": 0, "beta_slow": null})), expected(usual, 32.0, 1.0, true));
+    assert_eq!(
+        yarn(json!({"attention_factor": 1.25, "beta_fast": 20, "beta_slow": 2, "truncate": false})),
+        expected(1.25, 20.0, 2.0, false)
+    );
+    let weighted = (0.1 * 0.707 * 4f64.ln() + 1.0) / (0.1 * 0.5 * 4f64.ln() + 1.0);
+    assert_eq!(yarn(json!({"mscale": 0.707, "mscale_all_dim": 0.5})), expected(weighted, 32.0, 1.0, true));
+    assert_eq!(yarn(json!({"mscale": 0.707})), expected(usual, 32.0, 1.0, true));
+
+    let beside = json!({"rope_scaling": {"type": "yarn", "factor": 2}, "original_max_position_embeddings": 1000});
+    let RopeScaling::Yarn { original_max_position_embeddings, .. } = scaling(&llama(beside).unwrap()) else {
+        panic!("not yarn");
+    };
+    assert_eq!(original_max_position_embeddings, 1000);
+}
+
+#[test]
+fn ropes_that_are_refused() {
+    for (parameters, words) in [
+        (json!({"type": "dynamic", "factor": 2}), &["rope_scaling.type is \"dynamic\"", "yarn"][..]),
+        (json!({"type": "longrope"}), &["longrope is not supported", "llama3 and yarn"]),
+        (json!({"rope_type": 3}), &["rope_scaling.rope_type is 3", "a string"]),
+        (json!({"type": "linear"}), &["rope_scaling.factor is missing"]),
+        (json!({"type": "linear", "factor": 0}), &["rope_scaling.factor is 0"]),
+        (json!({"type": "linear", "factor": "2"}), &["rope_scaling.factor is \"2\""]),
+        (
+            json!({"type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4}),
+            &["high_freq_factor is 4"],
+        ),
+        (json!({"type": "llama3", "factor": 8}), &["low_freq_factor is missing"]),
+        (json!({"type": "yarn", "factor": -1}), &["rope_scaling.factor is -1"]),
+        (json!({"type": "yarn", "factor": 2, "attention_factor": 0}), &["attention_factor is 0"]),
+        (json!({"type": "yarn", "factor": 2, "beta_fast": 1, "beta_slow": 2}), &["beta_fast is 1"]),
+        (
+            json!({"type": "yarn", "factor": 2, "original_max_position_embeddings": 0}),
+            &["original_max_position_embeddings is 0"],
+        ),
+        (json!({"type": "default", "partial_rotary_factor": 0.5}), &["partial_rotary_factor is 0.5", "whole heads"]),
+        (json!({"full_attention": {"rope_theta": 1e4}}), &["full_attention", "by layer type"]),
+        (json!([1]), &["rope_scaling is [1]", "an object"]),
+    ] {
+        refused(llama(json!({"rope_scaling": parameters})), words);
+    }
+    refused(llama(json!({"rope_theta": 1, "rope_scaling": {"type": "yarn", "factor": 2}})), &["rope_theta"]);
+    for theta in [json!(0), json!(-1e4), json!("1e4"), json!(1e300), json!(0.5)] {
+        refused(llama(json!({"rope_theta": theta})), &["rope_theta"]);
+        refused(llama(json!({"rope_parameters": {"rope_theta": theta, "rope_type": "default"}})), &["rope_theta"]);
+    }
+}
+
+#[test]
+fn impossible_sizes() {
+    for key in [
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "vocab_size",
+        "head_dim",
+        "max_position_embeddings",
+    ] {
+        for value in [json!(0), json!(-1), json!(1e9), json!(1e18), json!(1.5), json!("4"), json!([]), json!(u64::MAX)]
+        {
+            refused(llama(json!({key: value})), &[key, "expected a whole number in 1..="]);
+        }
+    }
+    for key in ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"] {
+        for value in [json!("remove"), json!(null)] {
+            refused(llama(json!({key: value})), &[key, "expected a whole number in 1..="]);
+        }
+    }
+    refused(
+        llama(json!({"num_key_value_heads": 3})),
+        &["num_key_value_heads is 3", "divisor of num_attention_heads (4)"],
+    );
+    refused(llama(json!({"num_key_value_heads": 8})), &["divisor of num_attention_heads (4)"]);
+    refused(llama(json!({"head_dim": 5})), &["head_dim is 5", "even"]);
+    refused(llama(json!({"hidden_size": 66})), &["hidden_size is 66", "multiple of num_attention_heads (4)"]);
+    refused(llama(json!({"hidden_size": 60})), &["hidden_size is 60", "even head size, not 15"]);
+    refused(llama(json!({"hidden_size": 100_000})), &["heads of at most 1024"]);
+    for eps in [json!(-1e-6), json!("1e-6"), json!(2)] {
+        refused(llama(json!({"rms_norm_eps": eps})), &["rms_norm_eps"]);
+    }
+    refused(llama(json!({"hidden_act": "relu"})), &["hidden_act is \"relu\"", "silu or gelu_pytorch_tanh"]);
+    refused(llama(json!({"tie_word_embeddings": "yes"})), &["tie_word_embeddings is \"yes\"", "true or false"]);
+    for window in [json!(0), json!(-5), json!(1e12)] {
+        refused(with("MistralForCausalLM", json!({"sliding_window": window})), &["sliding_window"]);
+    }
+}
+
+#[test]
+fn unsupported_models() {
+    let all: Vec<&str> = supported_architectures().collect();
+    assert_eq!(all, ["LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"]);
+    let listed = all.join(", ");
+    refused(with("MambaForCausalLM", json!({})), &["architecture MambaForCausalLM is not supported", &listed]);
+    refused(with("LlamaForSequenceClassification", json!({})), &["LlamaForSequenceClassification", &listed]);
+    refused(with(&format!("evil\n{}", "x".repeat(1 << 20)), json!({})), &["evil\\n", &listed]);
+    refused(
+        llama(json!({"architectures": null, "model_type": "gpt2"})),
+        &["model_type gpt2 is not supported", &listed],
+    );
+    refused(llama(json!({"architectures": []})), &["architectures is []", &listed]);
+    refused(llama(json!({"architectures": "LlamaForCausalLM"})), &["architectures", "a list of strings"]);
+    let gptq = json!({"quantization_config": {"quant_method": "gptq", "bits": 4}});
+    refused(llama(gptq), &["quantized (gptq)", "f32, bf16 or f16"]);
+    assert!(llama(json!({"quantization_config": null})).is_ok());
+}
+
+/// Published configs, from `ANYFLEET_DATA` or beside the workspace.
+fn data() -> Option<PathBuf> {
+    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data");
+    let configs = std::env::var_os("ANYFLEET_DATA").map_or_else(beside, PathBuf::from).join("configs");
+    if configs.is_dir() {
+        return Some(configs);
+    }
+    println!("SKIPPED: no published configs; set ANYFLEET_DATA to the directory that has configs/");
+    None
+}
+
+fn find(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            find(&path, found);
+        } else if path.ends_with("config.json") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn published_configs() {
+    let Some(root) = data() else { return };
+    let mut paths = Vec::new();
+    find(&root, &mut paths);
+    assert!(paths.len() >= 30, "{} configs", paths.len());
+    let (mut mapped, mut unsupported) = (0, 0);
+    for path in paths {
+        let config = Config::read(&path).unwrap();
+        let raw: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let architecture = raw["architectures"][0].as_str();
+        match spec_from_config(&config) {
+            Ok(spec) => {
+                assert!(architecture.is_some_and(|a| supported_architectures().any(|s| s == a)), "{path:?}");
+                agrees(&spec, &raw);
+                mapped += 1;
+            }
+            Err(error) => {
+                let line = error.to_string();
+                assert!(
+                    architecture.is_none_or(|a| line.contains(a) && !supported_architectures().any(|s| s == a)),
+                    "{line}"
+                );
+                assert!(line.contains("LlamaForCausalLM, MistralForCausalLM"), "{line}");
+                unsupported += 1;
+            }
+        }
+    }
+    println!("{mapped} configs mapped, {unsupported} refused");
+    assert!(mapped >= 20 && unsupported >= 8);
+}
+
+/// What a config states is what the spec has.
+fn agrees(spec: &DecoderSpec, raw: &Value) {
+    let size = |key: &str| raw[key].as_u64().map(|n| n as usize);
+    let heads = size("num_attention_heads").unwrap();
+    let head_dim = size("head_dim").unwrap_or_else(|| size("hidden_size").unwrap() / heads);
+    assert_eq!(spec.layers.len(), size("num_hidden_layers").unwrap());
+    assert_eq!(Some(spec.hidden_size), size("hidden_size"));
+    assert_eq!(Some(spec.vocab_size), size("vocab_size"));
+    assert_eq!(Some(spec.max_position_embeddings), size("max_position_embeddings"));
+    assert_eq!(spec.tied_head, raw["tie_word_embeddings"].as_bool().unwrap());
+    for layer in &spec.layers {
+        let attention = &layer.attention;
+        assert_eq!((attention.heads, attention.head_dim), (heads, head_dim));
+        assert_eq!(Some(attention.kv_heads), size("num_key_value_heads"));
+        assert_eq!(Some(layer.mlp.intermediate_size), size("intermediate_size"));
+        assert_eq!(layer.input_norm.eps, raw["rms_norm_eps"].as_f64().unwrap() as f32);
+        // No published config among these uses its window.
+        assert_eq!(attention.window, None);
+        assert_eq!(attention.qkv_bias, spec.family == "qwen2");
+        assert_eq!(attention.qk_norm.is_some(), spec.family == "qwen3");
+        let rope = attention.rope.as_ref().unwrap();
+        assert_eq!(Some(rope.theta), raw["rope_theta"].as_f64());
+        match raw["rope_scaling"]["rope_type"].as_str() {
+            Some("llama3") => assert!(matches!(rope.scaling, RopeScaling::Llama3 { .. })),
+            _ => assert_eq!(rope.scaling, RopeScaling::None),
+        }
+    }
+}
