@@ -1,0 +1,360 @@
+//! Causal attention over pages.
+use super::cache::{PageShape, far_caches};
+use super::linear::{dot, dot_error};
+use crate::case::{OpCase, Selection, Types};
+use crate::expect::{Expected, Tolerance, Want};
+use crate::matrix::Spread;
+use crate::number::{encode, round_all, unit_roundoff};
+use crate::operand::{Role, Spec};
+use crate::rng::Rng;
+use crate::stage::{Placement, Stage, Staged};
+use anyfleet_tensor::ops::Attention;
+use anyfleet_tensor::{Backend, DType, Encoder, Live, Result, SeqMeta, Tensor};
+
+/// One sequence of a case: its last `rows` positions are queries.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Length {
+    /// Query rows.
+    pub rows: usize,
+    /// Keys in the cache.
+    pub context: usize,
+}
+
+impl std::fmt::Debug for Length {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}@{}", self.rows, self.context)
+    }
+}
+
+/// Parameters of one case.
+#[derive(Clone, Debug)]
+pub struct AttentionCase {
+    /// Sequences of the batch.
+    pub sequences: Vec<Length>,
+    /// Entries of `seqs` past them.
+    pub padding: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads.
+    pub groups: usize,
+    /// Elements of a head.
+    pub size: usize,
+    /// Tokens of a page.
+    pub page: usize,
+    /// Keys a query sees.
+    pub window: Option<u32>,
+    /// Pages that the window has left are not in the table.
+    pub drop_pages: bool,
+    /// Some token rows belong to no sequence.
+    pub gaps: bool,
+    /// Type of `q` and `out`.
+    pub activation: DType,
+    /// Type of the caches.
+    pub kv: DType,
+    /// Magnitudes of queries and keys.
+    pub spread: Spread,
+    /// Compute the reference of this many heads over all rows; 0 for all.
+    pub sampled: usize,
+    /// Bytes of cache before the pages in use; 0 for a small cache.
+    pub offset: u64,
+}
+
+/// Queries, keys and values of one sequence, row-major.
+struct Sequence {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+/// Rows of a sequence in a batch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    pub sequence: usize,
+    /// First of the sequence's query rows.
+    pub first: usize,
+    pub rows: usize,
+    pub row_start: usize,
+}
+
+/// Which rows run together, and how the cache is cut.
+#[derive(Clone, Debug)]
+pub(crate) struct Batch {
+    pub spans: Vec<Span>,
+    pub tokens: usize,
+    pub page: usize,
+    pub drop_pages: bool,
+    /// Seeds page ids and table gaps.
+    pub seed: u64,
+}
+
+/// Inputs.
+pub struct Host {
+    sequences: Vec<Sequence>,
+    pub(crate) batch: Batch,
+    heads: u64,
+}
+
+/// The device side of a batch's pages.
+struct Pages {
+    seqs: Vec<u32>,
+    table: Vec<u32>,
+    /// Page id, keys and values.
+    contents: Vec<(usize, Vec<u8>, Vec<u8>)>,
+    count: usize,
+}
+
+impl AttentionCase {
+    fn scale(&self) -> f32 {
+        1.0 / (self.size as f32).sqrt()
+    }
+
+    /// Absolute position of a span's row.
+    fn position(&self, span: &Span, row: usize) -> usize {
+        let length = self.sequences[span.sequence];
+        length.context - length.rows + span.first + row
+    }
+
+    /// First key a query sees.
+    fn first_key(&self, position: usize) -> usize {
+        self.window.map_or(0, |w| (position + 1).saturating_sub(w as usize))
+    }
+
+    fn page_shape(&self, batch: &Batch) -> PageShape {
+        PageShape { groups: self.groups, tokens: batch.page, size: self.size, dtype: self.kv }
+    }
+
+    /// Cuts every span's keys into pages with shuffled ids. Slots that no query sees stay poison.
+    fn pages(&self, host: &Host, batch: &Batch) -> Pages {
+        let mut rng = Rng::new(batch.seed);
+        let shape = self.page_shape(batch);
+        let range = |span: &Span| {
+            let keys = self.first_key(self.position(span, 0))..self.position(span, span.rows - 1) + 1;
+            let first = if batch.drop_pages { keys.start / batch.page } else { 0 };
+            (first, keys)
+        };
+        let used: usize =
+            batch.spans.iter().filter(|s| s.rows > 0).map(|s| range(s).1.end.div_ceil(batch.page) - range(s).0).sum();
+        let count = used + 2;
+        let mut ids: Vec<usize> = (0..count).collect();
+        rng.shuffle(&mut ids);
+        let mut pages = Pages { seqs: Vec::new(), table: Vec::new(), contents: Vec::new(), count };
+        for span in &batch.spans {
+            // Entries between two sequences' parts of the table are never to be followed.
+            pages.table.extend((0..rng.below(3)).map(|_| u32::MAX));
+            let mut meta = SeqMeta {
+                row_start: span.row_start as u32,
+                rows: span.rows as u32,
+                table_start: pages.table.len() as u32,
+                ..SeqMeta::default()
+            };
+            if span.rows > 0 {
+                let (first, keys) = range(span);
+                meta.context_len = keys.end as u32;
+                meta.first_page = first as u32;
+                for page in first..keys.end.div_ceil(batch.page) {
+                    let id = ids.pop().expect("pages were counted");
+                    let held = page * batch.page..((page + 1) * batch.page).min(keys.end);
+                    let seen = held.start.max(keys.start)..held.end;
+                    let fill = |from: &[f32]| self.fill_page(shape, from, seen.clone());
+                    let sequence = &host.sequences[span.sequence];
+                    pages.contents.push((id, fill(&sequence.k), fill(&sequence.v)));
+                    pages.table.push(id as u32);
+                }
+            }
+            pages.seqs.extend_from_slice(bytemuck::cast_slice(bytemuck::bytes_of(&meta)));
+        }
+        pages.table.push(u32::MAX);
+        pages
+    }
+
+    fn fill_page(&self, shape: PageShape, from: &[f32], positions: std::ops::Range<usize>) -> Vec<u8> {
+        let mut bytes = shape.blank();
+        for position in positions {
+            for group in 0..self.groups {
+                let head = &from[(position * self.groups + group) * self.size..][..self.size];
+                let at = shape.head(group, position % shape.tokens).start * self.kv.size();
+                let head = encode(self.kv, head);
+                bytes[at..at + head.len()].copy_from_slice(&head);
+            }
+        }
+        bytes
+    }
+
+    fn stage_caches<B: Backend>(
+        &self,
+        stage: &mut Stage<'_, B>,
+        shape: PageShape,
+        pages: &mut Pages,
+    ) -> Result<[Tensor<B>; 2]> {
+        if self.offset > 0 {
+            let (k, v, first) = far_caches(stage, shape, self.offset, pages.count)?;
+            let rows = |values: bool| {
+                let pick = |(id, k, v): &(usize, Vec<u8>, Vec<u8>)| (first + id, if values { v } else { k }.clone());
+                pages.contents.iter().map(pick).collect()
+            };
+            stage.sparse("k_cache", false, &k, rows(false));
+            stage.sparse("v_cache", false, &v, rows(true));
+            pages.table.iter_mut().filter(|id| **id != u32::MAX).for_each(|id| *id += first as u32);
+            return Ok([k, v]);
+        }
+        let mut images = [vec![shape.blank(); pages.count], vec![shape.blank(); pages.count]];
+        for (id, k, v) in &pages.contents {
+            images[0][*id].clone_from(k);
+            images[1][*id].clone_from(v);
+        }
+        let mut cache = |name, image: &[Vec<u8>]| {
+            let (dims, data) = (shape.dims(pages.count), image.concat());
+            stage.operand(Spec { name, role: Role::Input, dtype: self.kv, shape: &dims, data: &data })
+        };
+        Ok([cache("k_cache", &images[0])?, cache("v_cache", &images[1])?])
+    }
+
+    pub(crate) fn stage_batch<B: Backend>(
+        &self,
+        backend: &B,
+        host: &Host,
+        batch: &Batch,
+        padding: usize,
+        placement: Placement,
+    ) -> Result<Staged<B>> {
+        let mut stage = Stage::new(backend, placement);
+        let width = self.heads * self.size;
+        let mut rows = vec![0.75; batch.tokens * width];
+        for span in &batch.spans {
+            let from = &host.sequences[span.sequence].q[span.first * width..][..span.rows * width];
+            rows[span.row_start * width..][..from.len()].copy_from_slice(from);
+        }
+        let q = stage.input("q", self.activation, &[batch.tokens, width], &rows)?;
+        let mut pages = self.pages(host, batch);
+        let [k_cache, v_cache] = self.stage_caches(&mut stage, self.page_shape(batch), &mut pages)?;
+        let seqs = stage.indices("seqs", &[batch.spans.len() + padding, 8], &pages.seqs)?;
+        let table = stage.indices("table", &[pages.table.len()], &pages.table)?;
+        let out = stage.output("out", self.activation, &[batch.tokens, width])?;
+        let (scale, window) = (self.scale(), self.window);
+        let live = Live::Sequences;
+        let record = Box::new(move |enc: &mut Encoder<'_, B>| {
+            let (k_cache, v_cache, seqs, table) = (&k_cache, &v_cache, &seqs, &table);
+            enc.attention(Attention { out: &out, q: &q, k_cache, v_cache, seqs, table, scale, window, live });
+        });
+        stage.finish(live, batch.spans.len(), record)
+    }
+
+    /// One head of one query row: softmax-weighted values in f64, and the scale of their error.
+    fn head(&self, sequence: &Sequence, row: usize, position: usize, head: usize) -> Vec<Want> {
+        let d = self.size;
+        let q = &sequence.q[(row * self.heads + head) * d..][..d];
+        let group = head / (self.heads / self.groups);
+        let at = |key: usize| (key * self.groups + group) * d..(key * self.groups + group + 1) * d;
+        let keys = self.first_key(position)..position + 1;
+        let mut magnitude = 0.0f64;
+        let scores: Vec<f64> = keys
+            .clone()
+            .map(|key| {
+                let (score, absolute) = dot(q, &sequence.k[at(key)]);
+                magnitude = magnitude.max(absolute * self.scale() as f64);
+                score * self.scale() as f64
+            })
+            .collect();
+        let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let (mut total, mut value, mut scale) = (0.0, vec![0.0; d], vec![0.0; d]);
+        for (key, score) in keys.zip(scores) {
+            let p = (score - most).exp();
+            total += p;
+            for (i, &v) in sequence.v[at(key)].iter().enumerate() {
+                value[i] += p * v as f64;
+                scale[i] += p * v.abs() as f64;
+            }
+        }
+        // An error in a score multiplies its weight: twice in numerator and denominator, and again
+        // where the score less the maximum is rounded.
+        let spread = (1.0 + 4.0 * magnitude) / total;
+        value.iter().zip(scale).map(|(v, s)| Want::Near { value: v / total, scale: s * spread }).collect()
+    }
+}
+
+impl OpCase for AttentionCase {
+    const OP: &'static str = "attention";
+    type Host = Host;
+
+    fn types(&self) -> Types {
+        Types { kv: Some(self.kv), ..Types::of(self.activation) }
+    }
+    fn rows(&self) -> usize {
+        self.sequences.len()
+    }
+    fn padding(&self) -> usize {
+        self.padding
+    }
+    fn largest_buffer(&self) -> u64 {
+        self.offset
+    }
+
+    fn draw(&self, rng: &mut Rng) -> Host {
+        let sequences = self.sequences.iter().map(|length| Sequence {
+            q: self.spread.activations(rng, length.rows, self.heads * self.size, self.activation),
+            k: self.spread.activations(rng, length.context, self.groups * self.size, self.kv),
+            v: round_all(self.kv, rng.normals(length.context * self.groups * self.size, 1.0)),
+        });
+        let sequences = sequences.collect();
+        // Rows of the batch need not be in the order of the sequences, nor without gaps.
+        let mut order: Vec<usize> = (0..self.sequences.len()).collect();
+        rng.shuffle(&mut order);
+        let mut spans = vec![Span { sequence: 0, first: 0, rows: 0, row_start: 0 }; order.len()];
+        let mut tokens = 0;
+        for sequence in order {
+            tokens += if self.gaps { rng.below(3) } else { 0 };
+            let rows = self.sequences[sequence].rows;
+            spans[sequence] = Span { sequence, first: 0, rows, row_start: tokens };
+            tokens += rows;
+        }
+        tokens += if self.gaps { 2 } else { 0 };
+        let batch = Batch { spans, tokens, page: self.page, drop_pages: self.drop_pages, seed: rng.bits() };
+        Host { sequences, batch, heads: rng.bits() }
+    }
+
+    fn stage<B: Backend>(
+        &self,
+        backend: &B,
+        host: &Host,
+        selection: &Selection,
+        placement: Placement,
+    ) -> Result<Staged<B>> {
+        assert_eq!(selection.rows.len(), host.batch.spans.len(), "attention is staged as drawn");
+        self.stage_batch(backend, host, &host.batch, selection.padding, placement)
+    }
+
+    fn expect(&self, host: &Host, _selection: &Selection) -> Vec<Expected> {
+        let mut rng = Rng::new(host.heads);
+        let mut rows = Vec::new();
+        for span in &host.batch.spans {
+            for row in 0..span.rows {
+                let position = self.position(span, row);
+                let mut wants = vec![Want::Written; self.heads * self.size];
+                let heads: Vec<usize> = match self.sampled {
+                    0 => (0..self.heads).collect(),
+                    count => (0..count).map(|_| rng.below(self.heads)).collect(),
+                };
+                for head in heads {
+                    let values = self.head(&host.sequences[span.sequence], row, position, head);
+                    wants[head * self.size..][..self.size].copy_from_slice(&values);
+                }
+                rows.push((span.row_start + row, wants));
+            }
+        }
+        vec![Expected { rows }]
+    }
+
+    fn tolerance(&self) -> Tolerance {
+        let longest = self.sequences.iter().map(|s| s.context).max().unwrap_or(0);
+        let arithmetic = dot_error(longest.max(self.size));
+        let rounding = unit_roundoff(self.activation);
+        // With outliers one score in a thousand is in the thousands, and so is its error's factor.
+        let factor = if self.spread == Spread::Normal { 64.0 } else { 8192.0 };
+        Tolerance {
+            nmse: (arithmetic * factor).powi(2) + rounding.powi(2),
+            arithmetic,
+            rounding,
+            reason: "f32 scores, whose error the exponential multiplies, and f32 sums over the keys",
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! Key and value caches `[P, G, p, d]`.
+use crate::expect::{Expected, Want};
+use crate::number::poison;
+use crate::stage::Stage;
+use anyfleet_tensor::{Backend, DType, Result, Tensor};
+use std::collections::BTreeMap;
+
+/// Shape of one page.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PageShape {
+    pub groups: usize,
+    pub tokens: usize,
+    pub size: usize,
+    pub dtype: DType,
+}
+
+impl PageShape {
+    pub fn elements(&self) -> usize {
+        self.groups * self.tokens * self.size
+    }
+    pub fn bytes(&self) -> usize {
+        self.elements() * self.dtype.size()
+    }
+    /// Elements of one head's vector at `offset` in a page.
+    pub fn head(&self, group: usize, offset: usize) -> std::ops::Range<usize> {
+        let start = (group * self.tokens + offset) * self.size;
+        start..start + self.size
+    }
+    pub fn dims(&self, pages: usize) -> [usize; 4] {
+        [pages, self.groups, self.tokens, self.size]
+    }
+    /// A page nobody wrote.
+    pub fn blank(&self) -> Vec<u8> {
+        poison(self.dtype).iter().copied().cycle().take(self.bytes()).collect()
+    }
+}
+
+/// Two caches that share one buffer, whose pages in use lie past `offset` bytes. Only `pages` of
+/// them are ever touched, so memory that is committed lazily stays small. Returns both and the
+/// first page in use.
+pub(super) fn far_caches<B: Backend>(
+    stage: &Stage<'_, B>,
+    shape: PageShape,
+    offset: u64,
+    pages: usize,
+) -> Result<(Tensor<B>, Tensor<B>, usize)> {
+    let first = (offset as usize).div_ceil(shape.bytes());
+    let (total, shift) = (first + pages + 1, pages + 4);
+    let whole = Tensor::new(stage.backend(), shape.dtype, &shape.dims(total + shift))?;
+    Ok((whole.narrow(0, total), whole.narrow(shift, total), first))
+}
+
+/// What pages of a cache must hold: everything is kept but the heads that are set.
+pub(super) struct CacheWants {
+    shape: PageShape,
+    pages: BTreeMap<usize, Vec<Want>>,
+}
+
+impl CacheWants {
+    pub fn new(shape: PageShape) -> Self {
+        CacheWants { shape, pages: BTreeMap::new() }
+    }
+
+    pub fn set(&mut self, slot: usize, group: usize, wants: &[Want]) {
+        let (page, offset) = (slot / self.shape.tokens, slot % self.shape.tokens);
+        let blank = || vec![Want::Kept; self.shape.elements()];
+        self.pages.entry(page).or_insert_with(blank)[self.shape.head(group, offset)].copy_from_slice(wants);
+    }
+
+    pub fn finish(self) -> Expected {
+        Expected { rows: self.pages.into_iter().collect() }
+    }
+}

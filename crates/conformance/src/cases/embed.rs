@@ -1,0 +1,88 @@
+//! `out[t] = weight[ids[t]]`.
+use super::exact;
+use crate::case::{OpCase, Selection, Types, live_of};
+use crate::expect::{Expected, Tolerance};
+use crate::matrix::{Matrix, Spread};
+use crate::number::round_all;
+use crate::rng::Rng;
+use crate::stage::{Placement, Stage, Staged};
+use anyfleet_tensor::ops::Embed;
+use anyfleet_tensor::{Backend, DType, Live, Result, WeightFormat};
+
+/// Parameters of one case.
+#[derive(Clone, Debug)]
+pub struct EmbedCase {
+    /// Live rows.
+    pub rows: usize,
+    /// Rows past them.
+    pub padding: usize,
+    /// Rows of the matrix.
+    pub vocab: usize,
+    /// Columns of the matrix.
+    pub width: usize,
+    /// Type of the output.
+    pub activation: DType,
+    /// Type the matrix is kept in.
+    pub weight: WeightFormat,
+    /// Which count bounds the rows.
+    pub live: Live,
+}
+
+/// Inputs.
+pub struct Host {
+    ids: Vec<u32>,
+    weight: Matrix,
+}
+
+impl OpCase for EmbedCase {
+    const OP: &'static str = "embed";
+    type Host = Host;
+
+    fn types(&self) -> Types {
+        Types { weight: Some(self.weight), ..Types::of(self.activation) }
+    }
+    fn rows(&self) -> usize {
+        self.rows
+    }
+    fn padding(&self) -> usize {
+        self.padding
+    }
+
+    fn draw(&self, rng: &mut Rng) -> Host {
+        let weight = Matrix::draw(rng, self.vocab, self.width, self.weight, Spread::Normal);
+        let mut ids: Vec<u32> = (0..self.rows).map(|_| rng.below(self.vocab) as u32).collect();
+        // The first and the last row of the matrix are where packing goes wrong.
+        for (id, edge) in ids.iter_mut().zip([self.vocab - 1, 0]) {
+            *id = edge as u32;
+        }
+        Host { ids, weight }
+    }
+
+    fn stage<B: Backend>(
+        &self,
+        backend: &B,
+        host: &Host,
+        selection: &Selection,
+        placement: Placement,
+    ) -> Result<Staged<B>> {
+        let weight = host.weight.load(backend)?;
+        let mut stage = Stage::new(backend, placement);
+        let capacity = selection.capacity();
+        let ids = stage.indices("ids", &[capacity], &selection.gather(&host.ids, 1))?;
+        let out = stage.output("out", self.activation, &[capacity, self.width])?;
+        let live = live_of(self.live, selection.padding);
+        let record = Box::new(move |enc: &mut anyfleet_tensor::Encoder<'_, B>| {
+            enc.embed(Embed { out: &out, ids: &ids, weight: &weight, live });
+        });
+        stage.finish(live, selection.rows.len(), record)
+    }
+
+    fn expect(&self, host: &Host, selection: &Selection) -> Vec<Expected> {
+        let row = |&r: &usize| exact(round_all(self.activation, host.weight.row(host.ids[r] as usize)));
+        vec![Expected::dense(selection.rows.iter().map(row))]
+    }
+
+    fn tolerance(&self) -> Tolerance {
+        Tolerance::EXACT
+    }
+}

@@ -1,0 +1,271 @@
+//! Log-probabilities and the choice of a token.
+use crate::case::{OpCase, Piece, Selection, Types, live_of};
+use crate::expect::{Expected, Tolerance, Want};
+use crate::number::{UNIT_F32, encode_u32};
+use crate::operand::{Role, Spec};
+use crate::rng::Rng;
+use crate::stage::{Placement, Stage, Staged};
+use anyfleet_tensor::ops::Sample;
+use anyfleet_tensor::sampling::{adjusted, clean, draw, min_p_weight, random_bits, rank_key, top_p_mass, weight};
+use anyfleet_tensor::{Adjust, Backend, DType, Encoder, Live, Result, SampleMode, SampleParams, TOP_LOGPROBS};
+
+/// Shape of the drawn logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logits {
+    /// Normal, deviation 4: a model's.
+    Smooth,
+    /// Multiples of 1/4: many equal ones.
+    Ties,
+    /// Normal, with NaN, infinities below, zeros of both signs and a few in the tens of thousands.
+    Odd,
+}
+
+/// Parameters of one case.
+#[derive(Clone, Debug)]
+pub struct SampleCase {
+    /// Live rows.
+    pub rows: usize,
+    /// Rows past them.
+    pub padding: usize,
+    /// Vocabulary.
+    pub vocab: usize,
+    /// Shape of the logits.
+    pub logits: Logits,
+    /// All rows in this mode; `None` mixes them.
+    pub mode: Option<SampleMode>,
+    /// Which count bounds the rows.
+    pub live: Live,
+}
+
+/// Inputs.
+pub struct Host {
+    logits: Vec<f32>,
+    params: Vec<SampleParams>,
+    adjust: Vec<Adjust>,
+}
+
+/// What the op reports of one row.
+struct Chosen {
+    id: u32,
+    logprob: Want,
+    top: Vec<(u32, Want)>,
+}
+
+impl SampleCase {
+    fn draw_logits(&self, rng: &mut Rng) -> Vec<f32> {
+        let odd = [f32::NAN, f32::NEG_INFINITY, 0.0, -0.0, -3e4, 2e4];
+        (0..self.rows * self.vocab)
+            .map(|_| {
+                let value = 4.0 * rng.normal();
+                match self.logits {
+                    Logits::Smooth => value,
+                    Logits::Ties => (value * 4.0).round() / 4.0,
+                    Logits::Odd if rng.chance(0.05) => rng.pick(&odd),
+                    Logits::Odd => value,
+                }
+            })
+            .collect()
+    }
+
+    fn draw_params(&self, rng: &mut Rng, row: usize, adjust: &mut Vec<Adjust>) -> SampleParams {
+        let modes = [SampleMode::Random, SampleMode::Greedy, SampleMode::Random, SampleMode::Score];
+        let mode = self.mode.unwrap_or(modes[row % modes.len()]);
+        let (adjust_start, adjust_len) = self.draw_adjust(rng, row, adjust);
+        let bits = rng.bits();
+        SampleParams {
+            mode: mode as u32,
+            target: rng.below(self.vocab) as u32,
+            temperature: rng.pick(&[1.0, 0.7, 0.01, 2.0, 1.3]),
+            top_k: rng.pick(&[0, 0, 1, 5, 40, self.vocab as u32, u32::MAX]),
+            top_p: rng.pick(&[1.0, 1.0, 0.9, 0.5, 0.05, 0.0]),
+            min_p: rng.pick(&[0.0, 0.0, 0.05, 0.5, 1.0]),
+            seed_lo: bits as u32,
+            seed_hi: (bits >> 32) as u32,
+            choice: rng.below(4) as u32,
+            position: rng.below(40_000) as u32,
+            adjust_start,
+            adjust_len,
+            repetition_penalty: rng.pick(&[1.0, 1.3, 0.8]),
+            frequency_penalty: rng.pick(&[0.0, 0.4, -0.6]),
+            presence_penalty: rng.pick(&[0.0, 1.5, -0.3]),
+            reserved: 0,
+        }
+    }
+
+    /// Appends the entries of one row, and some that belong to none.
+    fn draw_adjust(&self, rng: &mut Rng, row: usize, adjust: &mut Vec<Adjust>) -> (u32, u32) {
+        let foreign = Adjust { token: 0, output_count: 3, flags: Adjust::BANNED, bias: 100.0 };
+        adjust.extend((0..rng.below(3)).map(|_| foreign));
+        let start = adjust.len();
+        let ban_all = row % 7 == 5 && self.vocab <= 1000;
+        let chance = rng.pick(&[0.0, 0.02, 0.3]);
+        for token in 0..self.vocab as u32 {
+            if !ban_all && !rng.chance(chance) {
+                continue;
+            }
+            let banned = if ban_all || rng.chance(0.1) { Adjust::BANNED } else { 0 };
+            let prompt = if rng.chance(0.5) { Adjust::IN_PROMPT } else { 0 };
+            let bias = rng.pick(&[0.0, 0.0, 2.5, -1.25, 100.0, -100.0]);
+            adjust.push(Adjust { token, output_count: rng.below(4) as u32, flags: banned | prompt, bias });
+        }
+        if rng.chance(0.3) {
+            adjust.push(Adjust { token: self.vocab as u32 + 3, bias: 100.0, ..Adjust::default() });
+        }
+        (start as u32, (adjust.len() - start) as u32)
+    }
+
+    /// The definition in [`anyfleet_tensor::sampling`], by sorting.
+    fn reference(&self, host: &Host, row: usize) -> Chosen {
+        let params = &host.params[row];
+        let raw: Vec<f32> = host.logits[row * self.vocab..][..self.vocab].iter().map(|&l| clean(l)).collect();
+        let most = raw.iter().copied().fold(f32::NEG_INFINITY, f32::max) as f64;
+        let log_sum = raw.iter().map(|&l| (l as f64 - most).exp()).sum::<f64>().ln();
+        let logprob = |id: usize| match raw[id] {
+            f32::NEG_INFINITY => Want::Exact(f64::NEG_INFINITY),
+            l => {
+                let below = l as f64 - most;
+                Want::Near { value: below - log_sum, scale: 1.0 + below.abs() + log_sum }
+            }
+        };
+        let mut order: Vec<u32> = (0..self.vocab as u32).collect();
+        order.sort_unstable_by_key(|&id| std::cmp::Reverse(rank_key(raw[id as usize], id)));
+        let mut top: Vec<(u32, Want)> = order.iter().take(TOP_LOGPROBS).map(|&id| (id, logprob(id as usize))).collect();
+        top.resize(TOP_LOGPROBS, (u32::MAX, Want::Exact(f64::NEG_INFINITY)));
+        let id = match params.mode {
+            mode if mode == SampleMode::Score as u32 => params.target,
+            mode => self.choose(host, params, &raw, mode == SampleMode::Greedy as u32),
+        };
+        Chosen { id, logprob: logprob(id as usize), top }
+    }
+
+    fn choose(&self, host: &Host, params: &SampleParams, raw: &[f32], greedy: bool) -> u32 {
+        let mut logits = raw.to_vec();
+        for entry in &host.adjust[params.adjust_start as usize..][..params.adjust_len as usize] {
+            if let Some(logit) = logits.get_mut(entry.token as usize) {
+                *logit = adjusted(*logit, entry, params);
+            }
+        }
+        let banned = logits.iter().all(|&l| l == f32::NEG_INFINITY);
+        let ranked_by = if banned { raw } else { &logits };
+        let mut order: Vec<u32> = (0..self.vocab as u32).collect();
+        order.sort_unstable_by_key(|&id| std::cmp::Reverse(rank_key(ranked_by[id as usize], id)));
+        if greedy || banned {
+            return order[0];
+        }
+        let (most, inverse) = (logits[order[0] as usize], 1.0 / params.temperature);
+        let weigh = |id: &u32| weight(logits[*id as usize], most, inverse);
+        if params.top_k > 0 {
+            order.truncate(params.top_k as usize);
+        }
+        let mass = top_p_mass(order.iter().map(weigh).sum(), params.top_p);
+        let mut sum = 0;
+        let kept = order.iter().position(|id| {
+            sum += weigh(id);
+            sum >= mass
+        });
+        order.truncate(kept.map_or(order.len(), |last| last + 1));
+        order.retain(|id| weigh(id) >= min_p_weight(params.min_p));
+        order.sort_unstable();
+        let number = draw(random_bits(params), order.iter().map(weigh).sum());
+        let mut sum = 0;
+        let chosen = order.iter().find(|id| {
+            sum += weigh(id);
+            sum > number
+        });
+        *chosen.expect("a number below the sum of weights is reached")
+    }
+}
+
+impl OpCase for SampleCase {
+    const OP: &'static str = "sample";
+    type Host = Host;
+
+    fn types(&self) -> Types {
+        Types::LOGITS
+    }
+    fn rows(&self) -> usize {
+        self.rows
+    }
+    fn padding(&self) -> usize {
+        self.padding
+    }
+
+    fn draw(&self, rng: &mut Rng) -> Host {
+        let mut logits = self.draw_logits(rng);
+        // A row needs one finite logit for its log-probabilities to mean anything.
+        logits.iter_mut().step_by(self.vocab).for_each(|l| *l = 0.5);
+        let mut adjust = Vec::new();
+        let params = (0..self.rows).map(|row| self.draw_params(rng, row, &mut adjust)).collect();
+        Host { logits, params, adjust }
+    }
+
+    fn stage<B: Backend>(
+        &self,
+        backend: &B,
+        host: &Host,
+        selection: &Selection,
+        placement: Placement,
+    ) -> Result<Staged<B>> {
+        let mut stage = Stage::new(backend, placement);
+        let rows = selection.capacity();
+        let logits = selection.gather(&host.logits, self.vocab);
+        let logits = stage.input("logits", DType::F32, &[rows, self.vocab], &logits)?;
+        let params = selection.gather(&host.params, 1);
+        let spec = Spec {
+            name: "params",
+            role: Role::Input,
+            dtype: DType::U32,
+            shape: &[rows, 16],
+            data: bytemuck::cast_slice(&params),
+        };
+        let params = stage.operand(spec)?;
+        let entries: &[u32] = bytemuck::cast_slice(&host.adjust);
+        let shape = [host.adjust.len() + 1, 4];
+        let data = encode_u32(entries);
+        let adjust =
+            stage.operand(Spec { name: "adjust", role: Role::Input, dtype: DType::U32, shape: &shape, data: &data })?;
+        let ids = stage.output("ids", DType::U32, &[rows])?;
+        let logprobs = stage.output("logprobs", DType::F32, &[rows])?;
+        let top_ids = stage.output("top_ids", DType::U32, &[rows, TOP_LOGPROBS])?;
+        let top_logprobs = stage.output("top_logprobs", DType::F32, &[rows, TOP_LOGPROBS])?;
+        let live = live_of(self.live, selection.padding);
+        let record = Box::new(move |enc: &mut Encoder<'_, B>| {
+            enc.sample(Sample {
+                ids: &ids,
+                logprobs: &logprobs,
+                top_ids: &top_ids,
+                top_logprobs: &top_logprobs,
+                logits: &logits,
+                params: &params,
+                adjust: &adjust,
+                live,
+            });
+        });
+        stage.finish(live, selection.rows.len(), record)
+    }
+
+    fn expect(&self, host: &Host, selection: &Selection) -> Vec<Expected> {
+        let chosen: Vec<Chosen> = selection.rows.iter().map(|&row| self.reference(host, row)).collect();
+        let id = |id: u32| Want::Exact(id as f64);
+        vec![
+            Expected::dense(chosen.iter().map(|c| vec![id(c.id)])),
+            Expected::dense(chosen.iter().map(|c| vec![c.logprob])),
+            Expected::dense(chosen.iter().map(|c| c.top.iter().map(|t| id(t.0)).collect())),
+            Expected::dense(chosen.iter().map(|c| c.top.iter().map(|t| t.1).collect())),
+        ]
+    }
+
+    fn pieces(&self, _host: &Host, _row: usize, position: usize) -> Vec<Piece> {
+        (0..4).map(|output| Piece::row(output, position)).collect()
+    }
+
+    fn tolerance(&self) -> Tolerance {
+        let arithmetic = UNIT_F32 * (8.0 + 0.25 * (self.vocab as f64).sqrt());
+        Tolerance {
+            nmse: arithmetic.powi(2),
+            arithmetic,
+            rounding: UNIT_F32,
+            reason: "ids follow from an exact definition; log-probabilities from an f32 sum over the vocabulary",
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Weight matrices as they would lie in a checkpoint.
+use crate::number::{decode, encode, round};
+use crate::rng::Rng;
+use anyfleet_tensor::{Backend, DType, HostPart, HostWeight, Result, WeightFormat};
+
+/// Magnitudes of drawn values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spread {
+    /// Normal, deviation 1.
+    Normal,
+    /// Normal, with one channel in a thousand (at least one) 50 to 100 times as large, as in the
+    /// residual stream of large models.
+    Outliers,
+    /// Activations around 1e5 and weights around 1e-6: overflow of f16 and its subnormals.
+    Extreme,
+}
+
+impl Spread {
+    /// `[rows, cols]` activations. f16 cannot hold 1e5; it gets its own upper end.
+    pub fn activations(self, rng: &mut Rng, rows: usize, cols: usize, dtype: DType) -> Vec<f32> {
+        let scale = match (self, dtype) {
+            (Spread::Extreme, DType::F16) => 100.0,
+            (Spread::Extreme, _) => 1e5,
+            _ => 1.0,
+        };
+        let mut channels = vec![scale; cols];
+        if self == Spread::Outliers && cols > 0 {
+            for _ in 0..cols.div_ceil(1000) {
+                channels[rng.below(cols)] = 50.0 + 50.0 * rng.unit() as f32;
+            }
+        }
+        (0..rows).flat_map(|_| 0..cols).map(|c| round(dtype, rng.normal() * channels[c])).collect()
+    }
+
+    /// Deviation of weights.
+    fn weight_scale(self, cols: usize) -> f32 {
+        if self == Spread::Extreme { 1e-6 } else { 1.0 / (cols as f32).sqrt() }
+    }
+}
+
+struct Part {
+    dtype: DType,
+    rows: usize,
+    /// One byte too many in front: a memory map promises no alignment.
+    bytes: Vec<u8>,
+}
+
+/// A weight matrix in parts of possibly different types, and the type it shall be kept in.
+pub struct Matrix {
+    cols: usize,
+    parts: Vec<Part>,
+    store: WeightFormat,
+}
+
+impl Matrix {
+    /// Draws a `rows` x `cols` matrix. Small ones are split into up to three parts of any float
+    /// type; large ones come in one part of the stored type.
+    pub fn draw(rng: &mut Rng, rows: usize, cols: usize, store: WeightFormat, spread: Spread) -> Self {
+        const LARGE: usize = 1 << 22;
+        let scale = spread.weight_scale(cols);
+        let mut left = rows;
+        let mut parts = Vec::new();
+        while left > 0 {
+            let small = rows * cols < LARGE;
+            let take = if small && parts.len() < 2 { rng.range(1, left) } else { left };
+            let WeightFormat::Float(kept) = store else { unreachable!("only float weights are drawn so far") };
+            let dtype = if small { rng.pick(&[DType::F32, DType::BF16, DType::F16, kept]) } else { kept };
+            let mut bytes = vec![0; 1 + take * cols * dtype.size()];
+            for row in bytes[1..].chunks_exact_mut(cols * dtype.size()) {
+                row.copy_from_slice(&encode(dtype, &rng.normals(cols, scale)));
+            }
+            parts.push(Part { dtype, rows: take, bytes });
+            left -= take;
+        }
+        Matrix { cols, parts, store }
+    }
+
+    /// `out_features`.
+    pub fn rows(&self) -> usize {
+        self.parts.iter().map(|p| p.rows).sum()
+    }
+
+    /// `in_features`.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// One output row as the device keeps it: rounded to the stored type.
+    pub fn row(&self, mut row: usize) -> Vec<f32> {
+        let WeightFormat::Float(kept) = self.store else { unreachable!("only float weights are drawn so far") };
+        for part in &self.parts {
+            if row < part.rows {
+                let bytes = &part.bytes[1 + row * self.cols * part.dtype.size()..];
+                return (0..self.cols).map(|c| round(kept, decode(part.dtype, bytes, c) as f32)).collect();
+            }
+            row -= part.rows;
+        }
+        panic!("row past the end of a drawn matrix");
+    }
+
+    /// Packs it on a device.
+    ///
+    /// # Errors
+    /// The backend's.
+    pub fn load<B: Backend>(&self, backend: &B) -> Result<B::Weight> {
+        let parts = self.parts.iter().map(|p| HostPart { dtype: p.dtype, rows: p.rows, bytes: &p.bytes[1..] });
+        backend.load(HostWeight {
+            name: "conformance.weight".into(),
+            cols: self.cols,
+            parts: parts.collect(),
+            store: self.store,
+        })
+    }
+}

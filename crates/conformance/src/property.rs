@@ -1,0 +1,190 @@
+//! Properties that hold bit for bit: a row's result depends on that row alone.
+use crate::case::{Case, OpCase, Selection, Types, device, execute};
+use crate::cases::attention::{AttentionCase, Batch, Host as AttentionHost, Span};
+use crate::expect::Errors;
+use crate::operand::Snapshot;
+use crate::rng::Rng;
+use crate::stage::{Placement, Staged};
+use anyfleet_tensor::Backend;
+
+/// The rows of a case give the same bits alone, in other batches, in another order and at other
+/// places in memory.
+#[derive(Debug)]
+pub struct RowIndependence<C>(pub C);
+
+/// Bytes of one row's results.
+fn row_bits<B: Backend, C: OpCase>(
+    case: &C,
+    host: &C::Host,
+    staged: &Staged<B>,
+    after: &[Snapshot],
+    row: usize,
+    position: usize,
+) -> Vec<u8> {
+    let outputs: Vec<_> = staged.outputs(after).collect();
+    let mut bits = Vec::new();
+    for piece in case.pieces(host, row, position) {
+        let (operand, snapshot) = outputs[piece.output];
+        let bytes = operand.row(snapshot, piece.row).expect("a piece names a row of its output");
+        let size = operand.view().dtype().size();
+        bits.extend_from_slice(piece.elements.map_or(bytes, |e| &bytes[e.start * size..e.end * size]));
+    }
+    bits
+}
+
+impl<C: OpCase> RowIndependence<C> {
+    /// Runs a selection and returns each of its rows' bits.
+    fn bits<B: Backend>(
+        &self,
+        backend: &B,
+        host: &C::Host,
+        selection: &Selection,
+        seed: u64,
+    ) -> Result<Vec<Vec<u8>>, String> {
+        let staged = self.0.stage(backend, host, selection, Placement::Scattered(seed)).map_err(device)?;
+        let after = execute(backend, &staged, selection.rows.len(), None)?;
+        let rows = selection.rows.iter().enumerate();
+        Ok(rows.map(|(position, &row)| row_bits(&self.0, host, &staged, &after, row, position)).collect())
+    }
+}
+
+impl<B: Backend, C: OpCase> Case<B> for RowIndependence<C> {
+    fn op(&self) -> &'static str {
+        C::OP
+    }
+    fn types(&self) -> Types {
+        self.0.types()
+    }
+    fn label(&self) -> String {
+        format!("{self:?}")
+    }
+    fn largest_buffer(&self) -> u64 {
+        self.0.largest_buffer()
+    }
+
+    fn check(&self, backend: &B, rng: &mut Rng, errors: &mut Errors) -> Result<(), String> {
+        let host = self.0.draw(rng);
+        let rows = self.0.rows();
+        let together = self.bits(backend, &host, &Selection::all(rows, self.0.padding()), rng.bits())?;
+        let mut order: Vec<usize> = (0..rows).collect();
+        rng.shuffle(&mut order);
+        // Some rows alone, then all of them in another order in batches of growing size.
+        let mut batches: Vec<Vec<usize>> = order.iter().take(4).map(|&r| vec![r]).collect();
+        let mut left = &order[..];
+        for size in [2, 3, 5, 7, 16, 33, usize::MAX] {
+            let (batch, rest) = left.split_at(size.min(left.len()));
+            batches.push(batch.to_vec());
+            left = rest;
+        }
+        for rows in batches.into_iter().filter(|b| !b.is_empty()) {
+            let selection = Selection { padding: 0, rows };
+            let apart = self.bits(backend, &host, &selection, rng.bits())?;
+            for (&row, bits) in selection.rows.iter().zip(&apart) {
+                errors.compared += 1;
+                if *bits != together[row] {
+                    return Err(format!(
+                        "row {row} in a batch of {} gave other bits than in a batch of {}",
+                        selection.rows.len(),
+                        together.len()
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Queries give the same bits as one prefill, in chunks, one by one, beside other sequences, with
+/// other page sizes and once a window's dead pages are gone.
+#[derive(Debug)]
+pub struct ChunkIndependence(pub AttentionCase);
+
+impl ChunkIndependence {
+    /// Runs a batch and stores its rows' bits by sequence and query row.
+    fn bits<B: Backend>(
+        &self,
+        backend: &B,
+        host: &AttentionHost,
+        batch: &Batch,
+        seed: u64,
+        found: &mut [Vec<Vec<u8>>],
+    ) -> Result<(), String> {
+        let staged = self.0.stage_batch(backend, host, batch, 0, Placement::Scattered(seed)).map_err(device)?;
+        let after = execute(backend, &staged, batch.spans.len(), None)?;
+        let (out, snapshot) = staged.outputs(&after).next().expect("attention has an output");
+        for span in &batch.spans {
+            for row in 0..span.rows {
+                let bits = out.row(snapshot, span.row_start + row).expect("a span's row is in the batch");
+                found[span.sequence][span.first + row] = bits.to_vec();
+            }
+        }
+        Ok(())
+    }
+
+    /// Cuts every sequence into chunks of at most `most` rows and deals them out to batches in
+    /// order, so that a batch has at most one chunk of each sequence.
+    fn batches(&self, most: usize, page: usize, drop_pages: bool, rng: &mut Rng) -> Vec<Batch> {
+        let mut next = vec![0; self.0.sequences.len()];
+        let mut batches = Vec::new();
+        while next.iter().zip(&self.0.sequences).any(|(&n, s)| n < s.rows) {
+            let mut batch = Batch { spans: Vec::new(), tokens: rng.below(2), page, drop_pages, seed: rng.bits() };
+            for (sequence, (first, length)) in next.iter_mut().zip(&self.0.sequences).enumerate() {
+                let left = length.rows - *first;
+                // Leaving a sequence out now and then mixes decodes with prefills.
+                if left == 0 || rng.chance(0.2) {
+                    continue;
+                }
+                let rows = rng.range(1, most.min(left));
+                batch.spans.push(Span { sequence, first: *first, rows, row_start: batch.tokens });
+                batch.tokens += rows;
+                *first += rows;
+            }
+            if !batch.spans.is_empty() {
+                batches.push(batch);
+            }
+        }
+        batches
+    }
+}
+
+impl<B: Backend> Case<B> for ChunkIndependence {
+    fn op(&self) -> &'static str {
+        AttentionCase::OP
+    }
+    fn types(&self) -> Types {
+        OpCase::types(&self.0)
+    }
+    fn label(&self) -> String {
+        format!("{self:?}")
+    }
+    fn largest_buffer(&self) -> u64 {
+        OpCase::largest_buffer(&self.0)
+    }
+
+    fn check(&self, backend: &B, rng: &mut Rng, errors: &mut Errors) -> Result<(), String> {
+        let host = self.0.draw(rng);
+        let empty: Vec<Vec<Vec<u8>>> = self.0.sequences.iter().map(|s| vec![Vec::new(); s.rows]).collect();
+        let mut whole = empty.clone();
+        self.bits(backend, &host, &host.batch, rng.bits(), &mut whole)?;
+        for (most, page) in [(1, 16), (7, 64), (64, 3), (3, 1), (1000, 5)] {
+            let mut cut = empty.clone();
+            let drop_pages = rng.chance(0.5);
+            for batch in self.batches(most, page, drop_pages, rng) {
+                self.bits(backend, &host, &batch, rng.bits(), &mut cut)?;
+            }
+            for (sequence, (whole, cut)) in whole.iter().zip(&cut).enumerate() {
+                for (row, (whole, cut)) in whole.iter().zip(cut).enumerate() {
+                    errors.compared += 1;
+                    if whole != cut {
+                        return Err(format!(
+                            "query {row} of sequence {sequence} gave other bits in chunks of at most {most} rows \
+                             with pages of {page} (drop_pages {drop_pages}) than in one prefill with pages of {}",
+                            self.0.page
+                        ));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

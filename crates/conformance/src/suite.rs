@@ -1,0 +1,309 @@
+//! The cases of each tier.
+use crate::case::{Case, OpCase};
+use crate::cases::act_mul::ActMulCase;
+use crate::cases::attention::{AttentionCase, Length};
+use crate::cases::embed::EmbedCase;
+use crate::cases::gather::GatherCase;
+use crate::cases::linear::{LinearCase, Residual};
+use crate::cases::linear_act_mul::LinearActMulCase;
+use crate::cases::norm::NormCase;
+use crate::cases::rope_kv::RopeKvCase;
+use crate::cases::sample::{Logits, SampleCase};
+use crate::large;
+use crate::matrix::Spread;
+use crate::property::{ChunkIndependence, RowIndependence};
+use crate::report::Report;
+use crate::rng::Rng;
+use anyfleet_tensor::ops::Activation;
+use anyfleet_tensor::{Backend, Caps, DType, Live, SampleMode, WeightFormat};
+
+/// How much to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    /// Odd and small shapes, every check, all properties: seconds.
+    Small,
+    /// Shapes of 8B models, 152k vocabularies, 32k contexts and buffers past 4 GiB, with sampled
+    /// references: minutes, and up to 12 GiB of memory.
+    Large,
+}
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Which cases.
+    pub tier: Tier,
+    /// Inputs and random shapes follow from it; see [`seed_from_env`](crate::rng::seed_from_env).
+    pub seed: u64,
+    /// Only this op.
+    pub op: Option<String>,
+    /// Only cases whose label contains this.
+    pub case: Option<String>,
+}
+
+impl Options {
+    /// Everything in a tier.
+    pub fn new(tier: Tier, seed: u64) -> Self {
+        Options { tier, seed, op: None, case: None }
+    }
+}
+
+/// Cases as a suite holds them.
+pub(crate) type Cases<B> = Vec<Box<dyn Case<B>>>;
+
+/// Runs a backend through a tier.
+pub fn suite<B: Backend>(backend: &B, options: &Options) -> Report {
+    suite_with(backend, options, |_| {})
+}
+
+/// Like [`suite`], calling `done` after each case.
+pub fn suite_with<B: Backend>(backend: &B, options: &Options, mut done: impl FnMut(&crate::case::Outcome)) -> Report {
+    let mut rng = Rng::for_case(options.seed, "shapes");
+    let cases: Cases<B> = match options.tier {
+        Tier::Small => small(backend.caps(), &mut rng),
+        Tier::Large => large::cases(backend.caps()),
+    };
+    let mut report = Report::new(backend.caps(), options.seed);
+    for case in cases {
+        let other_op = options.op.as_ref().is_some_and(|op| op != case.op());
+        let other_case = options.case.as_ref().is_some_and(|part| !case.label().contains(part));
+        if other_op || other_case {
+            continue;
+        }
+        let outcome = case.run(backend, options.seed);
+        done(&outcome);
+        report.outcomes.push(outcome);
+    }
+    report
+}
+
+/// Sizes at which tiles, vectors and their remainders meet.
+const ODD: [usize; 16] = [1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 64, 80, 100, 128, 257, 515];
+
+fn small<B: Backend>(caps: &Caps, rng: &mut Rng) -> Cases<B> {
+    let mut cases: Cases<B> = Vec::new();
+    for &activation in &caps.activations {
+        norm(&mut cases, rng, activation);
+        act_mul(&mut cases, rng, activation);
+        gather(&mut cases, rng, activation);
+        for &weight in &caps.weights {
+            embed(&mut cases, rng, activation, weight);
+            linear(&mut cases, rng, activation, weight);
+            linear_act_mul(&mut cases, rng, activation, weight);
+        }
+        for &kv in &caps.kv {
+            rope_kv(&mut cases, rng, activation, kv);
+            attention(&mut cases, rng, activation, kv);
+        }
+    }
+    sample(&mut cases, rng);
+    cases
+}
+
+/// A live count where there is padding, either way where there is none.
+fn live_for(rng: &mut Rng, padding: usize, bound: Live) -> Live {
+    if padding == 0 && rng.chance(0.5) { Live::All } else { bound }
+}
+
+fn spread(rng: &mut Rng) -> Spread {
+    rng.pick(&[Spread::Normal, Spread::Outliers, Spread::Extreme])
+}
+
+/// Adds a case and, unless it is trivial, the property that its rows do not depend on each other.
+fn with_rows<B: Backend, C: OpCase + Clone + 'static>(cases: &mut Cases<B>, case: C) {
+    if case.rows() > 1 {
+        cases.push(Box::new(RowIndependence(case.clone())));
+    }
+    cases.push(Box::new(case));
+}
+
+fn embed<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType, weight: WeightFormat) {
+    for (rows, padding, vocab, width) in [(1, 0, 17, 1), (3, 2, 80, 100), (17, 0, 515, 64), (0, 4, 3, 8), (0, 0, 3, 8)]
+    {
+        let live = live_for(rng, padding, Live::Tokens);
+        with_rows(cases, EmbedCase { rows, padding, vocab, width, activation, weight, live });
+    }
+    for _ in 0..3 {
+        let (rows, padding) = (rng.range(1, 40), rng.below(5));
+        let (vocab, width, live) = (rng.pick(&ODD), rng.pick(&ODD), Live::Tokens);
+        with_rows(cases, EmbedCase { rows, padding, vocab, width, activation, weight, live });
+    }
+}
+
+fn norm<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType) {
+    let widths = ODD.into_iter().chain([1000, 1024, 3584, 4096]);
+    for (i, width) in widths.enumerate() {
+        let (rows, padding) = ([1, 3, 0, 33, 2][i % 5], [0, 2, 0, 5][i % 4]);
+        let live = live_for(rng, padding, Live::Tokens);
+        let (in_place, spread, eps) = (rng.chance(0.5), spread(rng), rng.pick(&[1e-5, 1e-6]));
+        with_rows(cases, NormCase { rows, padding, width, activation, in_place, spread, eps, live });
+    }
+}
+
+fn act_mul<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType) {
+    for (i, width) in ODD.into_iter().enumerate() {
+        for function in [Activation::Silu, Activation::GeluTanh] {
+            let (rows, padding) = ([1, 3, 0, 17][i % 4], [0, 2, 1][i % 3]);
+            let (spread, live) = (spread(rng), live_for(rng, padding, Live::Tokens));
+            with_rows(cases, ActMulCase { rows, padding, width, activation, function, spread, live });
+        }
+    }
+}
+
+fn gather<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType) {
+    for (rows, padding, tokens, width) in [(1, 0, 1, 1), (3, 2, 17, 80), (64, 0, 5, 515), (0, 3, 4, 16), (0, 0, 1, 3)] {
+        let live = live_for(rng, padding, Live::LogitRows);
+        with_rows(cases, GatherCase { rows, padding, tokens, width, activation, live });
+    }
+}
+
+fn linear<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType, weight: WeightFormat) {
+    let mut shapes = vec![
+        (1, 0, 1, 1),
+        (1, 3, 17, 3),
+        (3, 0, 16, 16),
+        (17, 2, 80, 100),
+        (0, 3, 33, 64),
+        (0, 0, 16, 8),
+        (64, 0, 64, 515),
+        (5, 0, 515, 80),
+        (33, 7, 100, 257),
+        (2, 0, 1000, 64),
+        (1, 0, 257, 2049),
+        (65, 1, 31, 128),
+    ];
+    shapes.extend((0..6).map(|_| (rng.range(1, 40), rng.below(4), rng.pick(&ODD), rng.pick(&ODD))));
+    for (rows, padding, n, k) in shapes {
+        let case = LinearCase {
+            padding,
+            f32_out: rng.chance(0.3),
+            bias: rng.chance(0.5),
+            residual: rng.pick(&[Residual::None, Residual::Other, Residual::InPlace]),
+            spread: spread(rng),
+            live: live_for(rng, padding, live_by_width(n)),
+            ..LinearCase::plain(rows, n, k, activation, weight)
+        };
+        // In place, the output has the residual's type.
+        let f32_out = case.f32_out && case.residual != Residual::InPlace;
+        with_rows(cases, LinearCase { f32_out, ..case });
+    }
+}
+
+/// The head's rows are bounded by the logit rows, a layer's by the tokens.
+fn live_by_width(n: usize) -> Live {
+    if n > 500 { Live::LogitRows } else { Live::Tokens }
+}
+
+fn linear_act_mul<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType, weight: WeightFormat) {
+    let mut shapes =
+        vec![(1, 0, 1, 1), (3, 2, 17, 80), (17, 0, 100, 33), (0, 2, 16, 16), (33, 0, 128, 64), (1, 0, 515, 257)];
+    shapes.extend((0..3).map(|_| (rng.range(1, 30), rng.below(4), rng.pick(&ODD), rng.pick(&ODD))));
+    for (rows, padding, width, k) in shapes {
+        let case = LinearActMulCase {
+            rows,
+            padding,
+            width,
+            k,
+            activation,
+            weight,
+            bias: rng.chance(0.5),
+            function: rng.pick(&[Activation::Silu, Activation::GeluTanh]),
+            spread: spread(rng),
+            live: live_for(rng, padding, Live::Tokens),
+            sampled: 0,
+        };
+        with_rows(cases, case);
+    }
+}
+
+/// Heads, key/value heads and head size: ratios 1, 3, 4 and 8 over the sizes in use and odd ones.
+const HEADS: [(usize, usize, usize); 9] =
+    [(1, 1, 8), (6, 2, 8), (4, 1, 64), (9, 3, 64), (8, 1, 80), (4, 4, 80), (8, 2, 128), (3, 1, 128), (4, 1, 256)];
+const PAGES: [usize; 4] = [1, 3, 16, 64];
+
+fn rope_kv<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType, kv: DType) {
+    for (i, (heads, groups, size)) in HEADS.into_iter().cycle().take(14).enumerate() {
+        let padding = [0, 3, 0, 1][i % 4];
+        // Values of 1e5 do not fit f16, and what a store makes of them is not specified.
+        let spreads =
+            if kv == DType::F16 { [Spread::Normal, Spread::Outliers] } else { [Spread::Outliers, Spread::Extreme] };
+        let case = RopeKvCase {
+            rows: [1, 5, 33, 0, 17][i % 5],
+            padding,
+            heads,
+            groups,
+            size,
+            rotary: [size, size / 2, size, 0, size / 4 * 2][i % 5],
+            interleaved: i % 3 == 1,
+            qk_norm: i % 2 == 1,
+            page: PAGES[i % 4],
+            activation,
+            kv,
+            spread: rng.pick(&spreads),
+            live: live_for(rng, padding, Live::Tokens),
+            offset: 0,
+        };
+        with_rows(cases, case);
+    }
+}
+
+fn lengths(rng: &mut Rng, count: usize, most: usize) -> Vec<Length> {
+    let draw = |_| {
+        let context = rng.range(1, most);
+        let rows = match rng.below(4) {
+            0 => context.min(20),
+            1 => rng.range(1, context.min(20)),
+            _ => 1,
+        };
+        Length { rows, context }
+    };
+    (0..count).map(draw).collect()
+}
+
+fn attention<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType, kv: DType) {
+    let fixed = [
+        vec![],
+        vec![Length { rows: 1, context: 1 }],
+        vec![Length { rows: 1, context: 515 }],
+        vec![Length { rows: 80, context: 80 }],
+        vec![Length { rows: 17, context: 100 }, Length { rows: 0, context: 0 }, Length { rows: 1, context: 64 }],
+        vec![Length { rows: 3, context: 300 }, Length { rows: 1, context: 257 }, Length { rows: 40, context: 40 }],
+    ];
+    for i in 0..18 {
+        let (heads, groups, size) = HEADS[i % HEADS.len()];
+        let sequences = fixed.get(i).cloned().unwrap_or_else(|| lengths(rng, 1 + i % 5, 200));
+        let window = [None, None, Some(1), Some(7), None, Some(64), Some(100)][i % 7];
+        let case = AttentionCase {
+            padding: [0, 2][i % 2],
+            sequences,
+            heads,
+            groups,
+            size,
+            page: PAGES[(i + i / 4) % 4],
+            window,
+            drop_pages: window.is_some() && rng.chance(0.7),
+            gaps: rng.chance(0.5),
+            activation,
+            kv,
+            spread: rng.pick(&[Spread::Normal, Spread::Normal, Spread::Outliers]),
+            sampled: 0,
+            offset: 0,
+        };
+        if (3..12).contains(&i) {
+            cases.push(Box::new(ChunkIndependence(case.clone())));
+        }
+        cases.push(Box::new(case));
+    }
+}
+
+fn sample<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng) {
+    for (i, vocab) in [1, 3, 17, 19, 20, 21, 80, 515, 1000, 4099].into_iter().enumerate() {
+        for logits in [Logits::Smooth, Logits::Ties, Logits::Odd] {
+            let (rows, padding) = ([33, 1, 16][i % 3], [0, 3][i % 2]);
+            let live = live_for(rng, padding, Live::LogitRows);
+            with_rows(cases, SampleCase { rows, padding, vocab, logits, mode: None, live });
+        }
+    }
+    let mode = Some(SampleMode::Random);
+    let random = SampleCase { rows: 200, padding: 0, vocab: 100, logits: Logits::Smooth, mode, live: Live::All };
+    cases.push(Box::new(random));
+}

@@ -1,0 +1,332 @@
+//! A backend that does what the ops' documentation says in the plainest way, and can be told to do
+//! one thing wrong.
+mod ops;
+
+use anyfleet_tensor::ops::*;
+use anyfleet_tensor::{
+    Backend, Caps, DType, DeviceMemory, Encoder, Error, HostWeight, Live, Readback, Recorder, Result, StepHeader,
+    Tensor, WeightFormat,
+};
+use half::{bf16, f16};
+use std::sync::{Arc, Mutex};
+
+/// One way to be wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutation {
+    None,
+    EmbedNextRow,
+    NormForgetsEps,
+    NormWritesPastTheEnd,
+    NormWritesItsInput,
+    NormComputesPadding,
+    NormUsesBatchStatistics,
+    LinearDropsLastK,
+    LinearIgnoresStride,
+    LinearRoundsToBf16,
+    LinearOrderDependsOnRows,
+    LinearForgetsResidual,
+    LinearSkipsLastRow,
+    ActMulSwapsHalves,
+    ActMulDrifts,
+    RopeThetaOff,
+    RopeStoresUnusedSlots,
+    RopeInterleavesWrong,
+    RopeTruncatesStores,
+    AttentionWindowOffByOne,
+    AttentionSeesTheFuture,
+    AttentionIgnoresFirstPage,
+    AttentionSumsByPage,
+    AttentionOneKvHead,
+    GatherCopiesInOrder,
+    SampleTiesToHighestId,
+    SampleAdjustsLogprobs,
+    SampleIgnoresTopP,
+    SampleSeedsByRow,
+    PlanKeepsOldCounts,
+    Panics,
+}
+
+pub type Bytes = Arc<Mutex<Vec<u8>>>;
+
+pub struct Naive {
+    caps: Caps,
+    pub mutation: Mutation,
+    /// Runs so far, for the one mutation that makes results drift.
+    runs: Mutex<u32>,
+}
+
+impl Naive {
+    pub fn new(mutation: Mutation) -> Self {
+        let caps = Caps {
+            device: format!("naive, {mutation:?}"),
+            numerics: "naive".into(),
+            activations: vec![DType::F32, DType::BF16],
+            weights: [DType::F32, DType::BF16].map(WeightFormat::Float).to_vec(),
+            kv: vec![DType::BF16, DType::F16],
+            page_size: 16,
+            memory: DeviceMemory::default(),
+            max_buffer: None,
+        };
+        Naive { caps, mutation, runs: Mutex::new(0) }
+    }
+
+    fn commands(&self, record: impl FnOnce(&mut Encoder<'_, Self>)) -> Result<Plan> {
+        let mut plan = Plan { mutation: self.mutation, commands: Vec::new(), header: None, frozen: None };
+        let mut encoder = Encoder::new(self, &mut plan);
+        record(&mut encoder);
+        encoder.finish()?;
+        Ok(plan)
+    }
+}
+
+#[derive(Clone)]
+pub struct Packed {
+    pub rows: usize,
+    pub cols: usize,
+    pub values: Arc<Vec<f32>>,
+}
+
+type Command = Box<dyn Fn(&StepHeader) + Send>;
+
+pub struct Plan {
+    mutation: Mutation,
+    commands: Vec<Command>,
+    header: Option<Tensor<Naive>>,
+    frozen: Option<StepHeader>,
+}
+
+pub struct Copied(Vec<u8>);
+
+impl Readback for Copied {
+    fn wait(self, out: &mut [u8]) -> Result<()> {
+        out.copy_from_slice(&self.0);
+        Ok(())
+    }
+}
+
+/// Elements of a tensor by index.
+#[derive(Clone)]
+pub struct View {
+    buffer: Bytes,
+    offset: usize,
+    dims: Vec<usize>,
+    stride: usize,
+    cols: usize,
+    dtype: DType,
+}
+
+pub fn view(t: &Tensor<Naive>) -> View {
+    View {
+        buffer: t.buffer().clone(),
+        offset: t.offset(),
+        dims: t.shape().to_vec(),
+        stride: t.row_stride(),
+        cols: t.cols(),
+        dtype: t.dtype(),
+    }
+}
+
+impl View {
+    pub fn rows(&self) -> usize {
+        self.dims[0]
+    }
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+    pub fn dims(&self) -> &[usize] {
+        &self.dims
+    }
+    pub fn is(&self, other: &View) -> bool {
+        Arc::ptr_eq(&self.buffer, &other.buffer)
+    }
+    /// `count` elements from `element` on, counted from the view's first.
+    pub fn slice(&self, element: usize, count: usize) -> Vec<f32> {
+        let size = self.dtype.size();
+        let buffer = self.buffer.lock().unwrap();
+        let bytes = &buffer[self.offset + element * size..][..count * size];
+        let decode = |b: &[u8]| match self.dtype {
+            DType::BF16 => bf16::from_le_bytes([b[0], b[1]]).to_f32(),
+            DType::F16 => f16::from_le_bytes([b[0], b[1]]).to_f32(),
+            _ => f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
+        };
+        bytes.chunks_exact(size).map(decode).collect()
+    }
+    pub fn row(&self, row: usize) -> Vec<f32> {
+        self.slice(row * self.stride, self.cols)
+    }
+    pub fn get(&self, row: usize, col: usize) -> f32 {
+        self.slice(row * self.stride + col, 1)[0]
+    }
+    pub fn index(&self, row: usize, col: usize) -> u32 {
+        self.get(row, col).to_bits()
+    }
+    /// Writes elements from `element` on, counted from the view's first.
+    pub fn put(&self, element: usize, values: &[f32]) {
+        let size = self.dtype.size();
+        let mut buffer = self.buffer.lock().unwrap();
+        let bytes = &mut buffer[self.offset + element * size..][..values.len() * size];
+        for (to, &value) in bytes.chunks_exact_mut(size).zip(values) {
+            match self.dtype {
+                DType::BF16 => to.copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
+                DType::F16 => to.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
+                _ => to.copy_from_slice(&value.to_le_bytes()),
+            }
+        }
+    }
+    pub fn put_row(&self, row: usize, values: &[f32]) {
+        self.put(row * self.stride, values);
+    }
+    pub fn set(&self, row: usize, col: usize, value: f32) {
+        self.put(row * self.stride + col, &[value]);
+    }
+    pub fn set_index(&self, row: usize, col: usize, value: u32) {
+        self.set(row, col, f32::from_bits(value));
+    }
+}
+
+impl Plan {
+    fn push(&mut self, live: Live, rows: usize, command: impl Fn(usize) + Send + 'static) -> Result<()> {
+        self.commands.push(Box::new(move |header| command(live.count(header, rows))));
+        Ok(())
+    }
+}
+
+impl Recorder<Naive> for Plan {
+    fn header(&mut self, header: &Tensor<Naive>) {
+        if self.mutation == Mutation::PlanKeepsOldCounts {
+            self.frozen = Some(read_header(header));
+        }
+        self.header = Some(header.clone());
+    }
+    fn embed(&mut self, op: Embed<'_, Naive>) -> Result<()> {
+        let (out, ids, weight, mutation) = (view(op.out), view(op.ids), op.weight.clone(), self.mutation);
+        self.push(op.live, op.out.rows(), move |live| ops::embed(mutation, live, &out, &ids, &weight))
+    }
+    fn norm(&mut self, op: Norm<'_, Naive>) -> Result<()> {
+        let (out, x, weight, eps, mutation) = (view(op.out), view(op.x), view(op.weight), op.eps, self.mutation);
+        self.push(op.live, op.out.rows(), move |live| ops::norm(mutation, live, &out, &x, &weight, eps))
+    }
+    fn linear(&mut self, op: Linear<'_, Naive>) -> Result<()> {
+        let (out, x, weight, mutation) = (view(op.out), view(op.x), op.weight.clone(), self.mutation);
+        let (bias, residual) = (op.bias.map(view), op.residual.map(view));
+        self.push(op.live, op.out.rows(), move |live| {
+            ops::linear(mutation, live, &out, &x, &weight, bias.as_ref(), residual.as_ref());
+        })
+    }
+    fn act_mul(&mut self, op: ActMul<'_, Naive>) -> Result<()> {
+        let (out, gate_up, activation, mutation) = (view(op.out), view(op.gate_up), op.activation, self.mutation);
+        self.push(op.live, op.out.rows(), move |live| ops::act_mul(mutation, live, &out, &gate_up, activation))
+    }
+    fn rope_kv(&mut self, op: RopeKv<'_, Naive>) -> Result<()> {
+        let args = ops::RopeArgs {
+            q: view(op.q),
+            k_cache: view(op.k_cache),
+            v_cache: view(op.v_cache),
+            qkv: view(op.qkv),
+            positions: view(op.positions),
+            slots: view(op.slots),
+            rope: op.rope.map(|r| (view(r.table), r.interleaved)),
+            norm: op.qk_norm.map(|n| (view(n.q), view(n.k), n.eps)),
+        };
+        let mutation = self.mutation;
+        self.push(op.live, op.q.rows(), move |live| ops::rope_kv(mutation, live, &args))
+    }
+    fn attention(&mut self, op: Attention<'_, Naive>) -> Result<()> {
+        let args = ops::AttentionArgs {
+            out: view(op.out),
+            q: view(op.q),
+            k_cache: view(op.k_cache),
+            v_cache: view(op.v_cache),
+            seqs: view(op.seqs),
+            table: view(op.table),
+            scale: op.scale,
+            window: op.window,
+        };
+        let mutation = self.mutation;
+        self.push(op.live, op.seqs.rows(), move |live| ops::attention(mutation, live, &args))
+    }
+    fn gather(&mut self, op: Gather<'_, Naive>) -> Result<()> {
+        let (out, x, rows, mutation) = (view(op.out), view(op.x), view(op.rows), self.mutation);
+        self.push(op.live, op.out.rows(), move |live| ops::gather(mutation, live, &out, &x, &rows))
+    }
+    fn sample(&mut self, op: Sample<'_, Naive>) -> Result<()> {
+        let args = ops::SampleArgs {
+            ids: view(op.ids),
+            logprobs: view(op.logprobs),
+            top_ids: view(op.top_ids),
+            top_logprobs: view(op.top_logprobs),
+            logits: view(op.logits),
+            params: view(op.params),
+            adjust: view(op.adjust),
+        };
+        let mutation = self.mutation;
+        self.push(op.live, op.logits.rows(), move |live| ops::sample(mutation, live, &args))
+    }
+}
+
+fn read_header(header: &Tensor<Naive>) -> StepHeader {
+    let header = view(header);
+    let [tokens, sequences, logit_rows] = [0, 1, 2].map(|i| header.index(i, 0));
+    StepHeader { tokens, sequences, logit_rows, reserved: 0 }
+}
+
+impl Backend for Naive {
+    type Buffer = Bytes;
+    type Weight = Packed;
+    type Recorder = Plan;
+    type Plan = Plan;
+    type Readback = Copied;
+
+    fn caps(&self) -> &Caps {
+        &self.caps
+    }
+    fn alloc(&self, bytes: usize) -> Result<Bytes> {
+        Ok(Arc::new(Mutex::new(vec![0x3c; bytes])))
+    }
+    fn load(&self, weight: HostWeight<'_>) -> Result<Packed> {
+        weight.check()?;
+        let WeightFormat::Float(kept) = weight.store else {
+            return Err(Error::Weight { name: weight.name, reason: "floats only".into() });
+        };
+        let mut values = Vec::new();
+        for part in &weight.parts {
+            values.extend(part.bytes.chunks_exact(part.dtype.size()).map(|b| {
+                let value = match part.dtype {
+                    DType::BF16 => bf16::from_le_bytes([b[0], b[1]]).to_f32(),
+                    DType::F16 => f16::from_le_bytes([b[0], b[1]]).to_f32(),
+                    _ => f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
+                };
+                ops::store(kept, value)
+            }));
+        }
+        Ok(Packed { rows: weight.rows(), cols: weight.cols, values: Arc::new(values) })
+    }
+    fn weight_shape(weight: &Packed) -> (usize, usize) {
+        (weight.rows, weight.cols)
+    }
+    fn weight_bytes(&self, rows: usize, cols: usize, store: WeightFormat) -> usize {
+        store.bytes(rows, cols)
+    }
+    fn write(&self, dst: &Tensor<Self>, bytes: &[u8]) -> Result<()> {
+        dst.buffer().lock().unwrap()[dst.offset()..dst.offset() + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+    fn read(&self, src: &Tensor<Self>) -> Result<Copied> {
+        Ok(Copied(src.buffer().lock().unwrap()[src.offset()..src.offset() + src.bytes()].to_vec()))
+    }
+    fn run(&self, record: impl FnOnce(&mut Encoder<'_, Self>)) -> Result<()> {
+        let plan = self.commands(record)?;
+        self.replay(&plan)
+    }
+    fn record(&self, record: impl FnOnce(&mut Encoder<'_, Self>)) -> Result<Plan> {
+        self.commands(record)
+    }
+    fn replay(&self, plan: &Plan) -> Result<()> {
+        *self.runs.lock().unwrap() += 1;
+        ops::set_runs(*self.runs.lock().unwrap());
+        assert!(self.mutation != Mutation::Panics, "the device fell over");
+        let header = plan.frozen.or_else(|| plan.header.as_ref().map(read_header)).unwrap_or_default();
+        plan.commands.iter().for_each(|command| command(&header));
+        Ok(())
+    }
+}

@@ -1,0 +1,356 @@
+//! The ops one element at a time, with a place for every mutation.
+use super::{Mutation, Packed, View};
+use anyfleet_tensor::ops::Activation;
+use anyfleet_tensor::{Adjust, DType, SampleMode, SampleParams, TOP_LOGPROBS, sampling};
+use half::{bf16, f16};
+use std::cell::Cell;
+
+thread_local! {
+    static RUNS: Cell<u32> = const { Cell::new(0) };
+}
+
+pub fn set_runs(runs: u32) {
+    RUNS.set(runs);
+}
+
+pub fn store(dtype: DType, value: f32) -> f32 {
+    match dtype {
+        DType::BF16 => bf16::from_f32(value).to_f32(),
+        DType::F16 => f16::from_f32(value).to_f32(),
+        _ => value,
+    }
+}
+
+pub fn embed(m: Mutation, live: usize, out: &View, ids: &View, weight: &Packed) {
+    for row in 0..live {
+        let mut id = ids.index(row, 0) as usize;
+        if m == Mutation::EmbedNextRow {
+            id = (id + 1) % weight.rows;
+        }
+        out.put_row(row, &weight.values[id * weight.cols..(id + 1) * weight.cols]);
+    }
+}
+
+fn normalised(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
+    let square: f32 = x.iter().map(|v| v * v).sum();
+    let inverse = 1.0 / (square / x.len() as f32 + eps).sqrt();
+    x.iter().zip(weight).map(|(v, w)| v * inverse * w).collect()
+}
+
+pub fn norm(m: Mutation, live: usize, out: &View, x: &View, weight: &View, eps: f32) {
+    let rows = if m == Mutation::NormComputesPadding { out.rows() } else { live };
+    let eps = if m == Mutation::NormForgetsEps { 0.0 } else { eps };
+    let weight = weight.slice(0, x.cols());
+    for row in 0..rows {
+        let mut values = normalised(&x.row(row), &weight, eps);
+        if m == Mutation::NormUsesBatchStatistics && live > 2 {
+            // One unit in the last place: no tolerance sees it.
+            values.iter_mut().for_each(|v| *v = f32::from_bits(v.to_bits() ^ 1));
+        }
+        if m == Mutation::NormWritesItsInput && !x.is(out) {
+            x.set(row, 0, 0.0);
+        }
+        out.put_row(row, &values);
+    }
+    if m == Mutation::NormWritesPastTheEnd && live > 0 {
+        out.set(live - 1, out.cols(), 1.0);
+    }
+}
+
+pub fn linear(
+    m: Mutation,
+    live: usize,
+    out: &View,
+    x: &View,
+    weight: &Packed,
+    bias: Option<&View>,
+    residual: Option<&View>,
+) {
+    let (n, k) = (weight.rows, weight.cols);
+    let used = if m == Mutation::LinearDropsLastK && k > 1 { k - 1 } else { k };
+    let rows = if m == Mutation::LinearSkipsLastRow { live.saturating_sub(1) } else { live };
+    for row in 0..rows {
+        let mut values = x.row(row);
+        if m == Mutation::LinearIgnoresStride {
+            values = x.slice(row * k, k);
+        }
+        if m == Mutation::LinearRoundsToBf16 {
+            values.iter_mut().for_each(|v| *v = store(DType::BF16, *v));
+        }
+        let added = residual.map(|r| r.row(row));
+        let mut sums = vec![0.0f32; n];
+        for (col, out) in sums.iter_mut().enumerate() {
+            let product = |i: usize| values[i] * weight.values[col * k + i];
+            let mut sum: f32 = if m == Mutation::LinearOrderDependsOnRows && live > 1 {
+                (0..used).rev().map(product).sum()
+            } else {
+                (0..used).map(product).sum()
+            };
+            sum += bias.map_or(0.0, |b| b.get(col, 0));
+            if m != Mutation::LinearForgetsResidual {
+                sum += added.as_ref().map_or(0.0, |r| r[col]);
+            }
+            *out = sum;
+        }
+        out.put_row(row, &sums);
+    }
+}
+
+pub fn act_mul(m: Mutation, live: usize, out: &View, gate_up: &View, activation: Activation) {
+    let width = out.cols();
+    for row in 0..live {
+        let from = gate_up.row(row);
+        let mut values = vec![0.0f32; width];
+        for (c, out) in values.iter_mut().enumerate() {
+            let (mut gate, mut up) = (from[c], from[c + width]);
+            if m == Mutation::ActMulSwapsHalves {
+                (gate, up) = (up, gate);
+            }
+            let activated = match activation {
+                Activation::Silu => gate / (1.0 + (-gate).exp()),
+                _ => {
+                    let inner = (2.0 / std::f32::consts::PI).sqrt() * (gate + 0.044715 * gate * gate * gate);
+                    0.5 * gate * (1.0 + inner.tanh())
+                }
+            };
+            let value = activated * up;
+            let drift = m == Mutation::ActMulDrifts && RUNS.get() % 2 == 0 && value != 0.0;
+            *out = if drift { f32::from_bits(value.to_bits() ^ 1) } else { value };
+        }
+        out.put_row(row, &values);
+    }
+}
+
+pub struct RopeArgs {
+    pub q: View,
+    pub k_cache: View,
+    pub v_cache: View,
+    pub qkv: View,
+    pub positions: View,
+    pub slots: View,
+    pub rope: Option<(View, bool)>,
+    pub norm: Option<(View, View, f32)>,
+}
+
+impl RopeArgs {
+    fn head(&self, m: Mutation, mut x: Vec<f32>, position: usize, query: bool) -> Vec<f32> {
+        if let Some((q, k, eps)) = &self.norm {
+            let weight = if query { q } else { k };
+            x = normalised(&x, &weight.slice(0, x.len()), *eps);
+        }
+        if let Some((table, interleaved)) = &self.rope {
+            let half = table.cols() / 2;
+            let angles = table.row(position);
+            let interleaved = *interleaved && m != Mutation::RopeInterleavesWrong;
+            for i in 0..half {
+                let (mut cos, mut sin) = (angles[i], angles[i + half]);
+                if m == Mutation::RopeThetaOff && i > 0 {
+                    // Theta 1 % too large makes pair i turn theta^(-2i/r) times as fast.
+                    let factor = 1.01f32.powf(-(i as f32) / half as f32);
+                    (sin, cos) = (sin.atan2(cos) * factor).sin_cos();
+                }
+                let (a, b) = if interleaved { (2 * i, 2 * i + 1) } else { (i, i + half) };
+                (x[a], x[b]) = (x[a] * cos - x[b] * sin, x[b] * cos + x[a] * sin);
+            }
+        }
+        x
+    }
+}
+
+fn cache_at(cache: &View, slot: usize, group: usize) -> usize {
+    let [_, groups, page, size] = cache.dims().try_into().unwrap();
+    ((slot / page * groups + group) * page + slot % page) * size
+}
+
+pub fn rope_kv(m: Mutation, live: usize, args: &RopeArgs) {
+    let [_, groups, _, size] = args.k_cache.dims().try_into().unwrap();
+    let heads = args.q.cols() / size;
+    for row in 0..live {
+        let qkv = args.qkv.row(row);
+        let position = args.positions.index(row, 0) as usize;
+        let head = |h: usize| qkv[h * size..(h + 1) * size].to_vec();
+        for h in 0..heads {
+            let values = args.head(m, head(h), position, true);
+            values.iter().enumerate().for_each(|(i, &v)| args.q.set(row, h * size + i, v));
+        }
+        let slot = match args.slots.index(row, 0) {
+            u32::MAX if m == Mutation::RopeStoresUnusedSlots => 0,
+            u32::MAX => continue,
+            slot => slot as usize,
+        };
+        for g in 0..groups {
+            let mut k = args.head(m, head(heads + g), position, false);
+            if m == Mutation::RopeTruncatesStores {
+                k.iter_mut().for_each(|v| *v = f32::from_bits(v.to_bits() & !0xffff));
+            }
+            let at = cache_at(&args.k_cache, slot, g);
+            args.k_cache.put(at, &k);
+            args.v_cache.put(at, &head(heads + groups + g));
+        }
+    }
+}
+
+pub struct AttentionArgs {
+    pub out: View,
+    pub q: View,
+    pub k_cache: View,
+    pub v_cache: View,
+    pub seqs: View,
+    pub table: View,
+    pub scale: f32,
+    pub window: Option<u32>,
+}
+
+pub fn attention(m: Mutation, live: usize, args: &AttentionArgs) {
+    for seq in 0..live {
+        let field = |i: usize| args.seqs.index(seq, i) as usize;
+        for i in 0..field(1) {
+            attention_row(m, args, field(0) + i, field(2) - field(1) + i, (field(3), field(4), field(2)));
+        }
+    }
+}
+
+fn attention_row(m: Mutation, args: &AttentionArgs, row: usize, position: usize, seq: (usize, usize, usize)) {
+    let [_, groups, page, size] = args.k_cache.dims().try_into().unwrap();
+    let (table_start, first_page, context) = seq;
+    let first_page = if m == Mutation::AttentionIgnoresFirstPage { 0 } else { first_page };
+    let heads = args.q.cols() / size;
+    let window = args.window.map_or(usize::MAX, |w| w as usize);
+    let window = if m == Mutation::AttentionWindowOffByOne { (window - 1).max(1) } else { window };
+    let last = if m == Mutation::AttentionSeesTheFuture { (position + 1).min(context - 1) } else { position };
+    let keys = (position + 1).saturating_sub(window)..last + 1;
+    let slot = |key: usize| args.table.index(table_start + key / page - first_page, 0) as usize * page + key % page;
+    let queries = args.q.row(row);
+    let mut result = Vec::with_capacity(queries.len());
+    for head in 0..heads {
+        let group = if m == Mutation::AttentionOneKvHead { 0 } else { head / (heads / groups) };
+        let q = &queries[head * size..(head + 1) * size];
+        let score = |key: usize| {
+            let k = args.k_cache.slice(cache_at(&args.k_cache, slot(key), group), size);
+            q.iter().zip(k).map(|(q, k)| q * k).sum::<f32>() * args.scale
+        };
+        let scores: Vec<f32> = keys.clone().map(score).collect();
+        let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let chunk = if m == Mutation::AttentionSumsByPage { page } else { 32 };
+        let mut total = vec![0.0f32; size + 1];
+        let mut part = vec![0.0f32; size + 1];
+        for (key, score) in keys.clone().zip(scores) {
+            let p = (score - most).exp();
+            let v = args.v_cache.slice(cache_at(&args.v_cache, slot(key), group), size);
+            part[size] += p;
+            part.iter_mut().zip(v).for_each(|(sum, v)| *sum += p * v);
+            if key % chunk == chunk - 1 || key + 1 == keys.end {
+                total.iter_mut().zip(&mut part).for_each(|(t, p)| *t += std::mem::take(p));
+            }
+        }
+        result.extend(total[..size].iter().map(|sum| sum / total[size]));
+    }
+    args.out.put_row(row, &result);
+}
+
+pub fn gather(m: Mutation, live: usize, out: &View, x: &View, rows: &View) {
+    for row in 0..live {
+        let from = rows.index(row, 0) as usize;
+        let from = if m == Mutation::GatherCopiesInOrder { row % x.rows() } else { from };
+        out.put_row(row, &x.row(from));
+    }
+}
+
+pub struct SampleArgs {
+    pub ids: View,
+    pub logprobs: View,
+    pub top_ids: View,
+    pub top_logprobs: View,
+    pub logits: View,
+    pub params: View,
+    pub adjust: View,
+}
+
+/// A row's tokens from the highest logit to the lowest.
+fn ranked(m: Mutation, logits: &[f32]) -> Vec<u32> {
+    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+    if m == Mutation::SampleTiesToHighestId {
+        ids.reverse();
+    }
+    ids.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]));
+    ids
+}
+
+fn log_softmax(logits: &[f32]) -> Vec<f32> {
+    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let log = logits.iter().map(|&l| ((l - most) as f64).exp()).sum::<f64>().ln() as f32;
+    logits.iter().map(|l| l - most - log).collect()
+}
+
+pub fn sample(m: Mutation, live: usize, args: &SampleArgs) {
+    for row in 0..live {
+        let words: Vec<u32> = (0..16).map(|i| args.params.index(row, i)).collect();
+        let mut params: SampleParams = *bytemuck::from_bytes(bytemuck::cast_slice(&words));
+        if m == Mutation::SampleSeedsByRow {
+            params.seed_lo ^= row as u32;
+        }
+        let raw: Vec<f32> = args.logits.row(row).into_iter().map(sampling::clean).collect();
+        let mut logits = raw.clone();
+        for entry in params.adjust_start..params.adjust_start + params.adjust_len {
+            let word = |i: usize| args.adjust.index(entry as usize, i);
+            let entry = Adjust { token: word(0), output_count: word(1), flags: word(2), bias: f32::from_bits(word(3)) };
+            if let Some(logit) = logits.get_mut(entry.token as usize) {
+                *logit = sampling::adjusted(*logit, &entry, &params);
+            }
+        }
+        let reported = log_softmax(if m == Mutation::SampleAdjustsLogprobs { &logits } else { &raw });
+        let id = choose(m, &params, &raw, &logits);
+        args.ids.set_index(row, 0, id);
+        args.logprobs.set(row, 0, reported[id as usize]);
+        let top = ranked(m, &raw);
+        for i in 0..TOP_LOGPROBS {
+            args.top_ids.set_index(row, i, top.get(i).copied().unwrap_or(u32::MAX));
+            args.top_logprobs.set(row, i, top.get(i).map_or(f32::NEG_INFINITY, |&id| reported[id as usize]));
+        }
+    }
+}
+
+fn choose(m: Mutation, params: &SampleParams, raw: &[f32], logits: &[f32]) -> u32 {
+    if params.mode == SampleMode::Score as u32 {
+        return params.target;
+    }
+    if logits.iter().all(|&l| l == f32::NEG_INFINITY) {
+        return ranked(m, raw)[0];
+    }
+    let mut order = ranked(m, logits);
+    if params.mode == SampleMode::Greedy as u32 {
+        return order[0];
+    }
+    let most = logits[order[0] as usize];
+    let weight = |id: u32| sampling::weight(logits[id as usize], most, 1.0 / params.temperature);
+    if params.top_k > 0 {
+        order.truncate(params.top_k as usize);
+    }
+    let total = order.iter().map(|&id| weight(id)).sum();
+    if m != Mutation::SampleIgnoresTopP {
+        let (mass, mut sum) = (sampling::top_p_mass(total, params.top_p), 0);
+        let reached = |id: &u32| {
+            let before = sum;
+            sum += weight(*id);
+            before < mass
+        };
+        order = order
+            .into_iter()
+            .filter({
+                let mut reached = reached;
+                move |id| reached(id)
+            })
+            .collect();
+    }
+    order.retain(|&id| weight(id) >= sampling::min_p_weight(params.min_p));
+    order.sort_unstable();
+    let number = sampling::draw(sampling::random_bits(params), order.iter().map(|&id| weight(id)).sum());
+    let mut sum = 0;
+    for &id in &order {
+        sum += weight(id);
+        if sum > number {
+            return id;
+        }
+    }
+    unreachable!("the number is below the sum")
+}

@@ -1,0 +1,75 @@
+//! The suite passes a plain correct backend and catches every way of being wrong we know.
+mod naive;
+
+use anyfleet_conformance::rng::seed_from_env;
+use anyfleet_conformance::suite::{Options, Tier, suite};
+use anyfleet_tensor::null::NullBackend;
+use naive::{Mutation, Naive};
+use std::collections::BTreeSet;
+
+fn options(op: Option<&str>) -> Options {
+    Options { op: op.map(str::to_string), ..Options::new(Tier::Small, seed_from_env().unwrap()) }
+}
+
+#[test]
+fn a_plain_backend_passes() {
+    let report = suite(&Naive::new(Mutation::None), &options(None));
+    assert!(report.passed(), "{}", report.failure_text());
+}
+
+#[test]
+fn a_backend_that_computes_nothing_fails_every_op() {
+    let report = suite(&NullBackend::default(), &options(None));
+    let all: BTreeSet<_> = report.outcomes.iter().map(|o| (o.op, o.types)).collect();
+    let failed: BTreeSet<_> = report.failures().map(|o| (o.op, o.types)).collect();
+    assert_eq!(all, failed);
+    let ops: BTreeSet<_> = all.iter().map(|o| o.0).collect();
+    assert_eq!(
+        ops.into_iter().collect::<Vec<_>>(),
+        ["act_mul", "attention", "embed", "gather", "linear", "linear_act_mul", "norm", "rope_kv", "sample"]
+    );
+}
+
+/// Each mutation with the op it breaks and a word of the message that names the damage.
+const MUTATIONS: [(Mutation, &str, &str); 30] = [
+    (Mutation::EmbedNextRow, "embed", "expected Exact"),
+    (Mutation::NormForgetsEps, "norm", "expected Near"),
+    (Mutation::NormWritesPastTheEnd, "norm", "memory outside output out was written"),
+    (Mutation::NormWritesItsInput, "norm", "input x was written"),
+    (Mutation::NormComputesPadding, "norm", "is not live but was written"),
+    (Mutation::NormUsesBatchStatistics, "norm", "gave other bits than in a batch"),
+    (Mutation::LinearDropsLastK, "linear", "expected Near"),
+    (Mutation::LinearIgnoresStride, "linear", "expected Near"),
+    (Mutation::LinearRoundsToBf16, "linear", "expected Near"),
+    (Mutation::LinearOrderDependsOnRows, "linear", "gave other bits than in a batch"),
+    (Mutation::LinearForgetsResidual, "linear", "expected Near"),
+    (Mutation::LinearSkipsLastRow, "linear", "never written"),
+    (Mutation::ActMulSwapsHalves, "act_mul", "expected Near"),
+    (Mutation::ActMulDrifts, "act_mul", "second run"),
+    (Mutation::RopeThetaOff, "rope_kv", "expected Near"),
+    (Mutation::RopeStoresUnusedSlots, "rope_kv", "_cache"),
+    (Mutation::RopeInterleavesWrong, "rope_kv", "expected Near"),
+    (Mutation::RopeTruncatesStores, "rope_kv", "k_cache"),
+    (Mutation::AttentionWindowOffByOne, "attention", "expected Near"),
+    (Mutation::AttentionSeesTheFuture, "attention", "expected Near"),
+    (Mutation::AttentionIgnoresFirstPage, "attention", "panicked"),
+    (Mutation::AttentionSumsByPage, "attention", "gave other bits in chunks"),
+    (Mutation::AttentionOneKvHead, "attention", "expected Near"),
+    (Mutation::GatherCopiesInOrder, "gather", "expected Exact"),
+    (Mutation::SampleTiesToHighestId, "sample", "expected Exact"),
+    (Mutation::SampleAdjustsLogprobs, "sample", "logprobs"),
+    (Mutation::SampleIgnoresTopP, "sample", "ids"),
+    (Mutation::SampleSeedsByRow, "sample", "ids"),
+    (Mutation::PlanKeepsOldCounts, "norm", "live rows gave other bits"),
+    (Mutation::Panics, "gather", "the device fell over"),
+];
+
+#[test]
+fn every_mutation_is_caught() {
+    for (mutation, op, word) in MUTATIONS {
+        let report = suite(&Naive::new(mutation), &options(Some(op)));
+        let found = report.failures().any(|o| o.detail.contains(word));
+        let seed = report.seed;
+        assert!(found, "{mutation:?} passed {op} with ANYFLEET_SEED={seed}: {}", report.failure_text());
+    }
+}
