@@ -1,0 +1,92 @@
+//! Turns checked operations into a [`CpuPlan`].
+use crate::CpuBackend;
+use crate::ops::act_mul::ActMulOp;
+use crate::ops::attention::AttentionOp;
+use crate::ops::embed::EmbedOp;
+use crate::ops::gather::GatherOp;
+use crate::ops::linear::LinearOp;
+use crate::ops::norm::NormOp;
+use crate::ops::rope_kv::RopeKvOp;
+use crate::ops::sample::SampleOp;
+use crate::plan::{CpuPlan, Step};
+use crate::view::View;
+use anyfleet_tensor::ops::{ActMul, Attention, Embed, Gather, Linear, Norm, RopeKv, Sample};
+use anyfleet_tensor::{DType, Error, Live, Recorder, Result, Tensor};
+
+/// Collects operations; the views in it keep their buffers alive.
+#[derive(Default)]
+pub struct CpuRecorder {
+    steps: Vec<Step>,
+    has_header: bool,
+    error: Option<Error>,
+}
+
+impl CpuRecorder {
+    pub(crate) fn finish(self) -> Result<CpuPlan> {
+        self.error.map_or(Ok(CpuPlan(self.steps)), Err)
+    }
+
+    fn push(&mut self, op: &'static str, live: Live, step: Step) -> Result<()> {
+        if live != Live::All && !self.has_header {
+            return Err(Error::Shape {
+                op,
+                what: "no header is bound",
+                details: format!("rows are bounded by {live:?}"),
+                remedy: "bind one with Encoder::header, or use Live::All",
+            });
+        }
+        self.steps.push(step);
+        Ok(())
+    }
+
+    fn bind(header: &Tensor<CpuBackend>) -> Result<View> {
+        let view = View::new("header", header)?;
+        if view.dtype() == DType::U32 && view.rows() * view.cols() >= 4 {
+            return Ok(view);
+        }
+        Err(Error::Shape {
+            op: "header",
+            what: "header must be 4 u32",
+            details: format!("{header:?}"),
+            remedy: "see StepHeader",
+        })
+    }
+}
+
+impl Recorder<CpuBackend> for CpuRecorder {
+    fn header(&mut self, header: &Tensor<CpuBackend>) {
+        match Self::bind(header) {
+            Ok(view) => {
+                self.steps.push(Step::Header(view));
+                self.has_header = true;
+            }
+            Err(e) => {
+                self.error.get_or_insert(e);
+            }
+        }
+    }
+    fn embed(&mut self, op: Embed<'_, CpuBackend>) -> Result<()> {
+        self.push("embed", op.live, Step::Embed(EmbedOp::new(&op)?))
+    }
+    fn norm(&mut self, op: Norm<'_, CpuBackend>) -> Result<()> {
+        self.push("norm", op.live, Step::Norm(NormOp::new(&op)?))
+    }
+    fn linear(&mut self, op: Linear<'_, CpuBackend>) -> Result<()> {
+        self.push("linear", op.live, Step::Linear(LinearOp::new(&op)?))
+    }
+    fn act_mul(&mut self, op: ActMul<'_, CpuBackend>) -> Result<()> {
+        self.push("act_mul", op.live, Step::ActMul(ActMulOp::new(&op)?))
+    }
+    fn rope_kv(&mut self, op: RopeKv<'_, CpuBackend>) -> Result<()> {
+        self.push("rope_kv", op.live, Step::RopeKv(RopeKvOp::new(&op)?))
+    }
+    fn attention(&mut self, op: Attention<'_, CpuBackend>) -> Result<()> {
+        self.push("attention", op.live, Step::Attention(AttentionOp::new(&op)?))
+    }
+    fn gather(&mut self, op: Gather<'_, CpuBackend>) -> Result<()> {
+        self.push("gather", op.live, Step::Gather(GatherOp::new(&op)?))
+    }
+    fn sample(&mut self, op: Sample<'_, CpuBackend>) -> Result<()> {
+        self.push("sample", op.live, Step::Sample(SampleOp::new(&op)?))
+    }
+}

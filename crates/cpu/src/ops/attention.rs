@@ -1,0 +1,619 @@
+//! `attention`: causal attention over pages.
+//!
+//! A task is a tile of consecutive queries of one sequence with all query heads of one key/value
+//! head. It walks the keys in chunks of 64, aligned at position 0 of the sequence, and keeps a running
+//! maximum and sum per row (online softmax, Milakov and Gimelshein 2018). Of a chunk, the keys are
+//! transposed and the values widened once for all rows of the tile.
+//!
+//! Per row and chunk, whatever the tile, the pages and the other rows:
+//! 1. score = scale * (q . k), summed over the head by fused multiply-adds in order;
+//! 2. m' = max(m, scores); p = exp(score - m'), exactly 0 for a key the row does not see;
+//! 3. l = l * exp(m - m') + sum(p), the sum over 16 strided lanes and their tree;
+//! 4. o = o * exp(m - m'), then o += p * v by fused multiply-adds over the keys it sees, in order.
+//!
+//! A key the row does not see therefore changes no bit, whatever lies in its memory, and neither does
+//! a chunk without keys that it sees: those are skipped.
+use crate::CpuBackend;
+use crate::matmul::{self, Block, K_BLOCK, packed_k};
+use crate::plan::Context;
+use crate::scratch::with_scratch;
+use crate::simd::{Cell, Kernel, LANES, Simd, load_up_to, math, store_up_to};
+use crate::view::{View, check_apart};
+use anyfleet_tensor::ops::Attention;
+use anyfleet_tensor::{DType, Live, Result, SeqMeta};
+use half::{bf16, f16};
+use std::ops::Range;
+
+pub(crate) struct AttentionOp {
+    out: View,
+    q: View,
+    k_cache: View,
+    v_cache: View,
+    seqs: View,
+    table: View,
+    /// Key/value heads, query heads of each, head size, tokens per page.
+    groups: usize,
+    group_heads: usize,
+    size: usize,
+    page_size: usize,
+    scale: f32,
+    window: Option<usize>,
+    live: Live,
+}
+
+/// Keys per chunk.
+const CHUNK: usize = 64;
+
+/// Rows (queries times heads of a group) a tile of several queries has at most.
+const TILE_ROWS: usize = 48;
+
+/// A tile: queries `first .. first + count` of a sequence, and a key/value head.
+#[derive(Clone, Copy)]
+pub(crate) struct Task {
+    seq: SeqMeta,
+    group: usize,
+    first: usize,
+    count: usize,
+}
+
+impl AttentionOp {
+    pub(crate) fn new(op: &Attention<'_, CpuBackend>) -> Result<Self> {
+        let view = |tensor| View::new("attention", tensor);
+        let (groups, page_size, size) = (op.k_cache.dim(1), op.k_cache.dim(2), op.k_cache.dim(3));
+        let this = AttentionOp {
+            out: view(op.out)?,
+            q: view(op.q)?,
+            k_cache: view(op.k_cache)?,
+            v_cache: view(op.v_cache)?,
+            seqs: view(op.seqs)?,
+            table: view(op.table)?,
+            groups,
+            group_heads: op.q.cols() / (groups * size),
+            size,
+            page_size,
+            scale: op.scale,
+            window: op.window.map(|w| w as usize),
+            live: op.live,
+        };
+        for input in [&this.q, &this.k_cache, &this.v_cache] {
+            check_apart("attention", &this.out, input)?;
+        }
+        Ok(this)
+    }
+
+    pub(crate) fn execute(&self, ctx: &Context, tasks: &mut Vec<Task>) {
+        tasks.clear();
+        if self.group_heads == 0 {
+            return;
+        }
+        let tile = (TILE_ROWS / self.group_heads).max(1);
+        for s in 0..ctx.live(self.live, self.seqs.rows()) {
+            let seq = self.sequence(s);
+            for first in (0..seq.rows as usize).step_by(tile) {
+                let count = tile.min(seq.rows as usize - first);
+                tasks.extend((0..self.groups).map(|group| Task { seq, group, first, count }));
+            }
+        }
+        let tasks = &*tasks;
+        ctx.each(tasks.len(), |i| match self.k_cache.dtype() {
+            DType::F32 => self.tile::<f32>(ctx, &tasks[i]),
+            DType::BF16 => self.tile::<bf16>(ctx, &tasks[i]),
+            _ => self.tile::<f16>(ctx, &tasks[i]),
+        });
+    }
+
+    fn sequence(&self, index: usize) -> SeqMeta {
+        let words: [u32; 8] = std::array::from_fn(|i| self.seqs.u32_at(index * 8 + i));
+        let seq: SeqMeta = bytemuck::cast(words);
+        let end = seq.row_start as usize + seq.rows as usize;
+        assert!(
+            end <= self.q.rows() && seq.rows <= seq.context_len,
+            "attention: sequence {index} has rows ..{end} of {} and {} tokens of context",
+            self.q.rows(),
+            seq.context_len
+        );
+        seq
+    }
+
+    fn tile<C: Cell>(&self, ctx: &Context, task: &Task) {
+        let rows = task.count * self.group_heads;
+        let (q_stride, width) = (packed_k(self.size), self.size.next_multiple_of(LANES));
+        let sizes = [rows * q_stride, rows * K_BLOCK, rows * width, CHUNK * self.size, CHUNK * width, 2 * rows];
+        with_scratch(sizes, |[q, scores, sums, keys, values, state]| {
+            sums.fill(0.0);
+            let (max, total) = state.split_at_mut(rows);
+            max.fill(f32::NEG_INFINITY);
+            total.fill(0.0);
+            let row_q = |r| self.head::<f32>(&self.q, task, r).cast_const();
+            // SAFETY: a head of q has `size` elements.
+            unsafe { matmul::pack_rows(ctx.kernels, rows, self.size, row_q, q) };
+            let mut tile = Tile { op: self, ctx, task, q, scores, sums, keys, values, max, total };
+            let last = tile.visible(rows - 1).end;
+            for chunk in tile.visible(0).start / CHUNK..last.div_ceil(CHUNK) {
+                tile.chunk::<C>(chunk * CHUNK);
+            }
+            for r in 0..rows {
+                let out = self.head::<f32>(&self.out, task, r);
+                let sums = tile.sums[r * width..].as_ptr();
+                // SAFETY (of the kernel's promise): a head has `size` elements on both sides.
+                ctx.kernels.run(Finish { out, sums, total: tile.total[r], len: self.size });
+            }
+        });
+    }
+
+    /// The head of q or out that row `r` of a tile stands for.
+    fn head<T>(&self, view: &View, task: &Task, r: usize) -> *mut T {
+        let row = task.seq.row_start as usize + task.first + r / self.group_heads;
+        let head = task.group * self.group_heads + r % self.group_heads;
+        // SAFETY: `head` is below the number of query heads.
+        unsafe { view.row::<T>(row).add(head * self.size) }
+    }
+
+    /// Where a cache keeps the head `group` of the token at `position`.
+    fn cached<C: Cell>(&self, cache: &View, task: &Task, position: usize) -> *const C {
+        let (index, offset) = (position / self.page_size, position % self.page_size);
+        let first = task.seq.first_page as usize;
+        assert!(index >= first, "attention: position {position} lies before the sequence's first page {first}");
+        let page = self.table.u32_at(task.seq.table_start as usize + index - first) as usize;
+        assert!(page < cache.rows(), "attention: page {page} of {}", cache.rows());
+        // SAFETY: group and offset are below the page's dimensions.
+        unsafe { cache.row::<C>(page).add((task.group * self.page_size + offset) * self.size) }
+    }
+}
+
+/// A task's scratch and running state. Row `r` is head `r % group_heads` of query `r / group_heads`.
+struct Tile<'a> {
+    op: &'a AttentionOp,
+    ctx: &'a Context,
+    task: &'a Task,
+    /// Packed queries.
+    q: &'a mut [f32],
+    /// `[rows][K_BLOCK]`, of which the first `CHUNK` are used.
+    scores: &'a mut [f32],
+    /// `[rows][width]`: o above; `width` is the head size rounded up to whole vectors.
+    sums: &'a mut [f32],
+    /// `[CHUNK / 16][size][16]`.
+    keys: &'a mut [f32],
+    /// `[width / 16][CHUNK][16]`.
+    values: &'a mut [f32],
+    max: &'a mut [f32],
+    total: &'a mut [f32],
+}
+
+impl Tile<'_> {
+    /// Positions row `r` sees.
+    fn visible(&self, r: usize) -> Range<usize> {
+        let Task { seq, first, .. } = self.task;
+        let end = (seq.context_len - seq.rows) as usize + first + r / self.op.group_heads + 1;
+        end.saturating_sub(self.op.window.unwrap_or(end))..end
+    }
+
+    /// Keys of the chunk at `start` that row `r` sees, counted from `start`.
+    fn visible_in(&self, r: usize, start: usize) -> Range<usize> {
+        let Range { start: low, end } = self.visible(r);
+        low.max(start).min(start + CHUNK) - start..end.clamp(start, start + CHUNK) - start
+    }
+
+    fn chunk<C: Cell>(&mut self, start: usize) {
+        let rows = self.max.len();
+        // The rows in order see ranges that move to the right.
+        let needed = self.visible_in(0, start).start..self.visible_in(rows - 1, start).end;
+        self.load::<C>(start, needed.clone());
+        for (first, count) in matmul::blocks(self.ctx.kernels, rows) {
+            let block = first..first + count;
+            if block.clone().all(|r| self.visible_in(r, start).is_empty()) {
+                continue;
+            }
+            self.score(first, count, needed.clone());
+            for r in block.clone() {
+                self.softmax(r, self.visible_in(r, start));
+            }
+            let common = self.visible_in(first, start);
+            if block.clone().all(|r| self.visible_in(r, start) == common) {
+                self.accumulate(first, count, common);
+            } else {
+                for r in block {
+                    self.accumulate(r, 1, self.visible_in(r, start));
+                }
+            }
+        }
+    }
+
+    /// Transposes keys and widens values of the chunk's positions `needed`.
+    fn load<C: Cell>(&mut self, start: usize, needed: Range<usize>) {
+        let (op, size) = (self.op, self.op.size);
+        let mut rows = [(std::ptr::null::<C>(), std::ptr::null::<C>()); CHUNK];
+        for i in needed.clone() {
+            let at = |cache| op.cached::<C>(cache, self.task, start + i);
+            rows[i] = (at(&op.k_cache), at(&op.v_cache));
+        }
+        let (keys, values) = (self.keys.as_mut_ptr(), self.values.as_mut_ptr());
+        self.ctx.kernels.run(Load { rows: &rows, needed, size, keys, values });
+    }
+
+    /// Scores of a block of rows against the panels of sixteen keys that hold `needed`.
+    fn score(&mut self, first: usize, rows: usize, needed: Range<usize>) {
+        let size = self.op.size;
+        let panels = needed.start / LANES..needed.end.div_ceil(LANES);
+        let block = Block {
+            x: self.q[first * packed_k(size)..].as_ptr(),
+            rows,
+            w: self.keys[panels.start * size * LANES..].as_ptr(),
+            panel_stride: size * LANES,
+            panels: panels.len(),
+            k: size,
+            acc: self.scores[first * K_BLOCK + panels.start * LANES..].as_mut_ptr(),
+            acc_stride: K_BLOCK,
+            resume: false,
+        };
+        // SAFETY: queries, keys and scores have these shapes.
+        unsafe { matmul::multiply(self.ctx.kernels, &block) };
+    }
+
+    /// Turns a row's scores into weights and scales what it has summed so far.
+    fn softmax(&mut self, r: usize, seen: Range<usize>) {
+        if seen.is_empty() {
+            return;
+        }
+        let width = self.op.size.next_multiple_of(LANES);
+        let scores = &mut self.scores[r * K_BLOCK..][..CHUNK];
+        self.ctx.kernels.run(Softmax {
+            scores,
+            seen,
+            sums: &mut self.sums[r * width..][..width],
+            scale: self.op.scale,
+            max: &mut self.max[r],
+            total: &mut self.total[r],
+        });
+    }
+
+    /// Adds the weighted values of the keys `seen` to a block of rows.
+    fn accumulate(&mut self, first: usize, rows: usize, seen: Range<usize>) {
+        if seen.is_empty() {
+            return;
+        }
+        let width = self.op.size.next_multiple_of(LANES);
+        let block = Block {
+            x: self.scores[first * K_BLOCK + seen.start..].as_ptr(),
+            rows,
+            w: self.values[seen.start * LANES..].as_ptr(),
+            panel_stride: CHUNK * LANES,
+            panels: width / LANES,
+            k: seen.len(),
+            acc: self.sums[first * width..].as_mut_ptr(),
+            acc_stride: width,
+            resume: true,
+        };
+        // SAFETY: weights, values and sums have these shapes.
+        unsafe { matmul::multiply(self.ctx.kernels, &block) };
+    }
+}
+
+/// Brings a chunk into the order the products read. Lanes of keys outside `needed` are left with
+/// whatever they hold: their scores are masked, and their values are not visited.
+struct Load<'a, C> {
+    /// Key and value of each position; valid inside `needed`.
+    rows: &'a [(*const C, *const C); CHUNK],
+    needed: Range<usize>,
+    size: usize,
+    keys: *mut f32,
+    values: *mut f32,
+}
+
+impl<C: Cell> Kernel for Load<'_, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Range { start, end } = self.needed;
+        for panel in start / LANES..end.div_ceil(LANES) {
+            for i in (0..self.size).step_by(LANES) {
+                let left = self.size - i;
+                let mut square = [s.splat(0.0); LANES];
+                for (lane, vector) in square.iter_mut().enumerate() {
+                    let key = self.rows[(panel * LANES + lane).clamp(start, end - 1)].0;
+                    // SAFETY: the key has `size` elements, `left` from i on.
+                    *vector = unsafe { load_up_to(s, key.add(i), left) };
+                }
+                s.transpose(&mut square);
+                for (column, vector) in square.iter().enumerate().take(left) {
+                    // SAFETY: feature `i + column < size` of this panel.
+                    unsafe { s.store(self.keys.add((panel * self.size + i + column) * LANES), *vector) };
+                }
+            }
+        }
+        for (position, (_, value)) in self.rows.iter().enumerate().take(end).skip(start) {
+            for i in (0..self.size).step_by(LANES) {
+                // SAFETY: as above; the padding of the last panel becomes zero.
+                unsafe {
+                    let vector = load_up_to(s, value.add(i), self.size - i);
+                    s.store(self.values.add((i * CHUNK) + position * LANES), vector);
+                }
+            }
+        }
+    }
+}
+
+/// Steps 2 and 3 of the module's text, and the scaling of step 4.
+struct Softmax<'a> {
+    /// `CHUNK` scores; becomes the weights.
+    scores: &'a mut [f32],
+    /// Those that are not masked.
+    seen: Range<usize>,
+    /// A whole number of vectors.
+    sums: &'a mut [f32],
+    scale: f32,
+    max: &'a mut f32,
+    total: &'a mut f32,
+}
+
+impl Kernel for Softmax<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let scores = self.scores.as_mut_ptr();
+        for i in (0..CHUNK).step_by(LANES) {
+            // SAFETY: `CHUNK` scores.
+            unsafe { s.store(scores.add(i), s.mul(s.load(scores.add(i)), s.splat(self.scale))) };
+        }
+        self.scores[..self.seen.start].fill(f32::NEG_INFINITY);
+        self.scores[self.seen.end..].fill(f32::NEG_INFINITY);
+        let scores = self.scores.as_mut_ptr();
+        let mut vectors = [s.splat(0.0); CHUNK / LANES];
+        let mut max = s.splat(*self.max);
+        for (i, vector) in vectors.iter_mut().enumerate() {
+            // SAFETY: as above.
+            *vector = unsafe { s.load(scores.add(i * LANES)) };
+            max = s.max(*vector, max);
+        }
+        let max = s.reduce_max(max);
+        let mut total = s.splat(0.0);
+        for (i, vector) in vectors.iter().enumerate() {
+            let weight = math::exp(s, s.sub(*vector, s.splat(max)));
+            total = s.add(total, weight);
+            // SAFETY: `CHUNK` scores.
+            unsafe { s.store(scores.add(i * LANES), weight) };
+        }
+        let shrink = math::exp(s, s.sub(s.splat(*self.max), s.splat(max)));
+        for i in (0..self.sums.len()).step_by(LANES) {
+            let sum = self.sums[i..].as_mut_ptr();
+            // SAFETY: whole vectors.
+            unsafe { s.store(sum, s.mul(s.load(sum), shrink)) };
+        }
+        *self.total = *self.total * s.reduce_max(shrink) + s.reduce_add(total);
+        *self.max = max;
+    }
+}
+
+/// `out = sums / total`; whoever makes the value promises `len` elements at both pointers.
+struct Finish {
+    out: *mut f32,
+    sums: *const f32,
+    total: f32,
+    len: usize,
+}
+
+impl Kernel for Finish {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let total = s.splat(self.total);
+        for i in (0..self.len).step_by(LANES) {
+            let left = self.len - i;
+            // SAFETY: see the type.
+            unsafe { store_up_to(s, self.out.add(i), s.div(load_up_to(s, self.sums.add(i), left), total), left) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::testing::*;
+    use crate::{CpuBackend, CpuOptions};
+    use anyfleet_tensor::ops::Attention;
+    use anyfleet_tensor::{Backend, DType, Live, SeqMeta, Tensor};
+    use half::{bf16, f16};
+
+    /// A batch over sequences whose keys and values are functions of (sequence, position), whatever
+    /// the pages.
+    #[derive(Clone)]
+    struct Case {
+        heads: usize,
+        groups: usize,
+        size: usize,
+        page_size: usize,
+        window: Option<u32>,
+        kv: DType,
+        /// (rows, context) of each sequence.
+        seqs: Vec<(usize, usize)>,
+    }
+
+    impl Case {
+        fn scale(&self) -> f32 {
+            1.0 / (self.size as f32).sqrt()
+        }
+        fn head(&self, kind: u64, seq: usize, position: usize, head: usize) -> Vec<f32> {
+            let seed = (kind << 40) + ((seq as u64) << 32) + ((position as u64) << 8) + head as u64;
+            let values = random(seed + 1, self.size + 8).split_off(8);
+            if kind == 0 {
+                values.iter().map(|v| v * 3.0).collect()
+            } else {
+                values.iter().map(|&v| round(v, self.kv)).collect()
+            }
+        }
+        fn first_visible(&self, position: usize) -> usize {
+            self.window.map_or(0, |w| (position + 1).saturating_sub(w as usize))
+        }
+
+        fn naive(&self) -> Vec<f32> {
+            let mut out = Vec::new();
+            for (s, &(rows, context)) in self.seqs.iter().enumerate() {
+                for position in context - rows..context {
+                    for head in 0..self.heads {
+                        out.extend(self.naive_head(s, position, head));
+                    }
+                }
+            }
+            out
+        }
+
+        fn naive_head(&self, seq: usize, position: usize, head: usize) -> Vec<f32> {
+            let group = head / (self.heads / self.groups);
+            let q = self.head(0, seq, position, head);
+            let keys = self.first_visible(position)..position + 1;
+            let dot = |k: Vec<f32>| q.iter().zip(&k).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
+            let scores: Vec<f64> =
+                keys.clone().map(|p| dot(self.head(1, seq, p, group)) * f64::from(self.scale())).collect();
+            let max = scores.iter().fold(f64::NEG_INFINITY, |m, &s| m.max(s));
+            let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            let mut out = vec![0.0; self.size];
+            for (p, w) in keys.zip(weights) {
+                let value = self.head(2, seq, p, group);
+                out.iter_mut().zip(value).for_each(|(o, v)| *o += w / total * f64::from(v));
+            }
+            out.into_iter().map(|v| v as f32).collect()
+        }
+
+        /// Rows of `out`, in order. Pages are handed out backwards; whatever no query may see is NaN.
+        fn run(&self, device: &CpuBackend) -> Vec<f32> {
+            let (g, p, d) = (self.groups, self.page_size, self.size);
+            let pages: usize = self.seqs.iter().map(|&(_, context)| context.div_ceil(p)).sum::<usize>() + 1;
+            let mut k = vec![f32::NAN; pages * g * p * d];
+            let mut v = k.clone();
+            let (mut table, mut metas, mut q) = (vec![u32::MAX], Vec::new(), Vec::new());
+            let mut next = pages;
+            for (s, &(rows, context)) in self.seqs.iter().enumerate() {
+                let low = if rows == 0 { 0 } else { self.first_visible(context - rows) };
+                metas.push(SeqMeta {
+                    row_start: (q.len() / (self.heads * d)) as u32,
+                    rows: rows as u32,
+                    context_len: context as u32,
+                    table_start: table.len() as u32,
+                    first_page: (low / p) as u32,
+                    reserved: [0; 3],
+                });
+                for page in low / p..context.div_ceil(p) {
+                    next -= 1;
+                    table.push(next as u32);
+                    for position in (page * p).max(low)..context.min((page + 1) * p) {
+                        for group in 0..g {
+                            let at = ((next * g + group) * p + position % p) * d;
+                            k[at..at + d].copy_from_slice(&self.head(1, s, position, group));
+                            v[at..at + d].copy_from_slice(&self.head(2, s, position, group));
+                        }
+                    }
+                }
+                for position in context - rows..context {
+                    (0..self.heads).for_each(|head| q.extend(self.head(0, s, position, head)));
+                }
+            }
+            let rows = q.len() / (self.heads * d);
+            let cache = |values: &[f32]| {
+                let cache = Tensor::new(device, self.kv, &[pages, g, p, d]).unwrap();
+                device.write(&cache, &narrowed(values, self.kv)).unwrap();
+                cache
+            };
+            let out = columns_of(device, &vec![POISON; (rows + 1) * self.heads * d], rows + 1, self.heads * d);
+            q.extend(vec![f32::NAN; self.heads * d]);
+            let q = columns_of(device, &q, rows + 1, self.heads * d);
+            let seqs = [metas.as_slice(), &[SeqMeta { rows: 99, ..SeqMeta::default() }]].concat();
+            bind(device, self.seqs.len() as u32, |enc| {
+                enc.attention(Attention {
+                    out: &out,
+                    q: &q,
+                    k_cache: &cache(&k),
+                    v_cache: &cache(&v),
+                    seqs: &tensor_u32(device, bytemuck::cast_slice(&seqs), &[seqs.len(), 8]),
+                    table: &tensor_u32(device, &table, &[table.len()]),
+                    scale: self.scale(),
+                    window: self.window,
+                    live: Live::Sequences,
+                })
+            });
+            let got = read_rows(device, &out, rows + 1);
+            let (got, rest) = got.split_at(rows * self.heads * d);
+            assert!(rest.iter().all(|&x| x == POISON), "a row of no sequence was written");
+            got.to_vec()
+        }
+    }
+
+    fn narrowed(values: &[f32], dtype: DType) -> Vec<u8> {
+        match dtype {
+            DType::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+            DType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+            _ => values.iter().flat_map(|&v| v.to_le_bytes()).collect(),
+        }
+    }
+
+    fn case() -> Case {
+        let seqs = vec![(1, 150), (70, 70), (0, 5), (5, 133), (1, 1)];
+        Case { heads: 4, groups: 2, size: 16, page_size: 16, window: None, kv: DType::BF16, seqs }
+    }
+
+    #[test]
+    fn agrees_with_the_naive_twin() {
+        let cases = [
+            case(),
+            Case { heads: 3, groups: 3, size: 8, page_size: 7, kv: DType::F32, ..case() },
+            Case { heads: 5, groups: 1, size: 80, page_size: 1, kv: DType::F16, ..case() },
+            Case { heads: 2, groups: 1, size: 300, page_size: 64, kv: DType::F16, ..case() },
+            Case { window: Some(1), ..case() },
+            Case { window: Some(20), page_size: 3, ..case() },
+            Case { window: Some(100), size: 24, kv: DType::F32, ..case() },
+        ];
+        for case in cases {
+            let want = case.naive();
+            same_bits(|device| {
+                let got = case.run(device);
+                close(&got, &want, 2e-6);
+                got
+            });
+        }
+    }
+
+    /// Bits depend on the token prefix only: not on page size, chunking of the prompt, or company.
+    #[test]
+    fn pages_chunking_and_company_do_not_matter() {
+        let device = CpuBackend::new(CpuOptions::default()).unwrap();
+        for window in [None, Some(37)] {
+            let width = 4 * 16;
+            let whole = Case { window, seqs: vec![(150, 150)], ..case() }.run(&device);
+            for page_size in [1, 5, 16, 64, 200] {
+                for rows in [1, 2, 13, 64, 149] {
+                    for context in [rows, 65.max(rows), 128.max(rows), 150] {
+                        let seqs = vec![(rows, context), (3, 40)];
+                        let got = Case { window, page_size, seqs, ..case() }.run(&device);
+                        let want = &whole[(context - rows) * width..context * width];
+                        assert!(got[..rows * width] == *want, "pages of {page_size}, {rows} rows to {context}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "attention: page")]
+    fn pages_past_the_cache_are_a_bug() {
+        let device = CpuBackend::new(CpuOptions { threads: Some(1), isa: None }).unwrap();
+        let q = tensor(&device, &[0.0; 8], &[1, 8]);
+        let cache = Tensor::new(&device, DType::F32, &[2, 1, 4, 8]).unwrap();
+        let other = Tensor::new(&device, DType::F32, &[2, 1, 4, 8]).unwrap();
+        let seq = SeqMeta { rows: 1, context_len: 3, ..SeqMeta::default() };
+        bind(&device, 1, |enc| {
+            enc.attention(Attention {
+                out: &tensor(&device, &[0.0; 8], &[1, 8]),
+                q: &q,
+                k_cache: &cache,
+                v_cache: &other,
+                seqs: &tensor_u32(&device, bytemuck::cast_slice(&[seq]), &[1, 8]),
+                table: &tensor_u32(&device, &[2], &[1]),
+                scale: 1.0,
+                window: None,
+                live: Live::All,
+            })
+        });
+    }
+}

@@ -1,0 +1,90 @@
+//! `embed`: rows gathered out of the packed matrix.
+use crate::CpuBackend;
+use crate::plan::Context;
+use crate::simd::{Cell, LANES};
+use crate::view::{View, check_apart};
+use crate::weight::CpuWeight;
+use anyfleet_tensor::ops::Embed;
+use anyfleet_tensor::{DType, Live, Result};
+use half::{bf16, f16};
+
+pub(crate) struct EmbedOp {
+    out: View,
+    ids: View,
+    weight: CpuWeight,
+    live: Live,
+}
+
+impl EmbedOp {
+    pub(crate) fn new(op: &Embed<'_, CpuBackend>) -> Result<Self> {
+        let (out, ids) = (View::new("embed", op.out)?, View::new("embed", op.ids)?);
+        check_apart("embed", &out, &ids)?;
+        Ok(EmbedOp { out, ids, weight: op.weight.clone(), live: op.live })
+    }
+
+    pub(crate) fn execute(&self, ctx: &Context) {
+        let rows = ctx.live(self.live, self.out.rows());
+        // A gathered element costs a cache line.
+        ctx.split(rows, self.out.cols() * LANES, |range| {
+            for row in range {
+                let id = self.ids.u32_at(row) as usize;
+                assert!(id < self.weight.rows(), "embed: id {id} of a vocabulary of {}", self.weight.rows());
+                // SAFETY: each task has its own output rows.
+                let out = unsafe { self.out.slice_mut::<f32>(row) };
+                match self.weight.dtype() {
+                    DType::F32 => gather::<f32>(&self.weight, id, out),
+                    DType::BF16 => gather::<bf16>(&self.weight, id, out),
+                    _ => gather::<f16>(&self.weight, id, out),
+                }
+            }
+        });
+    }
+}
+
+fn gather<C: Cell>(weight: &CpuWeight, id: usize, out: &mut [f32]) {
+    let lane = weight.panel::<C>(id / LANES).wrapping_add(id % LANES);
+    for (k, value) in out.iter_mut().enumerate().take(weight.cols()) {
+        // SAFETY: a panel has sixteen lanes for each of `cols` features.
+        *value = unsafe { *lane.add(k * LANES) }.widen();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::testing::*;
+    use anyfleet_tensor::ops::Embed;
+    use anyfleet_tensor::{Backend, DType, Live};
+
+    #[test]
+    fn rows_come_back() {
+        for device in devices() {
+            for store in FLOATS {
+                let (vocabulary, width) = (37, 19);
+                let source = random(1, vocabulary * width);
+                let weight = weight(&device, &source, width, store);
+                let ids = [36u32, 0, 15, 16, 16];
+                let out = tensor(&device, &[POISON; 5 * 19], &[5, width]);
+                let id_tensor = tensor_u32(&device, &ids, &[5]);
+                bind(&device, 4, |enc| {
+                    enc.embed(Embed { out: &out, ids: &id_tensor, weight: &weight, live: Live::Tokens })
+                });
+                let got = read(&device, &out);
+                for (row, &id) in ids.iter().enumerate() {
+                    for k in 0..width {
+                        let want = if row < 4 { round(source[id as usize * width + k], store) } else { POISON };
+                        assert_eq!(got[row * width + k], want);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "embed: id 5")]
+    fn ids_past_the_vocabulary_are_a_bug() {
+        let device = &devices()[0];
+        let weight = weight(device, &[0.0; 10], 2, DType::F32);
+        let (out, ids) = (tensor(device, &[0.0; 2], &[1, 2]), tensor_u32(device, &[5], &[1]));
+        device.run(|enc| enc.embed(Embed { out: &out, ids: &ids, weight: &weight, live: Live::All })).unwrap();
+    }
+}

@@ -1,0 +1,271 @@
+//! `linear`: activations times a packed weight, with bias and residual.
+//!
+//! Up to twelve rows (six on narrow sets) go straight over the stored panels, which are then the only
+//! memory that matters. More rows are cut into groups: a group's x stays in the second-level cache,
+//! a K block of two panels is widened to f32 into the first-level cache once, and all rows of the
+//! group use it.
+use crate::CpuBackend;
+use crate::matmul::{self, Block, K_BLOCK, Widen, packed_k};
+use crate::plan::Context;
+use crate::scratch::with_scratch;
+use crate::simd::{Cell, LANES};
+use crate::view::{View, check_apart};
+use crate::weight::CpuWeight;
+use anyfleet_tensor::ops::Linear;
+use anyfleet_tensor::{DType, Live, Result};
+use half::{bf16, f16};
+use std::ops::Range;
+
+pub(crate) struct LinearOp {
+    out: View,
+    x: View,
+    weight: CpuWeight,
+    bias: Option<View>,
+    residual: Option<View>,
+    live: Live,
+}
+
+/// Panels whose sums a task of few rows holds at a time.
+const STRIP: usize = 8;
+/// Rows that share a widened weight block.
+const ROW_GROUP: usize = 96;
+/// Most panels of a task of many rows.
+const PANEL_GROUP: usize = 16;
+/// Panels widened together.
+const PAIR: usize = 2;
+
+impl LinearOp {
+    pub(crate) fn new(op: &Linear<'_, CpuBackend>) -> Result<Self> {
+        let view = |tensor| View::new("linear", tensor);
+        let (out, x) = (view(op.out)?, view(op.x)?);
+        let (bias, residual) = (op.bias.map(view).transpose()?, op.residual.map(view).transpose()?);
+        check_apart("linear", &out, &x)?;
+        for input in bias.iter().chain(residual.as_ref().filter(|r| !r.same_place(&out))) {
+            check_apart("linear", &out, input)?;
+        }
+        Ok(LinearOp { out, x, weight: op.weight.clone(), bias, residual, live: op.live })
+    }
+
+    pub(crate) fn execute(&self, ctx: &Context) {
+        match self.weight.dtype() {
+            DType::F32 => self.multiply::<f32>(ctx),
+            DType::BF16 => self.multiply::<bf16>(ctx),
+            _ => self.multiply::<f16>(ctx),
+        }
+    }
+
+    fn multiply<C: Cell>(&self, ctx: &Context) {
+        let (rows, panels) = (ctx.live(self.live, self.out.rows()), self.weight.panels());
+        if rows == 0 {
+            return;
+        }
+        if rows <= matmul::max_block_rows(ctx.kernels) {
+            let strips = panels.div_ceil(STRIP);
+            let elements = STRIP * LANES * self.weight.cols();
+            return ctx.split(strips, elements, |range| {
+                self.few_rows::<C>(ctx, rows, range.start * STRIP..panels.min(range.end * STRIP));
+            });
+        }
+        let row_groups = rows.div_ceil(ROW_GROUP);
+        let wanted = (ctx.threads * 3).div_ceil(row_groups);
+        let width = panels.div_ceil(wanted).next_multiple_of(PAIR).min(PANEL_GROUP);
+        let panel_groups = panels.div_ceil(width);
+        ctx.each(row_groups * panel_groups, |task| {
+            let (r, p) = (task / panel_groups * ROW_GROUP, task % panel_groups * width);
+            self.many_rows::<C>(ctx, r..rows.min(r + ROW_GROUP), p..panels.min(p + width));
+        });
+    }
+
+    /// All of `rows` rows for `panels`, straight from the stored weight.
+    fn few_rows<C: Cell>(&self, ctx: &Context, rows: usize, panels: Range<usize>) {
+        let k = self.weight.cols();
+        let packed = if rows == 1 { 0 } else { packed_k(k) };
+        with_scratch([rows * packed, rows * STRIP * LANES], |[x, acc]| {
+            if rows > 1 {
+                // SAFETY: row `r` of x has k columns.
+                unsafe { matmul::pack_rows(ctx.kernels, rows, k, |r| self.x.row(r), x) };
+            }
+            let x = if rows == 1 { self.x.row(0) } else { x.as_ptr() };
+            for first in panels.clone().step_by(STRIP) {
+                let count = STRIP.min(panels.end - first);
+                for (row, size) in matmul::blocks(ctx.kernels, rows) {
+                    let block = Block {
+                        x: x.wrapping_add(row * packed),
+                        rows: size,
+                        w: self.weight.panel::<C>(first),
+                        panel_stride: self.weight.panel_stride(),
+                        panels: count,
+                        k,
+                        acc: acc[row * STRIP * LANES..].as_mut_ptr(),
+                        acc_stride: STRIP * LANES,
+                        resume: false,
+                    };
+                    // SAFETY: x, the panels and the sums have these shapes.
+                    unsafe { matmul::multiply(ctx.kernels, &block) };
+                }
+                self.finish(0..rows, first * LANES, count * LANES, acc, STRIP * LANES);
+            }
+        });
+    }
+
+    /// A group of rows times a group of panels.
+    fn many_rows<C: Cell>(&self, ctx: &Context, rows: Range<usize>, panels: Range<usize>) {
+        let (k, count, width) = (self.weight.cols(), rows.len(), panels.len() * LANES);
+        let sizes = [count * packed_k(k), count * width, PAIR * K_BLOCK * LANES];
+        with_scratch(sizes, |[x, acc, wide]| {
+            // SAFETY: row `r` of x has k columns.
+            unsafe { matmul::pack_rows(ctx.kernels, count, k, |r| self.x.row(rows.start + r), x) };
+            for start in (0..k).step_by(K_BLOCK) {
+                let len = K_BLOCK.min(k - start);
+                for pair in panels.clone().step_by(PAIR) {
+                    for p in pair..panels.end.min(pair + PAIR) {
+                        let source = self.weight.panel::<C>(p).wrapping_add(start * LANES);
+                        let target = wide[(p - pair) * K_BLOCK * LANES..][..len * LANES].as_mut_ptr();
+                        ctx.kernels.run(Widen { source, target, len: len * LANES });
+                    }
+                    for (row, size) in matmul::blocks(ctx.kernels, count) {
+                        let block = Block {
+                            x: x[row * packed_k(k) + start * size..].as_ptr(),
+                            rows: size,
+                            w: wide.as_ptr(),
+                            panel_stride: K_BLOCK * LANES,
+                            panels: PAIR.min(panels.end - pair),
+                            k: len,
+                            acc: acc[row * width + (pair - panels.start) * LANES..].as_mut_ptr(),
+                            acc_stride: width,
+                            resume: start > 0,
+                        };
+                        // SAFETY: x, the widened panels and the sums have these shapes.
+                        unsafe { matmul::multiply(ctx.kernels, &block) };
+                    }
+                }
+            }
+            self.finish(rows, panels.start * LANES, width, acc, width);
+        });
+    }
+
+    /// Adds bias and residual, in this order, and stores `width` columns from `column` on; the last
+    /// panel's padding is dropped. `acc` starts at the first row.
+    fn finish(&self, rows: Range<usize>, column: usize, width: usize, acc: &mut [f32], acc_stride: usize) {
+        let width = width.min(self.out.cols() - column);
+        for (i, row) in rows.enumerate() {
+            let sums = &mut acc[i * acc_stride..][..width];
+            if let Some(bias) = &self.bias {
+                // SAFETY: the bias has `N` elements and is not written meanwhile.
+                let bias = unsafe { std::slice::from_raw_parts(bias.flat::<f32>().add(column), width) };
+                sums.iter_mut().zip(bias).for_each(|(sum, b)| *sum += b);
+            }
+            if let Some(residual) = &self.residual {
+                // SAFETY: these columns of this row belong to this task, also where it is `out`.
+                let residual = unsafe { std::slice::from_raw_parts(residual.row::<f32>(row).add(column), width) };
+                sums.iter_mut().zip(residual).for_each(|(sum, r)| *sum += r);
+            }
+            // SAFETY: these columns of this row belong to this task.
+            unsafe { self.out.row::<f32>(row).add(column).copy_from_nonoverlapping(sums.as_ptr(), width) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::testing::*;
+    use anyfleet_tensor::ops::{ActMul, Activation, Linear, LinearActMul};
+    use anyfleet_tensor::{Backend, Live};
+
+    /// The definition: one accumulator, fused multiply-adds in order, then bias, then residual.
+    fn naive(x: &[f32], w: &[f32], bias: Option<f32>, residual: Option<f32>) -> f32 {
+        let sum = x.iter().zip(w).fold(0.0f32, |sum, (&x, &w)| x.mul_add(w, sum));
+        let sum = bias.map_or(sum, |b| sum + b);
+        residual.map_or(sum, |r| sum + r)
+    }
+
+    #[test]
+    fn every_set_shape_and_row_count_has_the_naive_bits() {
+        for (rows, n, k) in [
+            (1, 1, 1),
+            (1, 300, 70),
+            (2, 17, 257),
+            (5, 40, 512),
+            (7, 33, 100),
+            (13, 50, 300),
+            (29, 65, 31),
+            (110, 35, 260),
+        ] {
+            for store in FLOATS {
+                let (x, w) = (random(6, rows * k), random(7, n * k));
+                let (bias, residual) = (random(8, n), random(9, rows * n));
+                let rounded: Vec<f32> = w.iter().map(|&v| round(v, store)).collect();
+                let want = |r: usize, c: usize, full: bool| {
+                    let (b, s) = (full.then_some(bias[c]), full.then_some(residual[r * n + c]));
+                    naive(&x[r * k..][..k], &rounded[c * k..][..k], b, s)
+                };
+                for device in devices() {
+                    let weight = weight(&device, &w, k, store);
+                    let bias_tensor = tensor(&device, &bias, &[n]);
+                    let x_tensor = columns_of(&device, &x, rows, k);
+                    let plain = tensor(&device, &vec![POISON; (rows + 1) * n], &[rows + 1, n]);
+                    let added = columns_of(&device, &residual, rows, n);
+                    bind(&device, rows as u32, |enc| {
+                        let (out, weight) = (&plain.narrow(0, rows), &weight);
+                        enc.linear(Linear {
+                            out,
+                            x: &x_tensor,
+                            weight,
+                            bias: None,
+                            residual: None,
+                            live: Live::Tokens,
+                        });
+                        let (bias, residual) = (Some(&bias_tensor), Some(&added));
+                        enc.linear(Linear { out: &added, x: &x_tensor, weight, bias, residual, live: Live::All });
+                    });
+                    let (got, got_added) = (read(&device, &plain), read_rows(&device, &added, rows));
+                    for r in 0..rows {
+                        for c in 0..n {
+                            let at = format!("{} {store} [{rows}, {k}] x {n}: ({r}, {c})", device.caps().device);
+                            assert_eq!(got[r * n + c].to_bits(), want(r, c, false).to_bits(), "{at}");
+                            assert_eq!(got_added[r * n + c].to_bits(), want(r, c, true).to_bits(), "{at}");
+                        }
+                    }
+                    assert!(got[rows * n..].iter().all(|&v| v == POISON));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_rows_and_rows_past_the_live_count_stay() {
+        for device in devices() {
+            let weight = weight(&device, &random(1, 20 * 8), 8, FLOATS[1]);
+            let x = tensor(&device, &random(2, 30 * 8), &[30, 8]);
+            for live in [0, 1, 5, 20] {
+                let out = tensor(&device, &[POISON; 600], &[30, 20]);
+                bind(&device, live, |enc| {
+                    let (x, weight) = (&x, &weight);
+                    enc.linear(Linear { out: &out, x, weight, bias: None, residual: None, live: Live::Sequences })
+                });
+                let got = read(&device, &out);
+                let (done, rest) = got.split_at(live as usize * 20);
+                assert!(done.iter().all(|&v| v != POISON) && rest.iter().all(|&v| v == POISON));
+            }
+        }
+    }
+
+    #[test]
+    fn gated_form_is_the_composition() {
+        let (rows, k, width) = (3, 20, 25);
+        for device in devices() {
+            let weight = weight(&device, &random(1, 2 * width * k), k, FLOATS[1]);
+            let x = tensor(&device, &random(2, rows * k), &[rows, k]);
+            let [a, b] = [(); 2].map(|()| tensor(&device, &[POISON; 75], &[rows, width]));
+            let gate_up = tensor(&device, &[POISON; 150], &[rows, 2 * width]);
+            let (activation, live) = (Activation::Silu, Live::All);
+            bind(&device, 3, |enc| {
+                let (x, weight, bias) = (&x, &weight, None);
+                enc.linear_act_mul(LinearActMul { out: &a, gate_up: &gate_up, x, weight, bias, activation, live });
+                enc.linear(Linear { out: &gate_up, x, weight, bias, residual: None, live });
+                enc.act_mul(ActMul { out: &b, gate_up: &gate_up, activation, live });
+            });
+            assert_eq!(read(&device, &a), read(&device, &b));
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! One file per operation: the recorded form, its execution, and tests against a naive twin.
+pub(crate) mod act_mul;
+pub(crate) mod attention;
+pub(crate) mod embed;
+pub(crate) mod gather;
+pub(crate) mod linear;
+pub(crate) mod norm;
+pub(crate) mod rope_kv;
+pub(crate) mod sample;
+#[cfg(test)]
+mod testing;

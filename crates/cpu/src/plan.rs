@@ -1,0 +1,98 @@
+//! A recorded list of operations and the loop that executes it.
+use crate::ops::act_mul::ActMulOp;
+use crate::ops::attention::{self, AttentionOp};
+use crate::ops::embed::EmbedOp;
+use crate::ops::gather::GatherOp;
+use crate::ops::linear::LinearOp;
+use crate::ops::norm::NormOp;
+use crate::ops::rope_kv::RopeKvOp;
+use crate::ops::sample::SampleOp;
+use crate::simd::KernelSet;
+use crate::view::View;
+use anyfleet_tensor::{Live, StepHeader};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Operations with everything they need, in order.
+pub struct CpuPlan(pub(crate) Vec<Step>);
+
+pub(crate) enum Step {
+    /// Live counts for what follows.
+    Header(View),
+    Embed(EmbedOp),
+    Norm(NormOp),
+    Linear(LinearOp),
+    ActMul(ActMulOp),
+    RopeKv(RopeKvOp),
+    Attention(AttentionOp),
+    Gather(GatherOp),
+    Sample(SampleOp),
+}
+
+/// Lists that steps fill and reuse.
+#[derive(Default)]
+pub(crate) struct Workspace {
+    pub(crate) attention: Vec<attention::Task>,
+}
+
+/// What an operation knows when it runs.
+pub(crate) struct Context {
+    pub(crate) kernels: KernelSet,
+    pub(crate) threads: usize,
+    header: StepHeader,
+}
+
+impl CpuPlan {
+    /// Executes inside the backend's thread pool, under its lock.
+    pub(crate) fn execute(&self, kernels: KernelSet, workspace: &mut Workspace) {
+        let mut ctx = Context { kernels, threads: rayon::current_num_threads(), header: StepHeader::default() };
+        for step in &self.0 {
+            match step {
+                Step::Header(view) => {
+                    let [tokens, sequences, logit_rows, reserved] = std::array::from_fn(|i| view.u32_at(i));
+                    ctx.header = StepHeader { tokens, sequences, logit_rows, reserved };
+                }
+                Step::Embed(op) => op.execute(&ctx),
+                Step::Norm(op) => op.execute(&ctx),
+                Step::Linear(op) => op.execute(&ctx),
+                Step::ActMul(op) => op.execute(&ctx),
+                Step::RopeKv(op) => op.execute(&ctx),
+                Step::Attention(op) => op.execute(&ctx, &mut workspace.attention),
+                Step::Gather(op) => op.execute(&ctx),
+                Step::Sample(op) => op.execute(&ctx),
+            }
+        }
+    }
+}
+
+/// Elements a task should touch at least: below that, waking a thread costs more than it saves.
+const TASK_ELEMENTS: usize = 16 * 1024;
+
+/// Tasks per thread, so that a thread that was held up is helped out.
+const TASKS_PER_THREAD: usize = 4;
+
+impl Context {
+    pub(crate) fn live(&self, live: Live, rows: usize) -> usize {
+        live.count(&self.header, rows)
+    }
+
+    /// Calls `task` with ranges that cover `0..items`, in parallel where there is enough work at
+    /// `elements` touched per item.
+    pub(crate) fn split(&self, items: usize, elements: usize, task: impl Fn(Range<usize>) + Sync) {
+        let worthwhile = items.saturating_mul(elements) / TASK_ELEMENTS;
+        let pieces = if self.threads == 1 { 1 } else { items.min(worthwhile).min(self.threads * TASKS_PER_THREAD) };
+        match (items, pieces) {
+            (0, _) => {}
+            (_, 0 | 1) => task(0..items),
+            _ => self.each(pieces, |i| task(items * i / pieces..items * (i + 1) / pieces)),
+        }
+    }
+
+    /// Calls `task` with every number below `tasks`, in parallel.
+    pub(crate) fn each(&self, tasks: usize, task: impl Fn(usize) + Sync) {
+        if self.threads == 1 || tasks <= 1 {
+            return (0..tasks).for_each(task);
+        }
+        (0..tasks).into_par_iter().with_max_len(1).for_each(|i| task(i));
+    }
+}

@@ -1,0 +1,190 @@
+//! Sixteen lanes in two ymm registers.
+use super::{Kernel, Simd};
+use std::arch::x86_64::*;
+
+/// Exists only inside [`run`], that is, where the instructions do.
+#[derive(Clone, Copy)]
+pub(super) struct Avx2(());
+
+/// Lanes 0..8 and 8..16.
+type V = [__m256; 2];
+
+/// # Safety
+/// The processor has the features named here.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Avx2(()))
+}
+
+/// Eight bf16 widened.
+///
+/// # Safety
+/// AVX2; eight elements at `p`.
+#[inline(always)]
+unsafe fn widen_bf16(p: *const half::bf16) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())))) }
+}
+
+/// Eight lanes of [`Simd::add_exponent`].
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn add_exponent(v: __m256, n: __m256) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let n = _mm256_slli_epi32::<23>(_mm256_castps_si256(n));
+        _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), n))
+    }
+}
+
+/// Rows become columns in an 8 x 8 block.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn transpose8(r: [__m256; 8]) -> [__m256; 8] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut t = r;
+        for g in 0..2 {
+            let [a, b, c, d] = [r[4 * g], r[4 * g + 1], r[4 * g + 2], r[4 * g + 3]];
+            let ab_low = _mm256_castps_pd(_mm256_unpacklo_ps(a, b));
+            let ab_high = _mm256_castps_pd(_mm256_unpackhi_ps(a, b));
+            let cd_low = _mm256_castps_pd(_mm256_unpacklo_ps(c, d));
+            let cd_high = _mm256_castps_pd(_mm256_unpackhi_ps(c, d));
+            t[4 * g] = _mm256_castpd_ps(_mm256_unpacklo_pd(ab_low, cd_low));
+            t[4 * g + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(ab_low, cd_low));
+            t[4 * g + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(ab_high, cd_high));
+            t[4 * g + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(ab_high, cd_high));
+        }
+        let mut out = t;
+        for c in 0..4 {
+            out[c] = _mm256_permute2f128_ps::<0x20>(t[c], t[4 + c]);
+            out[4 + c] = _mm256_permute2f128_ps::<0x31>(t[c], t[4 + c]);
+        }
+        out
+    }
+}
+
+impl Simd for Avx2 {
+    type V = V;
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> V {
+        // SAFETY: `self` proves AVX2, FMA and F16C; the same holds for every block below.
+        [unsafe { _mm256_set1_ps(x) }; 2]
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> V {
+        // SAFETY: and the caller promises sixteen elements.
+        unsafe { [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))] }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const half::bf16) -> V {
+        // SAFETY: and the caller promises sixteen elements.
+        unsafe { [widen_bf16(p), widen_bf16(p.add(8))] }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const half::f16) -> V {
+        // SAFETY: and the caller promises sixteen elements.
+        unsafe { [_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast()))] }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: V) {
+        // SAFETY: and the caller promises sixteen elements.
+        unsafe {
+            _mm256_storeu_ps(p, v[0]);
+            _mm256_storeu_ps(p.add(8), v[1]);
+        }
+    }
+    #[inline(always)]
+    fn fma(self, a: V, b: V, c: V) -> V {
+        // SAFETY: see `splat`.
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+    #[inline(always)]
+    fn add(self, a: V, b: V) -> V {
+        // SAFETY: see `splat`.
+        unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn sub(self, a: V, b: V) -> V {
+        // SAFETY: see `splat`.
+        unsafe { [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn mul(self, a: V, b: V) -> V {
+        // SAFETY: see `splat`.
+        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn div(self, a: V, b: V) -> V {
+        // SAFETY: see `splat`.
+        unsafe { [_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn max(self, a: V, b: V) -> V {
+        // SAFETY: see `splat`. The instruction gives b where either is NaN.
+        unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn select_gt(self, x: V, y: V, a: V, b: V) -> V {
+        // SAFETY: see `splat`.
+        unsafe {
+            [
+                _mm256_blendv_ps(b[0], a[0], _mm256_cmp_ps::<_CMP_GT_OQ>(x[0], y[0])),
+                _mm256_blendv_ps(b[1], a[1], _mm256_cmp_ps::<_CMP_GT_OQ>(x[1], y[1])),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn add_exponent(self, v: V, n: V) -> V {
+        // SAFETY: see `splat`.
+        unsafe { [add_exponent(v[0], n[0]), add_exponent(v[1], n[1])] }
+    }
+    #[inline(always)]
+    fn reduce_add(self, v: V) -> f32 {
+        // SAFETY: see `splat`.
+        unsafe {
+            let v = _mm256_add_ps(v[0], v[1]);
+            let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+        }
+    }
+    #[inline(always)]
+    fn reduce_max(self, v: V) -> f32 {
+        // SAFETY: see `splat`.
+        unsafe {
+            let v = _mm256_max_ps(v[0], v[1]);
+            let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
+        }
+    }
+    #[inline(always)]
+    fn transpose(self, rows: &mut [V; 16]) {
+        let source = *rows;
+        for i in 0..2 {
+            for j in 0..2 {
+                let mut block = [source[0][0]; 8];
+                for (k, row) in block.iter_mut().enumerate() {
+                    *row = source[8 * i + k][j];
+                }
+                // SAFETY: see `splat`.
+                let block = unsafe { transpose8(block) };
+                for (k, column) in block.iter().enumerate() {
+                    rows[8 * j + k][i] = *column;
+                }
+            }
+        }
+    }
+    #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+}

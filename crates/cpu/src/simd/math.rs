@@ -1,0 +1,44 @@
+//! Functions over sixteen lanes, in the fixed order of [`anyfleet_tensor::sampling`].
+use super::{LANES, Simd, load_up_to};
+use anyfleet_tensor::sampling;
+
+/// `e^x`: the bits of [`sampling::exp`].
+#[inline(always)]
+pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
+    let magic = s.splat(sampling::ROUND_MAGIC);
+    let shifted = s.fma(x, s.splat(sampling::LOG2_E), magic);
+    let n = s.sub(shifted, magic);
+    let r = s.fma(n, s.splat(-sampling::LN2_HIGH), x);
+    let r = s.fma(n, s.splat(-sampling::LN2_LOW), r);
+    let mut series = s.splat(sampling::EXP_SERIES[0]);
+    for &c in &sampling::EXP_SERIES[1..] {
+        series = s.fma(series, r, s.splat(c));
+    }
+    let scaled = s.add_exponent(series, shifted);
+    let scaled = s.select_gt(s.splat(sampling::EXP_ZERO), x, s.splat(0.0), scaled);
+    s.select_gt(x, s.splat(sampling::EXP_INFINITE), s.splat(f32::INFINITY), scaled)
+}
+
+/// `x * sigmoid(z) = x / (1 + e^-z)`.
+#[inline(always)]
+pub(crate) fn times_sigmoid<S: Simd>(s: S, x: S::V, z: S::V) -> S::V {
+    let denominator = s.add(s.splat(1.0), exp(s, s.sub(s.splat(0.0), z)));
+    s.div(x, denominator)
+}
+
+/// Mean of squares over `n` elements: sixteen strided sums, then the reduction tree.
+///
+/// # Safety
+/// `n` elements are readable at `x`.
+#[inline(always)]
+pub(crate) unsafe fn mean_square<S: Simd>(s: S, x: *const f32, n: usize) -> f32 {
+    let mut sum = s.splat(0.0);
+    let mut i = 0;
+    while i < n {
+        // SAFETY: `n - i` elements are left.
+        let v = unsafe { load_up_to(s, x.add(i), n - i) };
+        sum = s.fma(v, v, sum);
+        i += LANES;
+    }
+    s.reduce_add(sum) / n as f32
+}

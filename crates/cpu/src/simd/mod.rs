@@ -1,0 +1,260 @@
+//! Sixteen f32 lanes on every instruction set.
+//!
+//! A kernel is written once, generic over [`Simd`], and compiled for each instruction set by
+//! [`KernelSet::run`]. Every method below is exact or correctly rounded and has one definition of its
+//! order, so all sets compute the same bits.
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+pub(crate) mod math;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod portable;
+
+use portable::Portable;
+
+/// A vector of sixteen f32 lanes. A value of the implementing type is the proof that the
+/// instructions exist on this machine.
+///
+/// Methods that take pointers are unsafe: sixteen elements must be readable (or writable) there; no
+/// alignment is needed.
+pub(crate) trait Simd: Copy {
+    /// Sixteen lanes.
+    type V: Copy;
+    /// Whether there are registers for 24 vectors: chooses the shapes of the matrix kernels.
+    const WIDE: bool;
+
+    fn splat(self, x: f32) -> Self::V;
+    unsafe fn load(self, p: *const f32) -> Self::V;
+    unsafe fn load_bf16(self, p: *const half::bf16) -> Self::V;
+    unsafe fn load_f16(self, p: *const half::f16) -> Self::V;
+    unsafe fn store(self, p: *mut f32, v: Self::V);
+    /// `a * b + c`, rounded once.
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a > b ? a : b`, so `b` where either is NaN.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `x > y ? a : b`, so `b` where `x` or `y` is NaN.
+    fn select_gt(self, x: Self::V, y: Self::V, a: Self::V, b: Self::V) -> Self::V;
+    /// Adds the low nine bits of `n` (as an integer) to the exponent of `v`: the last step of `exp`.
+    fn add_exponent(self, v: Self::V, n: Self::V) -> Self::V;
+    /// Sum over lanes: lane `i` takes `i + 8`, then `i + 4`, `i + 2`, `i + 1`.
+    fn reduce_add(self, v: Self::V) -> f32;
+    /// Maximum over lanes in the same tree.
+    fn reduce_max(self, v: Self::V) -> f32;
+    /// Rows become columns.
+    fn transpose(self, rows: &mut [Self::V; 16]);
+    /// Asks for the cache line at `p`, which need not be valid.
+    fn prefetch(self, p: *const u8);
+}
+
+/// Lanes of a [`Simd`] vector.
+pub(crate) const LANES: usize = 16;
+
+/// An element type vectors are loaded from: widening to f32 is exact.
+pub(crate) trait Cell: bytemuck::Pod + Send + Sync {
+    /// # Safety
+    /// Sixteen elements are readable at `p`.
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V;
+    fn widen(self) -> f32;
+    /// Rounds to nearest, ties to even.
+    fn narrow(x: f32) -> Self;
+}
+
+impl Cell for f32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const f32) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load(p) }
+    }
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn narrow(x: f32) -> f32 {
+        x
+    }
+}
+
+impl Cell for half::bf16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const half::bf16) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_bf16(p) }
+    }
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+    #[inline(always)]
+    fn narrow(x: f32) -> half::bf16 {
+        half::bf16::from_f32(x)
+    }
+}
+
+impl Cell for half::f16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const half::f16) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_f16(p) }
+    }
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+    #[inline(always)]
+    fn narrow(x: f32) -> half::f16 {
+        half::f16::from_f32(x)
+    }
+}
+
+/// Loads `n < 16` elements and zeroes.
+///
+/// # Safety
+/// `n` elements are readable at `p`.
+#[inline(always)]
+pub(crate) unsafe fn load_partial<S: Simd, C: Cell>(s: S, p: *const C, n: usize) -> S::V {
+    let mut lanes = [0.0f32; LANES];
+    for (i, lane) in lanes[..n].iter_mut().enumerate() {
+        // SAFETY: `i < n`.
+        *lane = unsafe { *p.add(i) }.widen();
+    }
+    // SAFETY: the array has sixteen elements.
+    unsafe { s.load(lanes.as_ptr()) }
+}
+
+/// Loads up to sixteen elements and zeroes for the rest.
+///
+/// # Safety
+/// `min(n, 16)` elements are readable at `p`.
+#[inline(always)]
+pub(crate) unsafe fn load_up_to<S: Simd, C: Cell>(s: S, p: *const C, n: usize) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe { if n >= LANES { C::load(s, p) } else { load_partial(s, p, n) } }
+}
+
+/// Stores the first `n` lanes, at most sixteen.
+///
+/// # Safety
+/// `min(n, 16)` elements are writable at `p`.
+#[inline(always)]
+pub(crate) unsafe fn store_up_to<S: Simd>(s: S, p: *mut f32, v: S::V, n: usize) {
+    if n >= LANES {
+        // SAFETY: the caller's promise.
+        return unsafe { s.store(p, v) };
+    }
+    let mut lanes = [0.0f32; LANES];
+    // SAFETY: the array has sixteen elements; the caller promises n at `p`.
+    unsafe {
+        s.store(lanes.as_mut_ptr(), v);
+        p.copy_from_nonoverlapping(lanes.as_ptr(), n);
+    }
+}
+
+/// A piece of work compiled once per instruction set. `run` and everything vectorised that it calls
+/// is `#[inline(always)]`, so that it is compiled with the instruction set's features.
+pub(crate) trait Kernel {
+    type Output;
+    fn run<S: Simd>(self, s: S) -> Self::Output;
+}
+
+/// An instruction set the kernels can be compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Isa {
+    /// x86-64 with AVX-512 F, BW, DQ and VL.
+    Avx512,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+    /// 64-bit Arm.
+    Neon,
+    /// Any processor, without explicit vector instructions.
+    Portable,
+}
+
+impl Isa {
+    /// All of them, fastest first.
+    pub const ALL: [Isa; 4] = [Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Portable];
+
+    /// The name `ANYFLEET_CPU` takes.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Isa::Avx512 => "avx512",
+            Isa::Avx2 => "avx2",
+            Isa::Neon => "neon",
+            Isa::Portable => "portable",
+        }
+    }
+
+    /// Whether this processor has it.
+    pub fn is_supported(self) -> bool {
+        KernelSet::new(self).is_some()
+    }
+
+    /// The sets this processor has, fastest first; never empty.
+    pub fn supported() -> impl Iterator<Item = Isa> {
+        Isa::ALL.into_iter().filter(|isa| isa.is_supported())
+    }
+}
+
+/// An [`Isa`] that this processor was seen to have.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KernelSet(Isa);
+
+impl KernelSet {
+    /// `None` when the processor lacks the instructions.
+    pub(crate) fn new(isa: Isa) -> Option<KernelSet> {
+        let present = match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => {
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => {
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => true,
+            Isa::Portable => true,
+            _ => false,
+        };
+        present.then_some(KernelSet(isa))
+    }
+
+    /// Whether the matrix kernels use their wide shapes.
+    pub(crate) fn wide(self) -> bool {
+        self.0 == Isa::Avx512
+    }
+
+    /// Which one.
+    pub(crate) fn isa(self) -> Isa {
+        self.0
+    }
+
+    /// Runs a kernel with this instruction set.
+    #[inline]
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self.0 {
+            // SAFETY: `new` saw the features the entry needs.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { avx512::run(kernel) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => unsafe { avx2::run(kernel) },
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => neon::run(kernel),
+            _ => kernel.run(Portable),
+        }
+    }
+}

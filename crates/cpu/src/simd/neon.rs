@@ -1,0 +1,173 @@
+//! Sixteen lanes in four q registers.
+use super::{Kernel, Simd};
+use std::arch::aarch64::*;
+use std::arch::asm;
+
+/// NEON is part of every 64-bit Arm processor Rust runs on.
+#[derive(Clone, Copy)]
+pub(super) struct Neon;
+
+/// Lanes 0..4, 4..8, 8..12, 12..16.
+type V = [float32x4_t; 4];
+
+#[inline]
+pub(super) fn run<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Neon)
+}
+
+/// Four f16 widened: the intrinsic's argument type is not stable, the instruction is baseline.
+#[inline(always)]
+fn widen_f16(bits: uint16x4_t) -> float32x4_t {
+    let out: float32x4_t;
+    // SAFETY: reads one vector register and writes another.
+    unsafe {
+        asm!("fcvtl {out:v}.4s, {bits:v}.4h", out = out(vreg) out, bits = in(vreg) bits,
+             options(pure, nomem, nostack, preserves_flags));
+    }
+    out
+}
+
+macro_rules! lanes {
+    ($i:ident => $value:expr) => {
+        // SAFETY: NEON is always there; loads and stores rest on the caller's promise.
+        unsafe {
+            [
+                {
+                    const $i: usize = 0;
+                    $value
+                },
+                {
+                    const $i: usize = 1;
+                    $value
+                },
+                {
+                    const $i: usize = 2;
+                    $value
+                },
+                {
+                    const $i: usize = 3;
+                    $value
+                },
+            ]
+        }
+    };
+}
+
+/// Four rows of a 4 x 4 block become columns.
+#[inline(always)]
+fn transpose4(r: [float32x4_t; 4]) -> [float32x4_t; 4] {
+    // SAFETY: NEON is always there.
+    unsafe {
+        let (a, b) = (vtrn1q_f32(r[0], r[1]), vtrn2q_f32(r[0], r[1]));
+        let (c, d) = (vtrn1q_f32(r[2], r[3]), vtrn2q_f32(r[2], r[3]));
+        let wide = |v| vreinterpretq_f64_f32(v);
+        let narrow = |v| vreinterpretq_f32_f64(v);
+        [
+            narrow(vtrn1q_f64(wide(a), wide(c))),
+            narrow(vtrn1q_f64(wide(b), wide(d))),
+            narrow(vtrn2q_f64(wide(a), wide(c))),
+            narrow(vtrn2q_f64(wide(b), wide(d))),
+        ]
+    }
+}
+
+impl Simd for Neon {
+    type V = V;
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> V {
+        lanes!(_I => vdupq_n_f32(x))
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> V {
+        lanes!(I => vld1q_f32(p.add(4 * I)))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const half::bf16) -> V {
+        lanes!(I => vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(p.cast::<u16>().add(4 * I)))))
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const half::f16) -> V {
+        lanes!(I => widen_f16(vld1_u16(p.cast::<u16>().add(4 * I))))
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: V) {
+        lanes!(I => vst1q_f32(p.add(4 * I), v[I]));
+    }
+    #[inline(always)]
+    fn fma(self, a: V, b: V, c: V) -> V {
+        lanes!(I => vfmaq_f32(c[I], a[I], b[I]))
+    }
+    #[inline(always)]
+    fn add(self, a: V, b: V) -> V {
+        lanes!(I => vaddq_f32(a[I], b[I]))
+    }
+    #[inline(always)]
+    fn sub(self, a: V, b: V) -> V {
+        lanes!(I => vsubq_f32(a[I], b[I]))
+    }
+    #[inline(always)]
+    fn mul(self, a: V, b: V) -> V {
+        lanes!(I => vmulq_f32(a[I], b[I]))
+    }
+    #[inline(always)]
+    fn div(self, a: V, b: V) -> V {
+        lanes!(I => vdivq_f32(a[I], b[I]))
+    }
+    #[inline(always)]
+    fn max(self, a: V, b: V) -> V {
+        // Not the max instruction: it gives NaN where either is NaN.
+        self.select_gt(a, b, a, b)
+    }
+    #[inline(always)]
+    fn select_gt(self, x: V, y: V, a: V, b: V) -> V {
+        lanes!(I => vbslq_f32(vcgtq_f32(x[I], y[I]), a[I], b[I]))
+    }
+    #[inline(always)]
+    fn add_exponent(self, v: V, n: V) -> V {
+        lanes!(I => vreinterpretq_f32_u32(vaddq_u32(
+            vreinterpretq_u32_f32(v[I]),
+            vshlq_n_u32::<23>(vreinterpretq_u32_f32(n[I]))
+        )))
+    }
+    #[inline(always)]
+    fn reduce_add(self, v: V) -> f32 {
+        // SAFETY: NEON is always there.
+        unsafe {
+            let v = vaddq_f32(vaddq_f32(v[0], v[2]), vaddq_f32(v[1], v[3]));
+            let v = vadd_f32(vget_low_f32(v), vget_high_f32(v));
+            vget_lane_f32::<0>(v) + vget_lane_f32::<1>(v)
+        }
+    }
+    #[inline(always)]
+    fn reduce_max(self, v: V) -> f32 {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: the array has sixteen elements.
+        unsafe { self.store(lanes.as_mut_ptr(), v) };
+        for width in [8, 4, 2, 1] {
+            for i in 0..width {
+                lanes[i] = if lanes[i] > lanes[i + width] { lanes[i] } else { lanes[i + width] };
+            }
+        }
+        lanes[0]
+    }
+    #[inline(always)]
+    fn transpose(self, rows: &mut [V; 16]) {
+        let source = *rows;
+        for i in 0..4 {
+            for j in 0..4 {
+                let block =
+                    transpose4([source[4 * i][j], source[4 * i + 1][j], source[4 * i + 2][j], source[4 * i + 3][j]]);
+                for (k, column) in block.into_iter().enumerate() {
+                    rows[4 * j + k][i] = column;
+                }
+            }
+        }
+    }
+    #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        // SAFETY: a prefetch never faults.
+        unsafe { asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nostack, readonly, preserves_flags)) }
+    }
+}

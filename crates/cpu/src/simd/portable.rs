@@ -1,0 +1,105 @@
+//! Sixteen lanes as an array: the definition the other sets reproduce.
+use super::{LANES, Simd};
+
+#[derive(Clone, Copy)]
+pub(super) struct Portable;
+
+/// Sixteen lanes.
+type V = [f32; LANES];
+
+#[inline(always)]
+fn zip(a: V, b: V, f: impl Fn(f32, f32) -> f32) -> V {
+    std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+#[inline(always)]
+fn fold(mut v: V, f: impl Fn(f32, f32) -> f32) -> f32 {
+    for width in [8, 4, 2, 1] {
+        for i in 0..width {
+            v[i] = f(v[i], v[i + width]);
+        }
+    }
+    v[0]
+}
+
+impl Simd for Portable {
+    type V = V;
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> V {
+        [x; LANES]
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> V {
+        // SAFETY: the caller promises sixteen elements.
+        unsafe { p.cast::<V>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const half::bf16) -> V {
+        // SAFETY: the caller promises sixteen elements.
+        unsafe { p.cast::<[half::bf16; LANES]>().read_unaligned() }.map(half::bf16::to_f32)
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const half::f16) -> V {
+        // SAFETY: the caller promises sixteen elements.
+        unsafe { p.cast::<[half::f16; LANES]>().read_unaligned() }.map(half::f16::to_f32)
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: V) {
+        // SAFETY: the caller promises sixteen elements.
+        unsafe { p.cast::<V>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    fn fma(self, a: V, b: V, c: V) -> V {
+        std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+    }
+    #[inline(always)]
+    fn add(self, a: V, b: V) -> V {
+        zip(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, a: V, b: V) -> V {
+        zip(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, a: V, b: V) -> V {
+        zip(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, a: V, b: V) -> V {
+        zip(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn max(self, a: V, b: V) -> V {
+        zip(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn select_gt(self, x: V, y: V, a: V, b: V) -> V {
+        std::array::from_fn(|i| if x[i] > y[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    fn add_exponent(self, v: V, n: V) -> V {
+        zip(v, n, |v, n| f32::from_bits(v.to_bits().wrapping_add(n.to_bits() << 23)))
+    }
+    #[inline(always)]
+    fn reduce_add(self, v: V) -> f32 {
+        fold(v, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn reduce_max(self, v: V) -> f32 {
+        fold(v, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn transpose(self, rows: &mut [V; 16]) {
+        for i in 0..LANES {
+            for j in 0..i {
+                let upper = rows[j][i];
+                rows[j][i] = rows[i][j];
+                rows[i][j] = upper;
+            }
+        }
+    }
+    #[inline(always)]
+    fn prefetch(self, _p: *const u8) {}
+}
