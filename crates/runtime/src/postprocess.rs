@@ -31,7 +31,7 @@ impl Step {
             next += batch.logit_rows[start..].iter().take_while(|logits| logits.row < end).count();
             let chooses = next > start && !matches!(batch.logit_rows[next - 1].mode, SampleMode::Score(_));
             let scores = start..next - usize::from(chooses);
-            Entry { planned: planned.clone(), choice: chooses.then_some(next - 1), scores }
+            Entry { planned: planned.clone(), choice: chooses.then(|| next - 1), scores }
         };
         Step { entries: plan.iter().zip(&batch.sequences).map(entry).collect(), rows: batch.logit_rows.len() }
     }

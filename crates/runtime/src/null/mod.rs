@@ -154,7 +154,10 @@ impl Executor for NullExecutor {
             self.memory.poison(batch);
             return Err(ExecutorError(format!("injected failure of submit {step}")));
         }
+        let broken = self.finished.iter().any(|earlier| earlier.outcome.is_err());
         let outcome = match self.run(batch) {
+            // It may read what the failed step should have stored; the runtime cannot know yet.
+            _ if broken => Err(ExecutorError("a step before it failed".into())),
             Ok(_) if self.options.fail_wait.contains(&step) => {
                 self.memory.poison(batch);
                 Err(ExecutorError(format!("injected failure of step {step}")))
