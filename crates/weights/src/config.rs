@@ -39,7 +39,9 @@ impl Config {
     /// than 16 MiB or not a JSON object.
     pub fn open(dir: &Path) -> Result<Self> {
         match std::fs::metadata(dir) {
-            Err(e) => return Err(Error::file(dir, format!("cannot be opened as a model directory: {e}"))),
+            Err(e) => {
+                return Err(Error::file(dir, format!("cannot be opened as a model directory: {e}; check the path")));
+            }
             Ok(meta) if !meta.is_dir() => {
                 return Err(Error::file(
                     dir,

@@ -20,7 +20,7 @@ pub(super) struct Client<'a> {
 /// An answer with a body still to be read.
 pub(super) struct Answer {
     pub status: StatusCode,
-    /// From the endpoint itself, before any redirect: commit, tag and size of the file.
+    /// From the endpoint itself: commit, tag and size of the file.
     pub meta: Meta,
     /// First byte of the file in this body: above 0 where the server resumed.
     pub start: u64,
@@ -69,10 +69,15 @@ impl<'a> Client<'a> {
     pub(super) fn get(&self, path: &str, from: u64) -> Result<Answer> {
         let mut url = format!("{}/{path}", self.hub.endpoint.trim_end_matches('/'));
         let home = origin(&url);
-        let mut meta = None;
+        let mut meta = Meta::default();
         for _ in 0..REDIRECTS {
-            let response = self.send(&url, from, origin(&url) == home)?;
-            let meta = meta.get_or_insert_with(|| Meta::read(response.headers())).clone();
+            let at_home = origin(&url) == home;
+            let response = self.send(&url, from, at_home)?;
+            // The hub may redirect within itself before it says what the file is; what storage says
+            // is about its own copy.
+            if at_home {
+                meta.fill(Meta::read(response.headers()));
+            }
             if !response.status().is_redirection() {
                 return Ok(Answer::new(response, meta));
             }
@@ -119,6 +124,16 @@ impl Answer {
 }
 
 impl Meta {
+    /// Takes from `later` what is not known yet.
+    fn fill(&mut self, later: Meta) {
+        self.commit = self.commit.take().or(later.commit);
+        self.etag = self.etag.take().or(later.etag);
+        self.size = self.size.or(later.size);
+        self.sha256 = self.sha256.take().or(later.sha256);
+        self.message = self.message.take().or(later.message);
+        self.error_code = self.error_code.take().or(later.error_code);
+    }
+
     fn read(headers: &HeaderMap) -> Self {
         let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
         let is_sha256 = |t: &String| t.len() == 64 && t.bytes().all(|b| b.is_ascii_hexdigit());

@@ -64,6 +64,30 @@ fn every_truncation_is_refused() {
     }
 }
 
+/// A changed byte is either refused in one line or leaves a file whose tensors lie inside it.
+#[test]
+fn every_changed_byte() {
+    let whole = sound(&[("a", &[2, 2], 1.0), ("b", &[3], 1.0)]);
+    let dir = Dir::new();
+    for at in 0..whole.len() - 28 {
+        for byte in [0, b'0', b'9', b'"', b',', b'}', b'\n', 0x7f, 0xff] {
+            let mut bytes = whole.clone();
+            bytes[at] = byte;
+            dir.write("model.safetensors", &bytes);
+            match ModelDir::open(dir.path()) {
+                Err(error) => check(&error, dir.path(), &["model.safetensors"]),
+                Ok(model) => {
+                    for (name, shape) in model.tensors() {
+                        if let Ok(view) = model.tensor(name) {
+                            assert_eq!(view.bytes.len(), shape.iter().product::<usize>() * view.dtype.size());
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn bytes_after_the_end() {
     let mut bytes = sound(&[("a", &[4], 1.0)]);

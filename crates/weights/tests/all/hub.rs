@@ -122,6 +122,8 @@ mod mirror {
         ranges: bool,
         /// Weights are redirected to another port, as to the hub's storage.
         redirect: bool,
+        /// Every file is redirected within the hub first.
+        relative: bool,
         plain: bool,
         status: Option<(u16, &'static str)>,
         token: Option<&'static str>,
@@ -190,7 +192,8 @@ mod mirror {
                     break;
                 }
             }
-            let file = path.rsplit('/').next().unwrap_or_default();
+            let file = path.rsplit('/').next().unwrap_or_default().to_owned();
+            let file = file.as_str();
             let count = {
                 let mut log = self.log.lock().unwrap();
                 log.push(format!("{} {file} {from} {authorization}", self.letter).trim_end().to_owned());
@@ -206,6 +209,13 @@ mod mirror {
                 if self.manners.token.is_some_and(|t| authorization != format!("Bearer {t}")) {
                     return write!(stream, "HTTP/1.1 401 No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
                 }
+            }
+            if self.letter == 'H' && self.manners.relative {
+                let Some(inner) = path.strip_prefix("/cache") else {
+                    let head = format!("HTTP/1.1 307 Moved\r\nlocation: /cache{path}\r\n");
+                    return write!(stream, "{head}content-length: 0\r\nconnection: close\r\n\r\n");
+                };
+                path = inner.to_owned();
             }
             let Some(bytes) = self.files.get(&path) else {
                 let headers = "x-error-code: EntryNotFound\r\ncontent-length: 9\r\nconnection: close\r\n\r\n";
@@ -332,6 +342,13 @@ mod mirror {
     fn mirrors_without_the_hubs_headers() {
         let (cache, _) = arrives(Manners { plain: true, ..Manners::default() });
         assert!(cache.join("models--org--tiny/snapshots/main/config.json").exists());
+    }
+
+    #[test]
+    fn redirects_within_the_hub() {
+        let (cache, mirror) = arrives(Manners { relative: true, token: Some("secret"), ..polite() });
+        assert!(cache.join("models--org--tiny/snapshots").join(COMMIT).join("config.json").exists());
+        assert!(mirror.requests().contains(&"S model.safetensors 0".to_owned()));
     }
 
     #[test]
