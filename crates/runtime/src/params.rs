@@ -158,3 +158,69 @@ fn within(param: &'static str, value: f32, low: f32, high: f32) -> Result<(), Pa
         false => Err(error(param, format!("{value} is not between {low} and {high}"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(change: impl FnOnce(&mut SamplingParams)) -> String {
+        let mut params = SamplingParams::default();
+        change(&mut params);
+        params.validate(100).map_or_else(|error| error.to_string(), |()| "accepted".into())
+    }
+
+    #[test]
+    fn the_ends_of_every_range_are_inside() {
+        assert_eq!(SamplingParams::default().validate(100), Ok(()));
+        let low = SamplingParams {
+            temperature: 0.0,
+            top_p: 0.0,
+            presence_penalty: -2.0,
+            frequency_penalty: -2.0,
+            repetition_penalty: 0.01,
+            logit_bias: vec![(0, -100.0), (99, 100.0)],
+            max_tokens: Some(0),
+            logprobs: Some(0),
+            ..Default::default()
+        };
+        assert_eq!(low.validate(100), Ok(()));
+        let high = SamplingParams {
+            temperature: 2.0,
+            min_p: 1.0,
+            presence_penalty: 2.0,
+            frequency_penalty: 2.0,
+            repetition_penalty: 100.0,
+            n: 128,
+            max_tokens: Some(5),
+            min_tokens: 5,
+            stop_token_ids: vec![99],
+            prompt_logprobs: Some(20),
+            ..Default::default()
+        };
+        assert_eq!(high.validate(100), Ok(()));
+    }
+
+    #[test]
+    fn what_is_outside_is_named() {
+        assert_eq!(refused(|p| p.temperature = 2.1), "temperature: 2.1 is not between 0 and 2");
+        assert_eq!(refused(|p| p.temperature = f32::NAN), "temperature: NaN is not between 0 and 2");
+        assert_eq!(refused(|p| p.top_p = 1.5), "top_p: 1.5 is not between 0 and 1");
+        assert_eq!(refused(|p| p.min_p = -0.5), "min_p: -0.5 is not between 0 and 1");
+        assert_eq!(refused(|p| p.presence_penalty = 3.0), "presence_penalty: 3 is not between -2 and 2");
+        assert_eq!(refused(|p| p.frequency_penalty = -3.0), "frequency_penalty: -3 is not between -2 and 2");
+        assert_eq!(refused(|p| p.repetition_penalty = 0.0), "repetition_penalty: 0 is not between 0.01 and 100");
+        assert_eq!(refused(|p| p.n = 0), "n: 0 is not between 1 and 128");
+        assert_eq!(refused(|p| p.logprobs = Some(21)), "logprobs: 21 is not between 0 and 20");
+        assert_eq!(refused(|p| p.prompt_logprobs = Some(21)), "prompt_logprobs: 21 is not between 0 and 20");
+        let above = refused(|p| (p.min_tokens, p.max_tokens) = (3, Some(2)));
+        assert_eq!(above, "min_tokens: 3 is above max_tokens, 2");
+        assert_eq!(refused(|p| p.stop = vec![String::new()]), "stop: a stop string is empty");
+        assert_eq!(refused(|p| p.stop = vec!["a".into(); 65]), "stop: 65 stop strings; at most 64 are allowed");
+        let outside = "token 100 is not below the vocabulary size, 100";
+        assert_eq!(refused(|p| p.stop_token_ids = vec![100]), format!("stop_token_ids: {outside}"));
+        assert_eq!(refused(|p| p.logit_bias = vec![(100, 0.0)]), format!("logit_bias: {outside}"));
+        assert_eq!(refused(|p| p.logit_bias = vec![(1, 101.0)]), "logit_bias: 101 is not between -100 and 100");
+        let twice = refused(|p| p.logit_bias = vec![(1, 1.0), (2, 1.0), (1, 2.0)]);
+        assert_eq!(twice, "logit_bias: token 1 is named twice");
+    }
+}

@@ -165,20 +165,30 @@ impl Runtime {
     /// Tokens, prompt and output, at which a choice is full.
     fn max_len(&self, prompt_tokens: usize, max_tokens: Option<u32>) -> Result<usize, AddError> {
         let max_model_len = self.limits.max_model_len;
-        // The last token is never fed, so it needs no room in the cache.
-        let capacity_tokens = self.scheduler.cache.capacity().saturating_add(1);
+        let capacity_tokens = self.capacity();
         let asked = max_tokens.map_or(1, |max| max as usize);
-        let max_tokens_asked = asked;
         if prompt_tokens + asked > max_model_len {
-            return Err(AddError::ContextTooLong { prompt_tokens, max_tokens: max_tokens_asked, max_model_len });
+            return Err(AddError::ContextTooLong { prompt_tokens, max_tokens: asked, max_model_len });
         }
         if prompt_tokens + asked.max(1) > capacity_tokens {
-            return Err(AddError::NeverFits { prompt_tokens, max_tokens: max_tokens_asked, capacity_tokens });
+            return Err(AddError::NeverFits { prompt_tokens, max_tokens: asked, capacity_tokens });
         }
         Ok(match max_tokens {
             Some(_) => prompt_tokens + asked,
-            None => max_model_len.min(capacity_tokens),
+            None => self.max_sequence_len(),
         })
+    }
+
+    /// The most tokens, prompt and output, that a sequence can have: the model's length, or less
+    /// where the cache holds less.
+    pub fn max_sequence_len(&self) -> usize {
+        self.limits.max_model_len.min(self.capacity())
+    }
+
+    /// The most tokens, prompt and output, that the cache allows a sequence that runs alone.
+    fn capacity(&self) -> usize {
+        // The last token is never fed, so it needs no room.
+        self.scheduler.cache.capacity().saturating_add(1)
     }
 
     fn choices(&self, id: RequestId, request: Request, max_len: usize) -> Vec<Sequence> {

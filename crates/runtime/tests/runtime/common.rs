@@ -1,8 +1,8 @@
 //! What the tests share: a tokenizer, running requests to the end, collecting what came of them.
 use anyfleet_runtime::null::{NullExecutor, NullOptions};
 use anyfleet_runtime::{
-    CacheSpec, Event, Executor, FinishReason, GroupSpec, Limits, Request, RequestId, Runtime, RuntimeOptions,
-    TokenLogprob, Usage,
+    Batch, CacheKind, CacheSpec, Event, Executor, ExecutorError, FinishReason, GroupSpec, Limits, Request, RequestId,
+    Runtime, RuntimeOptions, SampleMode, SamplingParams, StepOutput, TokenLogprob, Usage,
 };
 use anyfleet_text::Tokenizer;
 use std::collections::BTreeMap;
@@ -145,4 +145,68 @@ pub fn assert_no_leak(runtime: &Runtime) {
     for group in runtime.stats().groups {
         assert_eq!(group.free + group.cached, group.pages, "pages leaked");
     }
+}
+
+/// An executor that chooses what it is told to: output token `k` of every sequence is `script[k]`,
+/// counted from `prompt_len`. It also keeps the batches it was given.
+pub struct Scripted {
+    pub inner: NullExecutor,
+    pub prompt_len: usize,
+    pub script: Vec<u32>,
+    pub batches: Vec<Batch>,
+    waited: usize,
+    output: StepOutput,
+}
+
+impl Scripted {
+    pub fn new(limits: Limits, prompt_len: usize, script: &[u32]) -> Self {
+        let inner = NullExecutor::new(limits, NullOptions::default());
+        let output = StepOutput::default();
+        Scripted { inner, prompt_len, script: script.to_vec(), batches: Vec::new(), waited: 0, output }
+    }
+}
+
+impl Executor for Scripted {
+    fn limits(&self) -> &Limits {
+        self.inner.limits()
+    }
+
+    fn submit(&mut self, batch: &Batch) -> Result<(), ExecutorError> {
+        self.batches.push(batch.clone());
+        self.inner.submit(batch)
+    }
+
+    fn wait(&mut self) -> Result<&StepOutput, ExecutorError> {
+        self.output.clone_from(self.inner.wait()?);
+        for (row, id) in self.batches[self.waited].logit_rows.iter().zip(&mut self.output.ids) {
+            if !matches!(row.mode, SampleMode::Score(_)) {
+                *id = self.script[row.position as usize - self.prompt_len];
+            }
+        }
+        self.waited += 1;
+        Ok(&self.output)
+    }
+}
+
+/// Adds a request and runs everything to the end.
+pub fn complete(runtime: &mut Runtime, executor: &mut dyn Executor, request: Request) -> (RequestId, Outcomes) {
+    let id = runtime.add(request).unwrap();
+    let mut outcomes = Outcomes::default();
+    finish(runtime, executor, &mut outcomes);
+    (id, outcomes)
+}
+
+pub fn request(prompt: &[u32], params: SamplingParams) -> Request {
+    Request { prompt: prompt.to_vec(), params, ..Request::default() }
+}
+
+/// Greedy, this many tokens, whatever they are.
+pub fn greedy(max_tokens: u32) -> SamplingParams {
+    SamplingParams { temperature: 0.0, max_tokens: Some(max_tokens), ignore_eos: true, ..SamplingParams::default() }
+}
+
+pub fn limits(page_size: u32, groups: &[(CacheKind, u32)]) -> Limits {
+    let groups: Vec<GroupSpec> = groups.iter().map(|&(kind, pages)| GroupSpec { kind, pages }).collect();
+    let roomy = roomy(&groups);
+    Limits { cache: CacheSpec { page_size, groups }, ..roomy }
 }

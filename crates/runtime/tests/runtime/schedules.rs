@@ -3,15 +3,13 @@
 //!
 //! `ANYFLEET_SEED` sets the seed of the run, `ANYFLEET_SCHEDULES` how many schedules it has. A failure
 //! names the seed of its schedule; `ANYFLEET_SEED=that ANYFLEET_SCHEDULES=1` runs just that one.
-mod common;
 
+use crate::common::{Outcomes, VOCAB, alone, assert_no_leak, finish, tokenizer};
 use anyfleet_runtime::null::{NullExecutor, NullOptions};
 use anyfleet_runtime::{
-    AddError, CacheKind, CacheSpec, GroupSpec, Limits, Request, RequestId, Runtime, RuntimeOptions, SamplingParams,
-    Stats,
+    CacheKind, CacheSpec, GroupSpec, Limits, Request, RequestId, Runtime, RuntimeOptions, SamplingParams, Stats,
 };
 use anyfleet_text::Tokenizer;
-use common::{Outcomes, VOCAB, alone, assert_no_leak, finish, tokenizer};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// splitmix64 (Steele et al. 2014).
@@ -296,27 +294,4 @@ fn random_schedules_equal_each_request_alone() {
         let counts = [&tally.compared, &tally.cancelled, &tally.failed, &tally.preemptions, &tally.prefix_hits];
         assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) > 0), "something never happened: {tally:?}");
     }
-}
-
-/// What cannot fit even alone is refused, and says what would.
-#[test]
-fn refusals_leave_nothing_behind() {
-    let groups = vec![GroupSpec { kind: CacheKind::Paged, pages: 4 }];
-    let limits = Limits {
-        max_tokens: 8,
-        max_sequences: 2,
-        max_model_len: 64,
-        vocab_size: VOCAB as usize,
-        cache: CacheSpec { page_size: 4, groups },
-        steps_in_flight: 1,
-    };
-    let mut runtime = Runtime::new(limits, RuntimeOptions::default()).unwrap();
-    let params = |max| SamplingParams { max_tokens: max, ..SamplingParams::default() };
-    let request = |prompt: usize, max| Request { prompt: vec![1; prompt], params: params(max), ..Request::default() };
-    let never = AddError::NeverFits { prompt_tokens: 10, max_tokens: 8, capacity_tokens: 17 };
-    assert_eq!(runtime.add(request(10, Some(8))), Err(never));
-    assert!(matches!(runtime.add(request(60, Some(5))), Err(AddError::ContextTooLong { .. })));
-    assert!(!runtime.has_work());
-    assert!(runtime.add(request(10, Some(7))).is_ok());
-    assert!(runtime.add(request(16, None)).is_ok());
 }

@@ -1,0 +1,6 @@
+//! Tests of the runtime on the null executor, through its public interface.
+mod common;
+mod schedules;
+mod scheduling;
+mod sharing;
+mod text;
