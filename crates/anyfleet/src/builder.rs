@@ -233,7 +233,7 @@ impl EngineBuilder {
 
     fn open(&self) -> Result<Model> {
         let progress = self.on_progress.clone();
-        let path = anyfleet_weights::resolve(&self.model, &mut |p: anyfleet_weights::Download<'_>| {
+        let path = anyfleet_weights::Hub::from_env().resolve(&self.model, &mut |p| {
             progress(Progress::Download { file: p.file.to_owned(), done: p.done, total: p.total });
         });
         open_model(&path.map_err(model_error)?).map_err(model_error)
@@ -245,7 +245,7 @@ impl EngineBuilder {
             #[cfg(feature = "cpu")]
             DeviceSpec::Auto | DeviceSpec::Cpu => {
                 let options = anyfleet_cpu::CpuOptions { threads: self.threads, ..Default::default() };
-                let device = anyfleet_cpu::CpuBackend::new(&options).map_err(|e| Error::Device(e.to_string()))?;
+                let device = anyfleet_cpu::CpuBackend::new(options).map_err(|e| Error::Device(e.to_string()))?;
                 task.run(Arc::new(device))
             }
             #[cfg(not(feature = "cpu"))]

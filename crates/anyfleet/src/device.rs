@@ -90,7 +90,7 @@ pub struct DeviceInfo {
 pub fn list_devices() -> Vec<DeviceInfo> {
     let mut devices = Vec::new();
     #[cfg(feature = "cpu")]
-    devices.push(match anyfleet_cpu::CpuBackend::new(&anyfleet_cpu::CpuOptions::default()) {
+    devices.push(match anyfleet_cpu::CpuBackend::new(anyfleet_cpu::CpuOptions::default()) {
         Ok(cpu) => {
             let caps = anyfleet_tensor::Backend::caps(&cpu);
             let memory_available = caps.memory.available;

@@ -2,10 +2,10 @@
 use crate::request::{Completion, GenerateRequest, Prompt};
 use crate::stream::TokenStream;
 use crate::worker::{Board, Submission};
-use crate::{ChatTemplate, EngineBuilder, Error, MemoryPlan, Result, SamplingParams, Stats, Tokenizer};
+use crate::{ChatInput, ChatTemplate, EngineBuilder, Error, MemoryPlan, Result, SamplingParams, Stats, Tokenizer};
 use anyfleet_runtime::Request;
+use anyfleet_text::SpecialTokens;
 use async_channel::{Receiver, Sender};
-use serde_json::{Map, Value};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -133,17 +133,18 @@ impl Engine {
         })
     }
 
-    /// Renders a conversation with the model's chat template. `messages` is an array of message
-    /// objects, `tools` an array of tool declarations, `extra` further template variables.
+    /// Renders a conversation with the model's chat template. The text holds its special tokens, so it
+    /// is encoded with `special = false`.
     ///
     /// # Errors
     /// [`Error::Request`] when the model has no template or the template refuses the messages.
-    pub fn apply_chat_template(&self, chat: &anyfleet_text::ChatInput<'_>) -> Result<String> {
+    pub fn apply_chat_template(&self, chat: &ChatInput<'_>) -> Result<String> {
         let bad = |message: String| Error::Request { param: Some("messages".into()), message };
         let Some(template) = self.chat_template() else {
             return Err(bad("this model has no chat template; use a completion request".into()));
         };
-        template.render(chat).map_err(|e| bad(e.to_string()))
+        let tokens = self.tokenizer().map_or_else(SpecialTokens::default, |t| t.special_tokens().clone());
+        template.render(chat, &tokens).map_err(|e| bad(e.to_string()))
     }
 
     /// Generates to completion, blocking the calling thread.
@@ -193,7 +194,8 @@ impl Engine {
 
     fn submit(&self, request: GenerateRequest) -> Result<Submitted> {
         if request.adapter != 0 {
-            let message = format!("adapter {} is not loaded; this version serves base models (adapter 0)", request.adapter);
+            let message =
+                format!("adapter {} is not loaded; this version serves base models (adapter 0)", request.adapter);
             return Err(Error::Request { param: Some("adapter".into()), message });
         }
         let params = request.resolve(&self.shared.defaults);

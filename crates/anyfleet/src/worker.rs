@@ -47,10 +47,13 @@ impl Worker {
             // A panic is a bug of ours; the requests in flight must hear of it all the same.
             let events = std::panic::catch_unwind(AssertUnwindSafe(|| self.runtime.step(&mut *self.executor)));
             match events {
-                Ok(events) => events.into_iter().for_each(|event| self.dispatch(event)),
+                Ok(events) => {
+                    // First, so that who has seen a request finish sees its pages free.
+                    self.publish();
+                    events.into_iter().for_each(|event| self.dispatch(event));
+                }
                 Err(panic) => return self.die(panic_message(&*panic)),
             }
-            self.publish();
         }
     }
 

@@ -116,7 +116,11 @@ fn a_rope_theta_five_percent_off_fails_every_fixture() {
         std::fs::write(&config, json.to_string()).expect("write");
         let found = worst(&errors(wrong.path(), &expected(&dir), DTypeSpec::F32, 512));
         println!("{}: rope_theta off by 5 %: max error {found:.2}", name(&dir));
-        assert!(found > 10.0 * F32_TOLERANCE, "{}: a wrong rope_theta moves log-probabilities by {found} only", name(&dir));
+        assert!(
+            found > 10.0 * F32_TOLERANCE,
+            "{}: a wrong rope_theta moves log-probabilities by {found} only",
+            name(&dir)
+        );
     }
 }
 

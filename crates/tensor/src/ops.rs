@@ -388,7 +388,7 @@ impl<B: Backend> RopeKv<'_, B> {
         check_cache(device, OP, self.k_cache, self.v_cache)?;
         let (groups, size) = (self.k_cache.dim(1), self.k_cache.dim(3));
         let rows = self.q.rows();
-        rule!(OP, size > 0 && self.q.cols() % size == 0, "q must be [T, H*d]", q = self.q, d = size);
+        rule!(OP, size > 0 && self.q.cols().is_multiple_of(size), "q must be [T, H*d]", q = self.q, d = size);
         let width = self.q.cols() + 2 * groups * size;
         rule!(
             OP,
@@ -448,7 +448,7 @@ impl<B: Backend> Attention<'_, B> {
         rule!(OP, self.out.shape() == self.q.shape(), "out and q differ", out = self.out, q = self.q);
         rule!(
             OP,
-            self.q.shape().len() == 2 && width > 0 && self.q.cols() % width == 0,
+            self.q.shape().len() == 2 && width > 0 && self.q.cols().is_multiple_of(width),
             "q must be [T, H*d], H a multiple of G",
             q = self.q,
             k_cache = self.k_cache

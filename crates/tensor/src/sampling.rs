@@ -75,7 +75,7 @@ pub const LOG2_E: f32 = std::f32::consts::LOG2_E;
 /// Adding this rounds to an integer, which then sits in the low mantissa bits.
 pub const ROUND_MAGIC: f32 = 12_582_912.0;
 /// Upper part of `ln 2`: its products with the integers of `exp` are exact.
-pub const LN2_HIGH: f32 = 0.693_359_375;
+pub const LN2_HIGH: f32 = f32::from_bits(0x3f31_8000);
 /// `ln 2 - LN2_HIGH`.
 pub const LN2_LOW: f32 = -2.121_944_4e-4;
 /// `1 / i!` for i = 7 down to 0: on `|r| <= ln(2) / 2` the series ends 5e-9 short of `exp(r)`.

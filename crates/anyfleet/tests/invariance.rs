@@ -1,0 +1,121 @@
+//! The same bits whatever else runs: alone, in batches, with other chunk and page sizes, after a
+//! prefix hit, after preemption, with one thread and with two.
+mod common;
+
+use anyfleet::{Completion, DTypeSpec, Engine, EngineBuilder, GenerateRequest, SamplingParams, TokenStream};
+use common::fixtures_dir;
+
+/// Fixtures that cover: full attention, a window in every layer, windows mixed with full attention,
+/// QK-norm with everything else.
+const MODELS: [&str; 4] = ["llama3", "mistral-window", "qwen2-window", "qwen3-mixed"];
+
+fn builder(model: &str) -> EngineBuilder {
+    let dir = fixtures_dir().join(model);
+    Engine::builder(dir.to_string_lossy()).kv_cache_bytes(8 << 20).max_num_seqs(64)
+}
+
+/// Requests of many kinds; later ones share prefixes with earlier ones.
+fn requests(count: usize) -> Vec<GenerateRequest> {
+    let token = |i: usize, j: usize| ((i / 3 * 7919 + j * 104_729) % 250) as u32;
+    (0..count)
+        .map(|i| {
+            let len = [1, 5, 18, 33, 70, 95][i % 6];
+            let params = SamplingParams {
+                temperature: if i % 2 == 0 { 0.0 } else { 0.9 },
+                top_k: if i % 3 == 0 { 40 } else { 0 },
+                top_p: if i % 5 == 0 { 0.9 } else { 1.0 },
+                repetition_penalty: if i % 4 == 1 { 1.2 } else { 1.0 },
+                presence_penalty: if i % 4 == 2 { 0.5 } else { 0.0 },
+                seed: Some(i as u64),
+                max_tokens: Some([20, 3, 31][i % 3]),
+                ignore_eos: true,
+                logprobs: Some(3),
+                prompt_logprobs: (i % 7 == 3).then_some(1),
+                ..SamplingParams::default()
+            };
+            GenerateRequest::tokens((0..len).map(|j| token(i, j)).collect::<Vec<_>>()).params(params)
+        })
+        .collect()
+}
+
+/// Everything observable of a completion, log-probabilities as bits.
+fn bits(completion: &Completion) -> Vec<u32> {
+    let prompt = completion.prompt_logprobs.iter().flatten();
+    let tokens = completion.choices.iter().flat_map(|c| &c.tokens);
+    prompt
+        .chain(tokens)
+        .flat_map(|t| {
+            let top = t.top.iter().flat_map(|&(id, logprob)| [id, logprob.to_bits()]);
+            [t.id, t.logprob.to_bits()].into_iter().chain(top).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+fn alone(engine: &Engine, requests: &[GenerateRequest]) -> Vec<Vec<u32>> {
+    requests.iter().map(|r| bits(&engine.generate(r.clone()).expect("alone"))).collect()
+}
+
+fn together(engine: &Engine, requests: &[GenerateRequest]) -> Vec<Vec<u32>> {
+    let streams: Vec<TokenStream> = requests.iter().map(|r| engine.stream(r.clone()).expect("accepted")).collect();
+    streams.into_iter().map(|s| bits(&s.collect_completion().expect("together"))).collect()
+}
+
+fn assert_same(what: &str, found: &[Vec<u32>], want: &[Vec<u32>]) {
+    for (i, (found, want)) in found.iter().zip(want).enumerate() {
+        assert!(found == want, "{what}: request {i} differs from the same request alone");
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_the_company() {
+    for model in MODELS {
+        for dtype in [DTypeSpec::F32, DTypeSpec::Bf16] {
+            let base = builder(model).dtype(dtype);
+            let requests = requests(24);
+            let want = alone(&base.clone().prefix_cache(false).threads(1).build().expect("engine"), &requests);
+            let engine = base.clone().threads(2).build().expect("engine");
+            for batch in [2, 7, 24] {
+                for (chunk, want) in requests.chunks(batch).zip(want.chunks(batch)) {
+                    assert_same(&format!("{model} {dtype}, batch of {batch}"), &together(&engine, chunk), want);
+                }
+            }
+            assert_same(&format!("{model} {dtype}, after prefix hits"), &alone(&engine, &requests), &want);
+            assert!(engine.stats().prefix_hits > 0, "no prefix was hit: the test does not test");
+        }
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_chunk_and_page_size() {
+    for model in MODELS {
+        let requests = requests(12);
+        let want = alone(&builder(model).prefix_cache(false).build().expect("engine"), &requests);
+        for (page, tokens, threads) in [(1, 512, 2), (3, 64, 1), (64, 13, 2), (16, 9, 1), (5, 40, 2)] {
+            let engine =
+                builder(model).page_size(page).max_batch_tokens(tokens).max_num_seqs(9.min(tokens)).threads(threads);
+            let found = together(&engine.build().expect("engine"), &requests);
+            assert_same(&format!("{model}, pages of {page}, steps of {tokens}"), &found, &want);
+        }
+    }
+}
+
+#[test]
+fn bits_survive_preemption_and_64_streams_share_16_pages() {
+    for model in MODELS {
+        let requests = requests(64);
+        let want = alone(&builder(model).prefix_cache(false).build().expect("engine"), &requests);
+        let plan = builder(model).plan().expect("plan");
+        let bytes_per_page =
+            plan.kv_cache / u64::from(plan.limits.cache.groups.iter().map(|g| g.pages).max().expect("a group"));
+        let engine = builder(model).max_batch_tokens(64).kv_cache_bytes(16 * bytes_per_page).build().expect("engine");
+        let pages: Vec<u32> = engine.info().plan.limits.cache.groups.iter().map(|g| g.pages).collect();
+        assert!(pages.iter().all(|&p| p <= 16), "{model}: {pages:?} pages");
+        assert_same(&format!("{model}, {pages:?} pages"), &together(&engine, &requests), &want);
+        let stats = engine.stats();
+        println!("{model}: {pages:?} pages, {} preemptions, {} prefix hits", stats.preemptions, stats.prefix_hits);
+        assert!(stats.preemptions > 0, "{model}: nothing was preempted: the test does not test");
+        for group in &stats.groups {
+            assert_eq!(group.free + group.cached, group.pages, "{model}: pages leaked");
+        }
+    }
+}
