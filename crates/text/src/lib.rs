@@ -34,9 +34,11 @@ mod detokenizer;
 mod error;
 mod file;
 mod stop;
+mod template;
 mod tokenizer;
 
 pub use detokenizer::Detokenizer;
 pub use error::{Error, Result};
 pub use stop::StopStrings;
+pub use template::{ChatInput, ChatTemplate};
 pub use tokenizer::{SpecialTokens, Tokenizer};

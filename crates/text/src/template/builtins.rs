@@ -1,0 +1,339 @@
+//! The filters, tests and functions of transformers' Jinja environment.
+
+use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, ValueOrKwargs};
+use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
+
+use super::methods::{self, MAX_WIDTH};
+use super::python::{self, Dumps, charge, charged};
+
+fn invalid(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidOperation, message.into())
+}
+
+/// Registers everything that differs from the engine's defaults or has to be accounted for.
+pub(super) fn register(env: &mut Environment<'static>) {
+    operators(env);
+    text_filters(env);
+    counted_filters(env);
+    tests(env);
+    env.add_function("raise_exception", |message: Value| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, format!("the template raised: {message}")))
+    });
+}
+
+/// What the guard pass calls instead of the engine's operators.
+fn operators(env: &mut Environment<'static>) {
+    env.add_function("__raw", |bytes: usize| charge(bytes).map(|()| ""));
+    env.add_function("__own", charged);
+    env.add_function("__cat", |Rest(parts): Rest<Value>| {
+        let mut out = python::Bounded::default();
+        parts.iter().try_for_each(|part| out.push(part))?;
+        out.finish()
+    });
+    env.add_function("__add", add);
+    env.add_function("__mul", mul);
+}
+
+/// Python's number of a value; booleans are numbers.
+enum Number {
+    Int(i128),
+    Float(f64),
+}
+
+fn number(value: &Value) -> Option<Number> {
+    match value.kind() {
+        ValueKind::Bool => Some(Number::Int(value.is_true().into())),
+        ValueKind::Number if value.is_integer() => i128::try_from(value.clone()).ok().map(Number::Int),
+        ValueKind::Number => f64::try_from(value.clone()).ok().map(Number::Float),
+        _ => None,
+    }
+}
+
+fn arithmetic(
+    a: &Value,
+    b: &Value,
+    int: fn(i128, i128) -> Option<i128>,
+    float: fn(f64, f64) -> f64,
+) -> Option<Result<Value, Error>> {
+    let wide = |n: &Number| match n {
+        Number::Int(n) => *n as f64,
+        Number::Float(x) => *x,
+    };
+    Some(match (number(a)?, number(b)?) {
+        (Number::Int(x), Number::Int(y)) => match int(x, y) {
+            Some(n) => Ok(i64::try_from(n).map_or_else(|_| Value::from(n), Value::from)),
+            None => Err(invalid("the number is too large")),
+        },
+        (x, y) => Ok(float(wide(&x), wide(&y)).into()),
+    })
+}
+
+fn is_list(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable)
+}
+
+fn unsupported(op: &str, a: &Value, b: &Value) -> Error {
+    if a.is_undefined() || b.is_undefined() {
+        return Error::new(ErrorKind::UndefinedError, format!("an operand of {op} is undefined"));
+    }
+    invalid(format!("unsupported operand types for {op}: {} and {}", a.kind(), b.kind()))
+}
+
+fn add(a: Value, b: Value) -> Result<Value, Error> {
+    if let Some(sum) = arithmetic(&a, &b, i128::checked_add, |x, y| x + y) {
+        return sum;
+    }
+    if let (Some(x), Some(y)) = (a.as_str(), b.as_str()) {
+        if a.is_safe() != b.is_safe() {
+            // What is added to a string marked safe is escaped, as `markupsafe` does it.
+            let escaped = |value: &Value, text: &str| if value.is_safe() { text.to_owned() } else { escape(text) };
+            return charged(Value::from_safe_string(escaped(&a, x) + &escaped(&b, y)));
+        }
+        charge(x.len() + y.len())?;
+        let sum = [x, y].concat();
+        return Ok(if a.is_safe() { Value::from_safe_string(sum) } else { sum.into() });
+    }
+    if is_list(&a) && is_list(&b) && a.is_tuple() == b.is_tuple() {
+        let items: Vec<Value> = a.try_iter()?.chain(b.try_iter()?).collect();
+        charge(items.len() * 24)?;
+        return Ok(if a.is_tuple() { Tuple::new(items).into() } else { items.into() });
+    }
+    Err(unsupported("+", &a, &b))
+}
+
+fn mul(a: Value, b: Value) -> Result<Value, Error> {
+    if let Some(product) = arithmetic(&a, &b, i128::checked_mul, |x, y| x * y) {
+        return product;
+    }
+    let (repeated, count) = if matches!(number(&b), Some(Number::Int(_))) { (&a, &b) } else { (&b, &a) };
+    let Some(Number::Int(count)) = number(count) else { return Err(unsupported("*", &a, &b)) };
+    let count = usize::try_from(count.max(0)).unwrap_or(usize::MAX);
+    if let Some(text) = repeated.as_str() {
+        charge(text.len().saturating_mul(count))?;
+        let product = text.repeat(count);
+        return Ok(if repeated.is_safe() { Value::from_safe_string(product) } else { product.into() });
+    }
+    if is_list(repeated) {
+        let items: Vec<Value> = repeated.try_iter()?.collect();
+        charge(items.len().saturating_mul(count).saturating_mul(24))?;
+        let all: Vec<Value> = std::iter::repeat_n(items, count).flatten().collect();
+        return Ok(if repeated.is_tuple() { Tuple::new(all).into() } else { all.into() });
+    }
+    Err(unsupported("*", &a, &b))
+}
+
+/// Filters that write text, as Jinja and transformers write it.
+fn text_filters(env: &mut Environment<'static>) {
+    env.add_filter("tojson", tojson);
+    env.add_filter("string", |value: Value| match value.kind() {
+        ValueKind::String => Ok(value),
+        _ => python::to_str(&value).map(Value::from),
+    });
+    env.add_filter("trim", |value: Value, chars: Option<&str>| {
+        python::to_str(&value).map(|s| methods::strip(&s, chars, true, true))
+    });
+    env.add_filter("join", |value: Value, separator: Option<Value>, kwargs: Kwargs| {
+        let separator = separator.or(kwargs.get("d")?).unwrap_or_else(|| "".into());
+        let attribute: Option<Value> = kwargs.get("attribute")?;
+        kwargs.assert_all_used()?;
+        let value = match attribute {
+            Some(name) => {
+                let pick = |item: Value| item.get_item(&name);
+                Value::from(value.try_iter()?.map(pick).collect::<Result<Vec<_>, _>>()?)
+            }
+            None if value.is_undefined() => Value::from(Vec::<Value>::new()),
+            None => value,
+        };
+        methods::join(&value, &python::to_str(&separator)?, false)
+    });
+    env.add_filter("replace", |value: Value, old: Value, new: Value, count: Option<i64>| {
+        let text = python::to_str(&value)?;
+        methods::replace(&text, &python::to_str(&old)?, &python::to_str(&new)?, count)
+    });
+    env.add_filter("format", |format: &str, Rest(args): Rest<Value>| -> Result<Value, Error> {
+        methods::check_format(format)?;
+        minijinja::formatting::format(minijinja::formatting::FormatStyle::Printf, format, &args)
+            .and_then(|s| charged(s.into()))
+    });
+    env.add_filter("indent", indent);
+    env.add_filter("center", |value: Value, width: Option<usize>| -> Result<String, Error> {
+        let text = python::to_str(&value)?;
+        let width = width.unwrap_or(80).min(MAX_WIDTH);
+        let missing = width.saturating_sub(text.chars().count());
+        let left = missing / 2 + (missing & width & 1);
+        Ok(format!("{}{text}{}", " ".repeat(left), " ".repeat(missing - left)))
+    });
+    env.add_filter("wordcount", |value: Value| {
+        let words = |s: String| s.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|w| !w.is_empty()).count();
+        python::to_str(&value).map(words)
+    });
+    for name in ["e", "escape", "forceescape"] {
+        env.add_filter(name, move |value: Value| -> Result<Value, Error> {
+            if value.is_safe() && name != "forceescape" {
+                return Ok(value);
+            }
+            charged(Value::from_safe_string(escape(&python::to_str(&value)?)))
+        });
+    }
+    for name in ["length", "count"] {
+        env.add_filter(name, |value: Value| -> Result<usize, Error> {
+            match value.kind() {
+                ValueKind::Undefined => Ok(0),
+                _ => value.len().ok_or_else(|| invalid(format!("a value of type {} has no length", value.kind()))),
+            }
+        });
+    }
+    env.add_filter("int", |value: Value, default: Option<Value>| {
+        let text = || value.as_str().and_then(|s| s.trim().replace('_', "").parse::<f64>().ok());
+        match number(&value) {
+            Some(Number::Int(n)) => i64::try_from(n).map_or_else(|_| Value::from(n), Value::from),
+            Some(Number::Float(x)) if x.is_finite() => Value::from(x.trunc() as i64),
+            _ => match text() {
+                Some(x) if x.is_finite() => Value::from(x.trunc() as i64),
+                _ => default.unwrap_or_else(|| 0.into()),
+            },
+        }
+    });
+}
+
+/// `markupsafe.escape`.
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out += "&amp;",
+            '<' => out += "&lt;",
+            '>' => out += "&gt;",
+            '\'' => out += "&#39;",
+            '"' => out += "&#34;",
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// `tojson` as transformers replaces it: `json.dumps` without HTML escapes and without `ensure_ascii`.
+fn tojson(value: Value, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
+    const NAMES: [&str; 4] = ["ensure_ascii", "indent", "separators", "sort_keys"];
+    let mut args = args.into_values();
+    let kwargs = args.pop_if(|v| v.is_kwargs());
+    if args.len() > NAMES.len() {
+        return Err(invalid("tojson takes at most four arguments"));
+    }
+    if let Some(kwargs) = &kwargs {
+        for name in kwargs.try_iter()? {
+            if !name.as_str().is_some_and(|n| NAMES.contains(&n)) {
+                return Err(invalid(format!("tojson has no argument {name}")));
+            }
+        }
+    }
+    let argument = |at: usize| {
+        let named = || kwargs.as_ref()?.get_attr(NAMES[at]).ok();
+        args.get(at).cloned().or_else(named).filter(|v| !v.is_undefined() && !v.is_none())
+    };
+    let indent = match argument(1) {
+        None => None,
+        Some(text) if text.as_str().is_some() => text.as_str().map(String::from),
+        Some(width) => Some(" ".repeat(usize::try_from(width).unwrap_or(0))),
+    };
+    if indent.as_ref().is_some_and(|i| i.len() > MAX_WIDTH) {
+        return Err(invalid("tojson: the indent is too large"));
+    }
+    let (mut item_separator, mut key_separator) =
+        (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned());
+    if let Some(pair) = argument(2) {
+        let pair: Vec<Value> = pair.try_iter()?.collect();
+        let [item, key] = pair.as_slice() else {
+            return Err(invalid("tojson: separators must be two strings"));
+        };
+        (item_separator, key_separator) = (python::to_str(item)?, python::to_str(key)?);
+    }
+    let options = Dumps {
+        indent,
+        item_separator,
+        key_separator,
+        ensure_ascii: argument(0).is_some_and(|v| v.is_true()),
+        sort_keys: argument(3).is_some_and(|v| v.is_true()),
+    };
+    python::dumps(&value, &options)
+}
+
+/// Jinja's `indent(width=4, first=False, blank=False)`; the width may be the indentation itself.
+fn indent(
+    value: Value,
+    width: Option<Value>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    kwargs: Kwargs,
+) -> Result<String, Error> {
+    let text = python::to_str(&value)?;
+    let width = width.or(kwargs.get("width")?);
+    let first = first.or(kwargs.get("first")?).unwrap_or(false);
+    let blank = blank.or(kwargs.get("blank")?).unwrap_or(false);
+    kwargs.assert_all_used()?;
+    let indentation = match width {
+        None => " ".repeat(4),
+        Some(text) if text.as_str().is_some() => text.as_str().unwrap_or_default().to_owned(),
+        Some(width) => " ".repeat(usize::try_from(width)?.min(MAX_WIDTH + 1)),
+    };
+    if indentation.len() > MAX_WIDTH {
+        return Err(invalid("indent: the width is too large"));
+    }
+    let lines: Vec<&str> = text.split('\n').collect();
+    charge(text.len() + lines.len() * indentation.len())?;
+    let mut out = String::new();
+    for (at, line) in lines.into_iter().enumerate() {
+        if at > 0 {
+            out.push('\n');
+        }
+        if if at == 0 { first } else { blank || !line.is_empty() } {
+            out += &indentation;
+        }
+        out += line;
+    }
+    Ok(out)
+}
+
+/// The engine's own filters, with their results put on the account.
+fn counted_filters(env: &mut Environment<'static>) {
+    let mut counted = |name: &'static str, filter: Value| {
+        env.add_filter(name, move |state: &mut State<'_, '_>, args: Rest<ValueOrKwargs>| {
+            filter.call(state, &args.into_values()).and_then(charged)
+        });
+    };
+    counted("lower", Value::from_function(filters::lower));
+    counted("upper", Value::from_function(filters::upper));
+    counted("title", Value::from_function(filters::title));
+    counted("capitalize", Value::from_function(filters::capitalize));
+    counted("dictsort", Value::from_function(filters::dictsort));
+    counted("items", Value::from_function(filters::items));
+    counted("reverse", Value::from_function(filters::reverse));
+    counted("split", Value::from_function(filters::split));
+    counted("lines", Value::from_function(filters::lines));
+    counted("sort", Value::from_function(filters::sort));
+    counted("list", Value::from_function(filters::list));
+    counted("batch", Value::from_function(filters::batch));
+    counted("slice", Value::from_function(filters::slice));
+    counted("select", Value::from_function(filters::select));
+    counted("reject", Value::from_function(filters::reject));
+    counted("selectattr", Value::from_function(filters::selectattr));
+    counted("rejectattr", Value::from_function(filters::rejectattr));
+    counted("map", Value::from_function(filters::map));
+    counted("groupby", Value::from_function(filters::groupby));
+    counted("unique", Value::from_function(filters::unique));
+    counted("chain", Value::from_function(filters::chain));
+    counted("zip", Value::from_function(filters::zip));
+}
+
+/// Tests where Jinja and the engine differ: Python's `bool` is a number, and strings, mappings and even
+/// undefined values are sequences.
+fn tests(env: &mut Environment<'static>) {
+    env.add_test("number", |v: Value| matches!(v.kind(), ValueKind::Number | ValueKind::Bool));
+    env.add_test("sequence", |v: Value| {
+        matches!(v.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map | ValueKind::Undefined)
+    });
+    env.add_test("iterable", |v: Value| {
+        let kinds = [ValueKind::Seq, ValueKind::String, ValueKind::Map, ValueKind::Undefined, ValueKind::Iterable];
+        kinds.contains(&v.kind())
+    });
+}
