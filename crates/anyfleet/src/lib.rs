@@ -45,7 +45,7 @@ pub use anyfleet_runtime::{
     Batch, Executor, ExecutorError, FinishReason, GroupStats, Limits, SamplingParams, Stats, StepOutput, StopCause,
     TokenLogprob, Usage,
 };
-pub use anyfleet_text::{ChatInput, ChatTemplate, Tokenizer};
+pub use anyfleet_text::{ChatInput, ChatTemplate, Detokenizer, Tokenizer};
 pub use builder::{EngineBuilder, Progress};
 pub use device::{DTypeSpec, DeviceInfo, DeviceSpec, list_devices};
 pub use engine::{Engine, EngineInfo};
