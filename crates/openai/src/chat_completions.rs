@@ -1,0 +1,212 @@
+//! `POST /v1/chat/completions`.
+use crate::body::read_body;
+use crate::completions::room;
+use crate::generation::Generation;
+use crate::messages::cut_after_final_message;
+use crate::protocol::{
+    AssistantMessage, ChatChoice, ChatChunk, ChatChunkChoice, ChatDelta, ChatRequest, ChatResponse, StopReason,
+    UsageReport,
+};
+use crate::serving::{Head, Serving};
+use crate::sse::{self, Chunks, Out};
+use crate::tokens::TokenNames;
+use crate::{ApiError, ServerState};
+use anyfleet::{ChatInput, Engine, GenerateRequest, StreamEvent, TokenLogprob};
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use serde_json::Value;
+
+pub(crate) async fn chat_completions(State(state): State<ServerState>, request: Request) -> Result<Response, ApiError> {
+    let metrics = state.metrics().request();
+    state.serving()?;
+    let body = read_body(request, state.max_body_bytes()).await?;
+    let worker = state.clone();
+    let job = state.text_work(move || Job::prepare(worker.serving()?, ChatRequest::from_json(&body)?)).await?;
+    let Job { request, streaming, answer } = job;
+    let engine = &state.serving()?.engine;
+    let mut generation = Generation::start(engine, vec![request], answer.n as u32, metrics).await?;
+    if streaming {
+        return Ok(sse::response(generation, answer));
+    }
+    let mut whole = Whole::new(answer);
+    while let Some(event) = generation.next().await {
+        whole.event(event?.1);
+    }
+    // Naming thousands of tokens is work on text.
+    state.text_work(move || Ok(Json(whole.finish()).into_response())).await
+}
+
+/// A request, ready for the engine.
+struct Job {
+    request: GenerateRequest,
+    streaming: bool,
+    answer: Answer,
+}
+
+impl Job {
+    fn prepare(serving: &Serving, request: ChatRequest) -> Result<Self, ApiError> {
+        serving.check_model(&request.model)?;
+        let engine = &serving.engine;
+        let text = render(engine, &request)?;
+        let named = |error| ApiError { param: Some("messages".into()), ..ApiError::from(error) };
+        let ids = engine.encode(&text, request.add_special_tokens).map_err(named)?;
+        room(engine, ids.len(), request.max_tokens, "messages")?;
+        let mut params = request.sampling.over(engine.default_params());
+        params.max_tokens = request.max_tokens;
+        params.logprobs = request.logprobs;
+        let answer = Answer {
+            head: serving.head("chatcmpl"),
+            names: TokenNames { tokenizer: engine.tokenizer().cloned(), as_ids: request.return_tokens_as_token_ids },
+            n: request.sampling.choices() as usize,
+            logprobs: request.logprobs.is_some(),
+            token_ids: request.return_token_ids,
+            prompt_ids: request.return_token_ids.then(|| ids.clone()),
+            include_usage: request.streaming.include_usage,
+            usage: UsageReport::default(),
+        };
+        let streaming = request.streaming.enabled;
+        Ok(Job { request: GenerateRequest::tokens(ids).params(params), streaming, answer })
+    }
+}
+
+/// The conversation as the model's template writes it.
+fn render(engine: &Engine, request: &ChatRequest) -> Result<String, ApiError> {
+    let messages = Value::Array(request.messages.clone());
+    let mut text = engine.apply_chat_template(&ChatInput {
+        tools: request.tools.as_ref(),
+        extra: Some(&request.template_variables),
+        add_generation_prompt: request.add_generation_prompt,
+        ..ChatInput::new(&messages)
+    })?;
+    if request.continue_final_message {
+        cut_after_final_message(&mut text, &request.messages)?;
+    }
+    Ok(text)
+}
+
+/// What the events become, streamed or not.
+struct Answer {
+    head: Head,
+    names: TokenNames,
+    n: usize,
+    logprobs: bool,
+    token_ids: bool,
+    prompt_ids: Option<Vec<u32>>,
+    include_usage: bool,
+    usage: UsageReport,
+}
+
+impl Answer {
+    fn count(&mut self, usage: anyfleet::Usage) {
+        let first = self.usage.prompt_tokens == 0;
+        self.usage.add(usage, first);
+    }
+
+    fn chunk(&mut self, choices: Vec<ChatChunkChoice>, usage: Option<Option<UsageReport>>, out: &mut Out) {
+        let Head { id, created, model, system_fingerprint } = self.head.clone();
+        let object = "chat.completion.chunk";
+        let prompt_token_ids = self.prompt_ids.take();
+        out.data(&ChatChunk { id, object, created, model, system_fingerprint, choices, usage, prompt_token_ids });
+    }
+
+    fn choice(&mut self, choice: ChatChunkChoice, out: &mut Out) {
+        self.chunk(vec![choice], self.include_usage.then_some(None), out);
+    }
+}
+
+fn chunk_choice(index: usize, delta: ChatDelta) -> ChatChunkChoice {
+    ChatChunkChoice { index, delta, logprobs: None, finish_reason: None, stop_reason: None, token_ids: None }
+}
+
+impl Chunks for Answer {
+    fn begin(&mut self, out: &mut Out) {
+        for index in 0..self.n {
+            let delta = ChatDelta { role: Some("assistant"), content: Some(String::new()) };
+            self.choice(chunk_choice(index, delta), out);
+        }
+    }
+
+    fn event(&mut self, _prompt: usize, event: StreamEvent, out: &mut Out) {
+        match event {
+            StreamEvent::PromptLogprobs(_) => {}
+            StreamEvent::Delta { choice, text, tokens } => {
+                let delta = ChatDelta { role: None, content: Some(text) };
+                let logprobs = self.logprobs.then(|| self.names.chat(&tokens));
+                let token_ids = self.token_ids.then(|| tokens.iter().map(|token| token.id).collect());
+                self.choice(ChatChunkChoice { logprobs, token_ids, ..chunk_choice(choice as usize, delta) }, out);
+            }
+            StreamEvent::Finished { choice, reason, usage } => {
+                self.count(usage);
+                let (finish_reason, stop_reason) = (Some(reason.as_str()), StopReason::of(&reason));
+                let last = chunk_choice(choice as usize, ChatDelta::default());
+                self.choice(ChatChunkChoice { finish_reason, stop_reason, ..last }, out);
+            }
+        }
+    }
+
+    fn end(&mut self, out: &mut Out) {
+        if self.include_usage {
+            self.chunk(Vec::new(), Some(Some(self.usage)), out);
+        }
+    }
+}
+
+/// An answer that is sent when it is complete.
+struct Whole {
+    answer: Answer,
+    /// By index, with the tokens, which are named at the end.
+    choices: Vec<(ChatChoice, Vec<TokenLogprob>)>,
+}
+
+impl Whole {
+    fn new(answer: Answer) -> Self {
+        let choice = |index| {
+            let message = AssistantMessage { role: "assistant", content: String::new(), refusal: None };
+            let finish_reason = anyfleet::FinishReason::Length.as_str();
+            (
+                ChatChoice { index, message, logprobs: None, finish_reason, stop_reason: None, token_ids: None },
+                Vec::new(),
+            )
+        };
+        Whole { choices: (0..answer.n).map(choice).collect(), answer }
+    }
+
+    fn event(&mut self, event: StreamEvent) {
+        match event {
+            StreamEvent::PromptLogprobs(_) => {}
+            StreamEvent::Delta { choice, text, tokens } => {
+                let (growing, all_tokens) = &mut self.choices[choice as usize];
+                growing.message.content.push_str(&text);
+                all_tokens.extend(tokens);
+            }
+            StreamEvent::Finished { choice, reason, usage } => {
+                let (done, _) = &mut self.choices[choice as usize];
+                done.finish_reason = reason.as_str();
+                done.stop_reason = StopReason::of(&reason);
+                self.answer.count(usage);
+            }
+        }
+    }
+
+    fn finish(self) -> ChatResponse {
+        let Whole { answer, choices } = self;
+        let finish = |(mut choice, tokens): (ChatChoice, Vec<TokenLogprob>)| {
+            choice.logprobs = answer.logprobs.then(|| answer.names.chat(&tokens));
+            choice.token_ids = answer.token_ids.then(|| tokens.iter().map(|token| token.id).collect());
+            choice
+        };
+        let choices = choices.into_iter().map(finish).collect();
+        let Head { id, created, model, system_fingerprint } = answer.head;
+        ChatResponse {
+            id,
+            object: "chat.completion",
+            created,
+            model,
+            system_fingerprint,
+            choices,
+            usage: answer.usage,
+            prompt_token_ids: answer.prompt_ids,
+        }
+    }
+}

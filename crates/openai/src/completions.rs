@@ -1,0 +1,291 @@
+//! `POST /v1/completions`.
+use crate::body::read_body;
+use crate::generation::Generation;
+use crate::protocol::{
+    CompletionChoice, CompletionLogprobs, CompletionRequest, CompletionResponse, DEFAULT_COMPLETION_TOKENS,
+    PromptInput, StopReason, UsageReport,
+};
+use crate::serving::{Head, Serving};
+use crate::sse::{self, Chunks, Out};
+use crate::tokens::{TokenNames, prompt_text};
+use crate::{ApiError, ServerState};
+use anyfleet::{Engine, GenerateRequest, StreamEvent, TokenLogprob};
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+
+pub(crate) async fn completions(State(state): State<ServerState>, request: Request) -> Result<Response, ApiError> {
+    let metrics = state.metrics().request();
+    state.serving()?;
+    let body = read_body(request, state.max_body_bytes()).await?;
+    let worker = state.clone();
+    let job = state.text_work(move || Job::prepare(worker.serving()?, CompletionRequest::from_json(&body)?)).await?;
+    let Job { requests, streaming, answer } = job;
+    let engine = &state.serving()?.engine;
+    let mut generation = Generation::start(engine, requests, answer.n as u32, metrics).await?;
+    if streaming {
+        return Ok(sse::response(generation, answer));
+    }
+    let mut whole = Whole::new(answer);
+    while let Some(event) = generation.next().await {
+        let (prompt, event) = event?;
+        whole.event(prompt, event);
+    }
+    // Naming thousands of tokens is work on text.
+    state.text_work(move || Ok(Json(whole.finish()).into_response())).await
+}
+
+/// A request, ready for the engine.
+struct Job {
+    requests: Vec<GenerateRequest>,
+    streaming: bool,
+    answer: Answer,
+}
+
+impl Job {
+    fn prepare(serving: &Serving, request: CompletionRequest) -> Result<Self, ApiError> {
+        serving.check_model(&request.model)?;
+        let engine = &serving.engine;
+        let mut requests = Vec::with_capacity(request.prompts.len());
+        let mut prompts = Vec::with_capacity(request.prompts.len());
+        for input in &request.prompts {
+            let ids = match input {
+                PromptInput::Text(text) => engine.encode(text, request.add_special_tokens)?,
+                PromptInput::Tokens(ids) => ids.clone(),
+            };
+            let max_tokens = room(engine, ids.len(), request.max_tokens, "prompt")?.min(DEFAULT_COMPLETION_TOKENS);
+            let mut params = request.sampling.over(engine.default_params());
+            params.max_tokens = Some(request.max_tokens.unwrap_or(max_tokens));
+            params.logprobs = request.logprobs;
+            params.prompt_logprobs = request.logprobs.filter(|_| request.echo);
+            prompts.push(PromptPart::new(engine, &request, input, &ids, params.skip_special_tokens));
+            requests.push(GenerateRequest::tokens(ids).params(params));
+        }
+        let answer = Answer {
+            head: serving.head("cmpl"),
+            names: TokenNames { tokenizer: engine.tokenizer().cloned(), as_ids: request.return_tokens_as_token_ids },
+            n: request.sampling.choices() as usize,
+            logprobs: request.logprobs.is_some(),
+            token_ids: request.return_token_ids,
+            include_usage: request.streaming.include_usage,
+            prompts,
+            usage: UsageReport::default(),
+        };
+        Ok(Job { requests, streaming: request.streaming.enabled, answer })
+    }
+}
+
+/// Tokens the context has left after a prompt, which must be enough for what was asked.
+pub(crate) fn room(engine: &Engine, prompt: usize, asked: Option<u32>, param: &'static str) -> Result<u32, ApiError> {
+    if prompt == 0 {
+        return Err(ApiError::invalid(param, "The prompt has no tokens; give at least one.").code("empty_prompt"));
+    }
+    let max = engine.info().max_model_len;
+    let requested = asked.map_or(1, |tokens| tokens as usize);
+    if prompt.saturating_add(requested) > max {
+        let error = ApiError::from(anyfleet::Error::ContextLength { max, prompt, requested });
+        return Err(ApiError { param: Some(param.into()), ..error });
+    }
+    Ok(u32::try_from(max - prompt).unwrap_or(u32::MAX))
+}
+
+/// What the answer says of a prompt.
+struct PromptPart {
+    /// Where they are echoed with log-probabilities, or asked for.
+    ids: Vec<u32>,
+    /// The text that goes before every choice; empty unless echoed.
+    text: String,
+    /// Its length in characters.
+    characters: usize,
+    /// Where its tokens begin in it.
+    offsets: Vec<usize>,
+    echo: bool,
+    /// Choices that have said what comes before their first token.
+    begun: bool,
+    /// Its tokens are in the usage.
+    counted: bool,
+}
+
+impl PromptPart {
+    fn new(engine: &Engine, request: &CompletionRequest, input: &PromptInput, ids: &[u32], skip_special: bool) -> Self {
+        let mut part = PromptPart {
+            ids: ids.to_vec(),
+            text: String::new(),
+            characters: 0,
+            offsets: vec![0; ids.len()],
+            echo: request.echo,
+            begun: false,
+            counted: false,
+        };
+        if request.echo
+            && let Some(tokenizer) = engine.tokenizer()
+        {
+            (part.text, part.offsets) = prompt_text(tokenizer, ids, skip_special);
+            // The text as it was given, where tokens do not say it exactly.
+            if let PromptInput::Text(text) = input {
+                part.text.clone_from(text);
+            }
+            part.characters = part.text.chars().count();
+            part.offsets.iter_mut().for_each(|offset| *offset = (*offset).min(part.characters));
+        }
+        part
+    }
+}
+
+/// What the events become, streamed or not.
+struct Answer {
+    head: Head,
+    names: TokenNames,
+    n: usize,
+    logprobs: bool,
+    token_ids: bool,
+    include_usage: bool,
+    prompts: Vec<PromptPart>,
+    usage: UsageReport,
+}
+
+impl Answer {
+    fn response(&self, choices: Vec<CompletionChoice>, usage: Option<Option<UsageReport>>) -> CompletionResponse {
+        let Head { id, created, model, system_fingerprint } = self.head.clone();
+        CompletionResponse { id, object: "text_completion", created, model, system_fingerprint, choices, usage }
+    }
+
+    fn choice(&self, prompt: usize, choice: u32) -> CompletionChoice {
+        CompletionChoice {
+            index: prompt * self.n + choice as usize,
+            text: String::new(),
+            logprobs: None,
+            finish_reason: None,
+            stop_reason: None,
+            token_ids: None,
+            prompt_token_ids: None,
+        }
+    }
+
+    fn echo_logprobs(&self, prompt: usize, scored: &[TokenLogprob]) -> Option<CompletionLogprobs> {
+        let part = &self.prompts[prompt];
+        (self.logprobs && part.echo).then(|| self.names.echo(&part.ids, &part.offsets, scored))
+    }
+
+    fn count(&mut self, prompt: usize, usage: anyfleet::Usage) {
+        let counted = std::mem::replace(&mut self.prompts[prompt].counted, true);
+        self.usage.add(usage, !counted);
+    }
+
+    fn chunk(&self, choice: CompletionChoice, out: &mut Out) {
+        out.data(&self.response(vec![choice], self.include_usage.then_some(None)));
+    }
+
+    /// What every choice of a prompt says before its first token.
+    fn begin_choices(&mut self, prompt: usize, scored: &[TokenLogprob], out: &mut Out) {
+        let part = &mut self.prompts[prompt];
+        if std::mem::replace(&mut part.begun, true) {
+            return;
+        }
+        let part = &self.prompts[prompt];
+        if !part.echo && !self.token_ids {
+            return;
+        }
+        for choice in 0..self.n as u32 {
+            let chunk = CompletionChoice {
+                text: part.text.clone(),
+                logprobs: self.echo_logprobs(prompt, scored),
+                prompt_token_ids: self.token_ids.then(|| part.ids.clone()),
+                ..self.choice(prompt, choice)
+            };
+            self.chunk(chunk, out);
+        }
+    }
+}
+
+impl Chunks for Answer {
+    fn begin(&mut self, _out: &mut Out) {}
+
+    fn event(&mut self, prompt: usize, event: StreamEvent, out: &mut Out) {
+        match event {
+            StreamEvent::PromptLogprobs(scored) => self.begin_choices(prompt, &scored, out),
+            StreamEvent::Delta { choice, text, tokens } => {
+                self.begin_choices(prompt, &[], out);
+                let mut logprobs = self.logprobs.then(CompletionLogprobs::default);
+                if let Some(logprobs) = &mut logprobs {
+                    self.names.extend_completion(logprobs, &tokens, self.prompts[prompt].characters);
+                }
+                let token_ids = self.token_ids.then(|| tokens.iter().map(|token| token.id).collect());
+                self.chunk(CompletionChoice { text, logprobs, token_ids, ..self.choice(prompt, choice) }, out);
+            }
+            StreamEvent::Finished { choice, reason, usage } => {
+                self.begin_choices(prompt, &[], out);
+                self.count(prompt, usage);
+                let stop_reason = StopReason::of(&reason);
+                let finish_reason = Some(reason.as_str());
+                self.chunk(CompletionChoice { finish_reason, stop_reason, ..self.choice(prompt, choice) }, out);
+            }
+        }
+    }
+
+    fn end(&mut self, out: &mut Out) {
+        if self.include_usage {
+            out.data(&self.response(Vec::new(), Some(Some(self.usage))));
+        }
+    }
+}
+
+/// An answer that is sent when it is complete.
+struct Whole {
+    answer: Answer,
+    /// By prompt.
+    scored: Vec<Vec<TokenLogprob>>,
+    /// By index, with the tokens, which are named at the end.
+    choices: Vec<(CompletionChoice, Vec<TokenLogprob>)>,
+}
+
+impl Whole {
+    fn new(answer: Answer) -> Self {
+        let prompts = answer.prompts.len();
+        let choice = |index: usize| {
+            let (prompt, choice) = (index / answer.n, (index % answer.n) as u32);
+            let text = answer.prompts[prompt].text.clone();
+            (CompletionChoice { text, ..answer.choice(prompt, choice) }, Vec::new())
+        };
+        let choices = (0..prompts * answer.n).map(choice).collect();
+        Whole { answer, scored: vec![Vec::new(); prompts], choices }
+    }
+
+    fn event(&mut self, prompt: usize, event: StreamEvent) {
+        let n = self.answer.n;
+        match event {
+            StreamEvent::PromptLogprobs(scored) => self.scored[prompt] = scored,
+            StreamEvent::Delta { choice, text, tokens } => {
+                let (growing, all_tokens) = &mut self.choices[prompt * n + choice as usize];
+                growing.text.push_str(&text);
+                all_tokens.extend(tokens);
+            }
+            StreamEvent::Finished { choice, reason, usage } => {
+                let (done, _) = &mut self.choices[prompt * n + choice as usize];
+                done.stop_reason = StopReason::of(&reason);
+                done.finish_reason = Some(reason.as_str());
+                self.answer.count(prompt, usage);
+            }
+        }
+    }
+
+    fn finish(self) -> CompletionResponse {
+        let Whole { answer, scored, choices } = self;
+        let finish = |(mut choice, tokens): (CompletionChoice, Vec<TokenLogprob>)| {
+            let prompt = choice.index / answer.n;
+            let part = &answer.prompts[prompt];
+            if answer.logprobs {
+                let mut logprobs = answer.echo_logprobs(prompt, &scored[prompt]).unwrap_or_default();
+                answer.names.extend_completion(&mut logprobs, &tokens, part.characters);
+                choice.logprobs = Some(logprobs);
+            }
+            if answer.token_ids {
+                choice.token_ids = Some(tokens.iter().map(|token| token.id).collect());
+                choice.prompt_token_ids = Some(part.ids.clone());
+            }
+            choice
+        };
+        let choices = choices.into_iter().map(finish).collect();
+        answer.response(choices, Some(Some(answer.usage)))
+    }
+}

@@ -1,0 +1,95 @@
+//! Server-sent events (<https://html.spec.whatwg.org/multipage/server-sent-events.html>).
+use crate::generation::Generation;
+use anyfleet::StreamEvent;
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
+use futures_util::stream::unfold;
+use serde::Serialize;
+use std::convert::Infallible;
+use std::time::Duration;
+
+/// A stream that is silent for this long gets a comment, so that proxies keep it open.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// Events on their way out.
+#[derive(Default)]
+pub(crate) struct Out(Vec<u8>);
+
+impl Out {
+    pub fn data(&mut self, chunk: &impl Serialize) {
+        self.0.extend_from_slice(b"data: ");
+        // Chunks are plain structs of strings and numbers, which always have a JSON form.
+        serde_json::to_writer(&mut self.0, chunk).expect("chunks serialize");
+        self.0.extend_from_slice(b"\n\n");
+    }
+}
+
+/// Writes a generation's events as chunks.
+pub(crate) trait Chunks: Send + 'static {
+    /// What comes before the first event.
+    fn begin(&mut self, out: &mut Out);
+    /// What an event brings.
+    fn event(&mut self, prompt: usize, event: StreamEvent, out: &mut Out);
+    /// What comes after the last event.
+    fn end(&mut self, out: &mut Out);
+}
+
+/// A generation that is being streamed. The response's body owns it: when the client goes, hyper
+/// drops the body, and with it the requests.
+struct Streaming<C> {
+    generation: Generation,
+    chunks: C,
+    step: Step,
+}
+
+enum Step {
+    Begin,
+    Events,
+    Done,
+}
+
+/// Streams a generation: its chunks, then `[DONE]`, or an error event and nothing after it.
+pub(crate) fn response(generation: Generation, chunks: impl Chunks) -> Response {
+    let streaming = Streaming { generation, chunks, step: Step::Begin };
+    let events = unfold(streaming, |mut streaming| async move {
+        let bytes = streaming.next().await?;
+        Some((Ok::<_, Infallible>(Bytes::from(bytes)), streaming))
+    });
+    let mut response = Response::new(Body::from_stream(events));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    // nginx would collect the stream otherwise.
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
+impl<C: Chunks> Streaming<C> {
+    async fn next(&mut self) -> Option<Vec<u8>> {
+        let mut out = Out::default();
+        while out.0.is_empty() {
+            match self.step {
+                Step::Begin => {
+                    self.chunks.begin(&mut out);
+                    self.step = Step::Events;
+                }
+                Step::Events => match tokio::time::timeout(KEEP_ALIVE, self.generation.next()).await {
+                    Err(_) => out.0.extend_from_slice(b": keep-alive\n\n"),
+                    Ok(Some(Ok((prompt, event)))) => self.chunks.event(prompt, event, &mut out),
+                    Ok(Some(Err(error))) => {
+                        out.data(&error.body());
+                        self.step = Step::Done;
+                    }
+                    Ok(None) => {
+                        self.chunks.end(&mut out);
+                        out.0.extend_from_slice(b"data: [DONE]\n\n");
+                        self.step = Step::Done;
+                    }
+                },
+                Step::Done => return None,
+            }
+        }
+        Some(out.0)
+    }
+}

@@ -1,0 +1,157 @@
+//! The command line.
+use crate::progress::LoadBar;
+use crate::size::parse_size;
+use crate::{Failure, banner};
+use anyfleet::{DTypeSpec, DeviceSpec, Engine};
+use anyfleet_openai::ServerState;
+use clap::Parser;
+use std::time::Duration;
+
+const EXAMPLES: &str = "Examples:
+  serve --model ./Qwen3-0.6B
+  serve --model Qwen/Qwen3-0.6B --host 0.0.0.0 --api-key $(openssl rand -hex 16)
+  serve --model ./Llama-3.2-1B --dtype bf16 --max-model-len 8192 --kv-cache-memory 2GiB
+
+The API is OpenAI's: point a client's base URL at http://HOST:PORT/v1. GET /health says when
+requests are answered, GET /metrics has Prometheus metrics. SIGTERM finishes running streams.";
+
+/// Serves a model over an OpenAI-compatible HTTP API.
+#[derive(Debug, Parser)]
+#[command(version, about, after_help = EXAMPLES, max_term_width = 100)]
+pub(crate) struct Args {
+    /// Hugging Face model directory, or a hub name such as Qwen/Qwen3-0.6B
+    #[arg(long, value_name = "DIR|ORG/NAME", help_heading = "Model")]
+    pub model: Option<String>,
+    /// Name of the model in the API; several, separated by commas, are aliases [default: its directory's or hub name]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', help_heading = "Model")]
+    pub served_model_name: Vec<String>,
+    /// Type of weights and KV cache; auto is the checkpoint's own
+    #[arg(long, value_name = "auto|bf16|f16|f32", default_value = "auto", help_heading = "Model")]
+    pub dtype: String,
+    /// Tokens per sequence, prompt and output [default: the model's limit, or what the KV cache holds]
+    #[arg(long, value_name = "TOKENS", value_parser = positive, help_heading = "Model")]
+    pub max_model_len: Option<usize>,
+
+    /// Where the model runs: auto, or a name from --list-devices
+    #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Device")]
+    pub device: String,
+    /// List the devices of this machine and exit
+    #[arg(long, help_heading = "Device")]
+    pub list_devices: bool,
+    /// Threads of the CPU backend [default: all cores]
+    #[arg(long, value_name = "N", value_parser = positive, help_heading = "Device")]
+    pub threads: Option<usize>,
+    /// Memory for keys and values, e.g. 64MiB or 2GiB [default: what --max-num-seqs needs, up to 4GiB, if it fits]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Device")]
+    pub kv_cache_memory: Option<u64>,
+
+    /// Address to listen on; 0.0.0.0 is all of them
+    #[arg(long, value_name = "HOST", default_value = "127.0.0.1", help_heading = "Server")]
+    pub host: String,
+    /// Port to listen on; 0 takes a free one, which the banner names
+    #[arg(long, value_name = "PORT", default_value_t = 8000, help_heading = "Server")]
+    pub port: u16,
+    /// Key that clients must send as a bearer token
+    #[arg(long, value_name = "KEY", env = "ANYFLEET_API_KEY", hide_env_values = true, help_heading = "Server")]
+    pub api_key: Option<String>,
+    /// Time that running streams get to finish after SIGTERM or SIGINT; a second signal exits at once
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, help_heading = "Server")]
+    pub shutdown_timeout: u64,
+
+    /// Sequences that run at once
+    #[arg(long, value_name = "N", value_parser = positive, help_heading = "Scheduling")]
+    pub max_num_seqs: Option<usize>,
+    /// Tokens per step, of prompts and running sequences together
+    #[arg(long, value_name = "TOKENS", value_parser = positive, help_heading = "Scheduling")]
+    pub max_batch_tokens: Option<usize>,
+    /// Requests that may wait; one more gets a 429
+    #[arg(long, value_name = "N", value_parser = positive, help_heading = "Scheduling")]
+    pub max_queue: Option<usize>,
+    /// Tokens per page of the KV cache
+    #[arg(long, value_name = "TOKENS", value_parser = positive, help_heading = "Scheduling")]
+    pub page_size: Option<usize>,
+    /// Do not share the KV pages of prompts that begin alike
+    #[arg(long, help_heading = "Scheduling")]
+    pub no_prefix_cache: bool,
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "expected a whole number above 0".into())
+}
+
+impl Args {
+    /// What loads the model as asked: prints its memory plan, shows progress, returns the engine.
+    pub fn loader(&self) -> Result<impl FnOnce() -> anyfleet::Result<Engine> + Send + 'static, Failure> {
+        let Some(model) = &self.model else {
+            return Err("no model: give one with --model DIR or --model ORG/NAME (see --help)".into());
+        };
+        if self.served_model_name.iter().any(String::is_empty) {
+            return Err("--served-model-name is empty; give a name or leave it out".into());
+        }
+        if self.api_key.as_ref().is_some_and(|key| key.trim().is_empty()) {
+            return Err("the API key is empty; give one or leave --api-key and ANYFLEET_API_KEY out".into());
+        }
+        let bar = std::sync::Arc::new(LoadBar::default());
+        let progress = bar.clone();
+        let mut builder = Engine::builder(model)
+            .device(self.device.parse::<DeviceSpec>()?)
+            .dtype(self.dtype.parse::<DTypeSpec>()?)
+            .prefix_cache(!self.no_prefix_cache)
+            .on_progress(move |p| progress.update(p));
+        builder = option(builder, self.max_model_len, |b, n| b.max_model_len(n));
+        builder = option(builder, self.kv_cache_memory, |b, n| b.kv_cache_bytes(n));
+        builder = option(builder, self.threads, |b, n| b.threads(n));
+        builder = option(builder, self.max_num_seqs, |b, n| b.max_num_seqs(n));
+        builder = option(builder, self.max_batch_tokens, |b, n| b.max_batch_tokens(n));
+        builder = option(builder, self.max_queue, |b, n| b.max_queue(n));
+        builder = option(builder, self.page_size, |b, n| b.page_size(n));
+        Ok(move || {
+            let plan = builder.plan();
+            let engine = plan.and_then(|plan| {
+                // A closed standard output is no reason not to serve.
+                let _ = banner::print(&banner::plan(&plan));
+                builder.build()
+            });
+            bar.finish();
+            engine
+        })
+    }
+
+    /// The server's state, before there is an engine.
+    pub fn state(&self) -> ServerState {
+        let state =
+            self.served_model_name.iter().fold(ServerState::builder(), |state, name| state.served_model_name(name));
+        match &self.api_key {
+            Some(key) => state.api_key(key.trim()).build(),
+            None => state.build(),
+        }
+    }
+
+    pub fn shutdown_timeout(&self) -> Duration {
+        // As far as a clock can count.
+        Duration::from_secs(self.shutdown_timeout.min(u64::from(u32::MAX)))
+    }
+
+    /// Threads for connections.
+    pub fn io_threads(&self) -> usize {
+        std::thread::available_parallelism().map_or(1, usize::from).min(4)
+    }
+}
+
+fn option<B, T>(builder: B, value: Option<T>, set: impl FnOnce(B, T) -> B) -> B {
+    match value {
+        Some(value) => set(builder, value),
+        None => builder,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Args;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+}
