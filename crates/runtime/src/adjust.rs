@@ -15,7 +15,7 @@ pub(crate) struct Adjustments {
 
 impl Adjustments {
     /// `stop_tokens` are those that may not be chosen before `min_tokens` others have been.
-    pub(crate) fn new(params: &SamplingParams, prompt: &[u32], stop_tokens: impl Iterator<Item = u32>) -> Self {
+    pub(crate) fn new(params: &SamplingParams, prompt: &[u32], stop_tokens: &[u32]) -> Self {
         let repetition = params.repetition_penalty != 1.0;
         let penalties = repetition || params.frequency_penalty != 0.0 || params.presence_penalty != 0.0;
         let mut entries: Vec<TokenAdjust> = Vec::new();
@@ -23,7 +23,7 @@ impl Adjustments {
             entries.extend(prompt.iter().map(|&token| TokenAdjust { token, in_prompt: true, ..Default::default() }));
         }
         if params.min_tokens > 0 {
-            entries.extend(stop_tokens.map(|token| TokenAdjust { token, banned: true, ..Default::default() }));
+            entries.extend(stop_tokens.iter().map(|&token| TokenAdjust { token, banned: true, ..Default::default() }));
         }
         entries.extend(params.logit_bias.iter().map(|&(token, bias)| TokenAdjust {
             token,
@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn plain_sampling_needs_nothing() {
-        let mut plain = Adjustments::new(&SamplingParams::default(), &[1, 2], [0].into_iter());
+        let mut plain = Adjustments::new(&SamplingParams::default(), &[1, 2], &[0]);
         plain.record(5);
         assert!(write(&plain, 1).is_empty() && !plain.follow_output());
     }
@@ -98,7 +98,7 @@ mod tests {
             min_tokens: 1,
             ..Default::default()
         };
-        let mut adjustments = Adjustments::new(&params, &[3, 9, 3], [3, 4].into_iter());
+        let mut adjustments = Adjustments::new(&params, &[3, 9, 3], &[3, 4]);
         let entry = |token| TokenAdjust { token, ..Default::default() };
         let prompt = |token| TokenAdjust { in_prompt: true, ..entry(token) };
         let first = [

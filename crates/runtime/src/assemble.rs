@@ -37,7 +37,7 @@ pub(crate) fn assemble(scheduler: &mut Scheduler, batch: &mut Batch) {
         cache.describe(&sequence.lease, planned.start, planned.rows, &mut batch.groups);
         add_rows(planned, sequence, batch);
         sequence.steps_in_flight += 1;
-        match planned.start >= sequence.job.prompt_len && planned.rows == 1 {
+        match planned.start >= sequence.job.prompt_len() && planned.rows == 1 {
             true => counters.decode_tokens += 1,
             false => counters.prefill_tokens += planned.rows as u64,
         }
@@ -57,7 +57,7 @@ fn add_rows(planned: &Planned, sequence: &mut Sequence, batch: &mut Batch) {
 
     // Row r is given token r and says how likely token r + 1 is.
     if let Some(scores) = &sequence.prompt_scores {
-        let scored = (start.max(scores.len())..end).take_while(|r| r + 1 < sequence.job.prompt_len);
+        let scored = (start.max(scores.len())..end).take_while(|r| r + 1 < sequence.job.prompt_len());
         for r in scored {
             let mode = SampleMode::Score(sequence.tokens[r + 1]);
             let row = row_start + (r - start) as u32;
@@ -94,7 +94,7 @@ fn plain_row(row: u32, key: SeqKey, position: usize, seed: u64) -> LogitRow {
 
 fn choosing_row(plain: LogitRow, sequence: &Sequence, batch: &mut Batch) -> LogitRow {
     let params = &sequence.job.params;
-    let index = plain.position as usize - sequence.job.prompt_len;
+    let index = plain.position as usize - sequence.job.prompt_len();
     let row = LogitRow {
         repetition_penalty: params.repetition_penalty,
         frequency_penalty: params.frequency_penalty,

@@ -89,7 +89,7 @@ impl Step {
             }
             if let Some(stored) = stored {
                 scheduler.cache.commit(&mut sequence.lease, &sequence.tokens, stored, sequence.computed);
-                if key.choice == 0 && stored >= sequence.job.prompt_len {
+                if key.choice == 0 && stored >= sequence.job.prompt_len() {
                     scheduler.requests.entry(key.request).and_modify(|progress| progress.prefilled = true);
                 }
             }
@@ -121,7 +121,7 @@ fn record_scores(
 ) {
     let Some(scores) = &mut sequence.prompt_scores else { return };
     scores.extend(rows.map(|row| logprob(output, row, sequence.job.params.prompt_logprobs)));
-    if scores.len() + 1 == sequence.job.prompt_len {
+    if scores.len() + 1 == sequence.job.prompt_len() {
         let logprobs = sequence.prompt_scores.take().unwrap_or_default();
         events.push(Event::PromptLogprobs { request: key.request, logprobs });
     }
@@ -172,8 +172,11 @@ fn accept(
 fn finish_choice(key: SeqKey, reason: FinishReason, scheduler: &mut Scheduler, events: &mut Vec<Event>) {
     let cached_prompt_tokens = scheduler.requests.get(&key.request).map_or(0, |progress| progress.cached_tokens);
     let Some(sequence) = scheduler.remove(key) else { return };
-    let usage =
-        Usage { prompt_tokens: sequence.job.prompt_len, cached_prompt_tokens, completion_tokens: sequence.generated() };
+    let usage = Usage {
+        prompt_tokens: sequence.job.prompt_len(),
+        cached_prompt_tokens,
+        completion_tokens: sequence.generated(),
+    };
     let last = !scheduler.requests.contains_key(&key.request);
     events.push(Event::Finished { request: key.request, choice: key.choice, reason, usage, last });
 }

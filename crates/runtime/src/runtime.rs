@@ -1,5 +1,4 @@
 //! The step loop.
-use crate::adjust::Adjustments;
 use crate::assemble::assemble;
 use crate::cache::Cache;
 use crate::output::Output;
@@ -142,7 +141,7 @@ impl Runtime {
         let id = RequestId(self.next_id);
         self.next_id += 1;
         let choices = self.choices(id, request, max_len);
-        self.scheduler.insert(id, choices.into_iter());
+        self.scheduler.insert(id, choices);
         Ok(id)
     }
 
@@ -191,43 +190,27 @@ impl Runtime {
         self.scheduler.cache.capacity().saturating_add(1)
     }
 
-    fn choices(&self, id: RequestId, request: Request, max_len: usize) -> Vec<Sequence> {
+    fn choices(&self, id: RequestId, request: Request, max_len: usize) -> impl Iterator<Item = Sequence> + use<> {
         let Request { prompt, params, adapter, tenant_salt } = request;
         let detokenizer =
             self.options.tokenizer.as_ref().map(|t| Detokenizer::after_prompt(t, &prompt, params.skip_special_tokens));
         let output = Output::new(&params, detokenizer);
-        let adjustments = Adjustments::new(&params, &prompt, self.stop_tokens(&params));
         let job = Arc::new(Job {
             scope: Scope { tenant_salt: tenant_salt.into(), adapter },
             seed: params.seed.unwrap_or_else(|| self.entropy.hash_one(id)),
-            prompt_len: prompt.len(),
+            prompt,
+            stop_tokens: self.stop_tokens(&params),
             max_len,
             params,
         });
-        let choice = |choice: u32| Sequence {
-            job: job.clone(),
-            tokens: prompt.clone(),
-            lease: Default::default(),
-            computed: 0,
-            stored: 0,
-            epoch: 0,
-            steps_in_flight: 0,
-            tokens_in_flight: 0,
-            source_row: 0,
-            checkpoint_at: 0,
-            adjustments: adjustments.clone(),
-            output: output.clone(),
-            prompt_scores: (choice == 0 && job.params.prompt_logprobs.is_some()).then(Vec::new),
-        };
-        (0..job.params.n).map(choice).collect()
+        (0..job.params.n).map(move |choice| Sequence::new(job.clone(), choice, output.clone()))
     }
 
     /// The tokens that end a choice of this request.
-    fn stop_tokens(&self, params: &SamplingParams) -> impl Iterator<Item = u32> {
+    fn stop_tokens(&self, params: &SamplingParams) -> Vec<u32> {
         let eos: &[u32] = if params.ignore_eos { &[] } else { &self.options.eos_token_ids };
-        let vocab_size = self.limits.vocab_size as u32;
-        let ids: Vec<u32> = eos.iter().chain(&params.stop_token_ids).copied().filter(|&id| id < vocab_size).collect();
-        ids.into_iter()
+        let ids = eos.iter().chain(&params.stop_token_ids).copied();
+        ids.filter(|&id| (id as usize) < self.limits.vocab_size).collect()
     }
 
     /// Forgets a request; its pages are free before the next step and no further event names it.

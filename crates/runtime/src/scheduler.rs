@@ -226,6 +226,7 @@ impl Scheduler {
     /// Starts a waiting sequence if all its tokens fit, or if it has the cache to itself.
     fn admit(&mut self, key: SeqKey) -> bool {
         let Some(sequence) = self.sequences.get_mut(&key) else { return false };
+        sequence.start();
         let Opened { lease, restored, reach } =
             self.cache.open(&sequence.job.scope, &sequence.tokens, sequence.reusable());
         let fits = self.running.is_empty() || self.cache.fits(&lease, sequence.tokens.len());
@@ -245,7 +246,7 @@ impl Scheduler {
         }
         let progress = self.requests.get_mut(&key.request).expect("a sequence's request is known");
         if !std::mem::replace(&mut progress.started, true) {
-            progress.cached_tokens = restored.min(self.sequences[&key].job.prompt_len);
+            progress.cached_tokens = restored.min(self.sequences[&key].job.prompt_len());
         }
         true
     }

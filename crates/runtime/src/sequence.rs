@@ -19,7 +19,9 @@ pub(crate) struct Job {
     pub(crate) params: SamplingParams,
     pub(crate) scope: Scope,
     pub(crate) seed: u64,
-    pub(crate) prompt_len: usize,
+    pub(crate) prompt: Vec<u32>,
+    /// Tokens that end a choice.
+    pub(crate) stop_tokens: Vec<u32>,
     /// Tokens, prompt and output, at which a choice is full.
     pub(crate) max_len: usize,
 }
@@ -32,7 +34,7 @@ pub(crate) struct Job {
 #[derive(Debug)]
 pub(crate) struct Sequence {
     pub(crate) job: Arc<Job>,
-    /// Prompt and output.
+    /// Prompt and output; empty until the sequence first starts, as a queue may be long.
     pub(crate) tokens: Vec<u32>,
     pub(crate) lease: Lease,
     /// Tokens whose rows have been scheduled since the lease was opened.
@@ -55,7 +57,40 @@ pub(crate) struct Sequence {
     pub(crate) prompt_scores: Option<Vec<TokenLogprob>>,
 }
 
+impl Job {
+    pub(crate) fn prompt_len(&self) -> usize {
+        self.prompt.len()
+    }
+}
+
 impl Sequence {
+    /// A sequence that waits. The first choice is the one whose prompt is scored, if that is wanted.
+    pub(crate) fn new(job: Arc<Job>, choice: u32, output: Output) -> Self {
+        Sequence {
+            prompt_scores: (choice == 0 && job.params.prompt_logprobs.is_some()).then(Vec::new),
+            job,
+            output,
+            tokens: Vec::new(),
+            lease: Lease::default(),
+            computed: 0,
+            stored: 0,
+            epoch: 0,
+            steps_in_flight: 0,
+            tokens_in_flight: 0,
+            source_row: 0,
+            checkpoint_at: 0,
+            adjustments: Adjustments::default(),
+        }
+    }
+
+    /// Builds what grows with the prompt, once.
+    pub(crate) fn start(&mut self) {
+        if self.tokens.is_empty() {
+            self.tokens.extend(&self.job.prompt);
+            self.adjustments = Adjustments::new(&self.job.params, &self.job.prompt, &self.job.stop_tokens);
+        }
+    }
+
     /// Rows that may be scheduled now: 1 is a decode, 0 means waiting for a step to end.
     pub(crate) fn remaining(&self) -> usize {
         let ahead = match self.may_run_ahead() {
@@ -78,7 +113,7 @@ impl Sequence {
 
     /// Tokens generated.
     pub(crate) fn generated(&self) -> usize {
-        self.tokens.len() - self.job.prompt_len
+        self.tokens.len() - self.job.prompt_len()
     }
 
     /// The longest prefix that may come from the cache: the last token is always computed, and so

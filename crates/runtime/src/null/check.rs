@@ -79,17 +79,13 @@ fn check_pages(batch: &Batch, group: &GroupBatch, spec: &GroupSpec, page_size: u
         let covered = range.first_page as usize + pages.len();
         let needed = (rows.context_len as usize).div_ceil(page_size);
         ensure(covered >= needed, || format!("sequence {s} has pages up to {covered}, but needs {needed}"))?;
-        for row in rows.row_start as usize..(rows.row_start + rows.rows) as usize {
-            if slots[row] == u32::MAX {
-                continue;
-            }
+        let own = rows.row_start as usize..(rows.row_start + rows.rows) as usize;
+        for (row, &stored) in own.clone().zip(&slots[own]).filter(|&(_, &slot)| slot != u32::MAX) {
             let position = batch.positions[row] as usize;
             let page = position.checked_div(page_size).and_then(|page| page.checked_sub(range.first_page as usize));
             let page = page.ok_or_else(|| format!("row {row} at position {position} is before its table"))?;
             let slot = pages[page] as usize * page_size + position % page_size;
-            ensure(slots[row] as usize == slot, || {
-                format!("row {row} has slot {}, its table says {slot}", slots[row])
-            })?;
+            ensure(stored as usize == slot, || format!("row {row} has slot {stored}, its table says {slot}"))?;
             let writer = *writers.entry(pages[page]).or_insert(s);
             ensure(writer == s, || format!("page {} is written by sequences {writer} and {s}", pages[page]))?;
         }

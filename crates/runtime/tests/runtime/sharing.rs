@@ -2,7 +2,7 @@
 
 use crate::common::{Outcomes, alone, assert_no_leak, complete, finish, greedy, limits, request};
 use anyfleet_runtime::null::{NullExecutor, NullOptions};
-use anyfleet_runtime::{CacheKind, Request, Runtime, RuntimeOptions, SamplingParams};
+use anyfleet_runtime::{CacheKind, Executor, Limits, Request, Runtime, RuntimeOptions, SamplingParams};
 
 const PAGE: usize = 4;
 
@@ -13,7 +13,10 @@ struct Engine {
 
 impl Engine {
     fn new(groups: &[(CacheKind, u32)], options: RuntimeOptions) -> Self {
-        let limits = limits(PAGE as u32, groups);
+        Engine::of(limits(PAGE as u32, groups), options)
+    }
+
+    fn of(limits: Limits, options: RuntimeOptions) -> Self {
         let executor = NullExecutor::new(limits.clone(), NullOptions::default());
         Engine { runtime: Runtime::new(limits, options).unwrap(), executor }
     }
@@ -21,16 +24,12 @@ impl Engine {
     /// Runs a request, compares it with itself alone, and returns how many prompt tokens were cached.
     fn cached(&mut self, request: &Request) -> usize {
         let (id, outcomes) = complete(&mut self.runtime, &mut self.executor, request.clone());
-        let groups = &self.executor_limits().cache.groups;
+        let groups = &self.executor.limits().cache.groups;
         let expected = alone(request, groups, &[], None);
         assert_eq!(outcomes.choice(id, 0).tokens, expected.choices.values().next().unwrap().tokens);
         assert_eq!(self.executor.violations(), [] as [String; 0]);
         assert_no_leak(&self.runtime);
         outcomes.choice(id, 0).usage.cached_prompt_tokens
-    }
-
-    fn executor_limits(&self) -> anyfleet_runtime::Limits {
-        anyfleet_runtime::Executor::limits(&self.executor).clone()
     }
 }
 
@@ -57,13 +56,17 @@ fn whole_pages_are_shared_and_one_token_is_always_computed() {
 
 #[test]
 fn generated_tokens_are_shared_with_the_next_turn() {
-    let mut engine = paged();
-    let (id, outcomes) = complete(&mut engine.runtime, &mut engine.executor, request(&numbered(0..6), greedy(8)));
-    let mut turn = numbered(0..6);
-    turn.extend(outcomes.choice(id, 0).tokens.iter().map(|token| token.0));
-    turn.push(1);
-    // 13 of the 14 tokens were fed.
-    assert_eq!(engine.cached(&request(&turn, greedy(1))), 12);
+    let kinds = [&[(CacheKind::Paged, 32)][..], &[(CacheKind::Recurrent, 16)], &[(CacheKind::Window(3), 32)]];
+    for (groups, steps_in_flight) in kinds.into_iter().flat_map(|groups| [(groups, 1), (groups, 2)]) {
+        let limits = Limits { steps_in_flight, ..limits(PAGE as u32, groups) };
+        let mut engine = Engine::of(limits, RuntimeOptions::default());
+        let (id, outcomes) = complete(&mut engine.runtime, &mut engine.executor, request(&numbered(0..6), greedy(8)));
+        let mut turn = numbered(0..6);
+        turn.extend(outcomes.choice(id, 0).tokens.iter().map(|token| token.0));
+        turn.push(1);
+        // 13 of the 14 tokens were fed.
+        assert_eq!(engine.cached(&request(&turn, greedy(1))), 12, "{groups:?}, {steps_in_flight} steps in flight");
+    }
 }
 
 #[test]
