@@ -195,6 +195,14 @@ pub trait Case<B: Backend> {
     /// A line that says what is wrong.
     fn check(&self, backend: &B, rng: &mut Rng, errors: &mut Errors) -> Result<(), String>;
 
+    /// Memory after one run, or nothing for a property: see [`agree`](crate::suite::agree).
+    ///
+    /// # Errors
+    /// A line that says what is wrong.
+    fn bits(&self, _backend: &B, _rng: &mut Rng) -> Result<Option<Vec<Snapshot>>, String> {
+        Ok(None)
+    }
+
     /// Runs it with inputs that follow from `seed`; a panic of the backend is a failure.
     fn run(&self, backend: &B, seed: u64) -> Outcome {
         let label = self.label();
@@ -301,5 +309,12 @@ impl<B: Backend, C: OpCase> Case<B> for C {
             }
         }
         Ok(())
+    }
+
+    fn bits(&self, backend: &B, rng: &mut Rng) -> Result<Option<Vec<Snapshot>>, String> {
+        let host = self.draw(rng);
+        let selection = Selection::all(self.rows(), self.padding());
+        let staged = self.stage(backend, &host, &selection, Placement::Scattered(rng.bits())).map_err(device)?;
+        execute(backend, &staged, staged.live(), None).map(Some)
     }
 }

@@ -1,7 +1,7 @@
 //! What a correct op leaves in memory, and how far off it may be.
-use crate::number::{decode, poison};
+use crate::number::{decode, poison, unit_roundoff};
 use crate::operand::{Operand, Snapshot};
-use anyfleet_tensor::Backend;
+use anyfleet_tensor::{Backend, DType};
 
 /// What is known of one element after the op ran.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,7 +40,8 @@ impl Expected {
 
 /// How far an output may be from its reference.
 ///
-/// An element passes when `|got - value| <= arithmetic * scale + rounding * |value|`; the whole
+/// An element passes when `|got - value| <= arithmetic * scale + rounding * |value|`, where rounding
+/// is that of one store in the output's type; the whole
 /// case passes when every element does and its normalised mean square error is at most `nmse`. The
 /// mean says something from [`Tolerance::ENOUGH`] elements on.
 #[derive(Clone, Copy, Debug)]
@@ -49,8 +50,6 @@ pub struct Tolerance {
     pub nmse: f64,
     /// Bound of one element's error in units of its scale: f32 arithmetic.
     pub arithmetic: f64,
-    /// Bound of one element's error in units of its value: the store in the output's type.
-    pub rounding: f64,
     /// Why these numbers.
     pub reason: &'static str,
 }
@@ -61,11 +60,14 @@ impl Tolerance {
 
     /// For ops that move numbers without arithmetic.
     pub const EXACT: Tolerance =
-        Tolerance { nmse: 0.0, arithmetic: 0.0, rounding: 0.0, reason: "the op only moves and converts numbers" };
+        Tolerance { nmse: 0.0, arithmetic: 0.0, reason: "the op only moves and converts numbers" };
 }
 
-/// Below this an f32 result may be flushed to zero.
-const FLUSH: f64 = f32::MIN_POSITIVE as f64;
+/// Error that is allowed however small the value is: half a subnormal step of f16, and results that
+/// f32 arithmetic may flush to zero.
+fn floor(dtype: DType) -> f64 {
+    if dtype == DType::F16 { 1.0 / (1u64 << 25) as f64 } else { f32::MIN_POSITIVE as f64 }
+}
 
 /// Error figures over all outputs of a case.
 #[derive(Clone, Copy, Debug, Default)]
@@ -86,15 +88,15 @@ impl Errors {
         if self.square_error == 0.0 { 0.0 } else { self.square_error / self.square_value.max(f64::MIN_POSITIVE) }
     }
 
-    fn near(&mut self, got: f64, value: f64, scale: f64, tolerance: &Tolerance) -> bool {
+    fn near(&mut self, got: f64, (value, scale): (f64, f64), dtype: DType, tolerance: &Tolerance) -> bool {
         self.compared += 1;
         let error = (got - value).abs();
         // NaN must fail every comparison below.
         let error = if error.is_nan() { f64::INFINITY } else { error };
         self.square_error += error * error;
         self.square_value += value * value;
-        let allowed = tolerance.arithmetic * scale + tolerance.rounding * value.abs() + FLUSH;
-        self.max_error = self.max_error.max(error / scale.max(FLUSH));
+        let allowed = tolerance.arithmetic * scale + unit_roundoff(dtype) * value.abs() + floor(dtype);
+        self.max_error = self.max_error.max(error / scale.max(floor(dtype)));
         self.margin = self.margin.max(error / allowed);
         error <= allowed
     }
@@ -154,7 +156,7 @@ impl Errors {
             let range = i * dtype.size()..(i + 1) * dtype.size();
             let got = decode(dtype, now, i);
             let ok = match *want {
-                Want::Near { value, scale } => self.near(got, value, scale, tolerance),
+                Want::Near { value, scale } => self.near(got, (value, scale), dtype, tolerance),
                 Want::Exact(value) => self.exact(got, value),
                 Want::Kept => now[range.clone()] == was[range.clone()],
                 Want::Written => now[range.clone()] != *poison(dtype) && !got.is_nan(),

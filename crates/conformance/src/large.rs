@@ -8,6 +8,7 @@ use crate::cases::norm::NormCase;
 use crate::cases::rope_kv::RopeKvCase;
 use crate::cases::sample::{Logits, SampleCase};
 use crate::matrix::Spread;
+use crate::property::ChunkIndependence;
 use crate::suite::Cases;
 use anyfleet_tensor::ops::Activation;
 use anyfleet_tensor::{Backend, Caps, DType, Live, WeightFormat};
@@ -33,7 +34,12 @@ pub(crate) fn cases<B: Backend>(caps: &Caps) -> Cases<B> {
     cases.push(Box::new(gate_up(activation, weight)));
     // The vocabulary head, at the widths of an 8B model.
     let head = LinearCase { sampled: 400, f32_out: true, ..LinearCase::plain(3, VOCAB, 4096, activation, weight) };
-    cases.push(Box::new(head));
+    cases.push(Box::new(head.clone()));
+    let wide = WeightFormat::Float(DType::F32);
+    if caps.weights.contains(&wide) && wide != weight {
+        // A matrix of more than 2 GiB.
+        cases.push(Box::new(LinearCase { rows: 1, weight: wide, ..head }));
+    }
     cases.push(Box::new(LinearCase { offset: FAR, ..LinearCase::plain(3, 515, 4096, activation, weight) }));
     let embed = EmbedCase { rows: 64, padding: 0, vocab: VOCAB, width: 1024, activation, weight, live: Live::All };
     cases.push(Box::new(embed));
@@ -60,6 +66,8 @@ pub(crate) fn cases<B: Backend>(caps: &Caps) -> Cases<B> {
         offset: FAR,
         ..attention(activation, kv)
     }));
+    let chunks = vec![Length { rows: 24, context: 5000 }, Length { rows: 3, context: 3001 }];
+    cases.push(Box::new(ChunkIndependence(AttentionCase { sequences: chunks, ..attention(activation, kv) })));
     cases.push(Box::new(rope_kv(activation, kv)));
     cases
 }

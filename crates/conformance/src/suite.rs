@@ -1,5 +1,5 @@
 //! The cases of each tier.
-use crate::case::{Case, OpCase};
+use crate::case::{Case, OpCase, Outcome};
 use crate::cases::act_mul::ActMulCase;
 use crate::cases::attention::{AttentionCase, Length};
 use crate::cases::embed::EmbedCase;
@@ -48,7 +48,20 @@ impl Options {
 }
 
 /// Cases as a suite holds them.
-pub(crate) type Cases<B> = Vec<Box<dyn Case<B>>>;
+pub type Cases<B> = Vec<Box<dyn Case<B>>>;
+
+/// The cases that [`suite`] runs, in its order.
+pub fn cases<B: Backend>(caps: &Caps, options: &Options) -> Cases<B> {
+    let mut cases = match options.tier {
+        Tier::Small => small(caps, &mut Rng::for_case(options.seed, "shapes")),
+        Tier::Large => large::cases(caps),
+    };
+    cases.retain(|case: &Box<dyn Case<B>>| {
+        options.op.as_ref().is_none_or(|op| op == case.op())
+            && options.case.as_ref().is_none_or(|part| case.label().contains(part))
+    });
+    cases
+}
 
 /// Runs a backend through a tier.
 pub fn suite<B: Backend>(backend: &B, options: &Options) -> Report {
@@ -56,24 +69,37 @@ pub fn suite<B: Backend>(backend: &B, options: &Options) -> Report {
 }
 
 /// Like [`suite`], calling `done` after each case.
-pub fn suite_with<B: Backend>(backend: &B, options: &Options, mut done: impl FnMut(&crate::case::Outcome)) -> Report {
-    let mut rng = Rng::for_case(options.seed, "shapes");
-    let cases: Cases<B> = match options.tier {
-        Tier::Small => small(backend.caps(), &mut rng),
-        Tier::Large => large::cases(backend.caps()),
-    };
+pub fn suite_with<B: Backend>(backend: &B, options: &Options, mut done: impl FnMut(&Outcome)) -> Report {
     let mut report = Report::new(backend.caps(), options.seed);
-    for case in cases {
-        let other_op = options.op.as_ref().is_some_and(|op| op != case.op());
-        let other_case = options.case.as_ref().is_some_and(|part| !case.label().contains(part));
-        if other_op || other_case {
-            continue;
-        }
+    for case in cases(backend.caps(), options) {
         let outcome = case.run(backend, options.seed);
         done(&outcome);
         report.outcomes.push(outcome);
     }
     report
+}
+
+/// Runs every case once on both backends, which must leave the same bits: what an equal
+/// [`numerics`](anyfleet_tensor::Caps::numerics) promises. Returns how many cases were compared.
+///
+/// # Errors
+/// A line that names the first case in which they differ.
+pub fn agree<B: Backend>(one: &B, other: &B, options: &Options) -> Result<usize, String> {
+    let (caps, others) = (one.caps(), other.caps());
+    if caps.numerics != others.numerics {
+        return Err(format!("{} and {} do not promise the same bits", caps.numerics, others.numerics));
+    }
+    let mut compared = 0;
+    for case in cases(caps, options) {
+        let [mine, theirs] = [one, other].map(|b| case.bits(b, &mut Rng::for_case(options.seed, &case.label())));
+        let (Some(mine), Some(theirs)) = (mine?, theirs?) else { continue };
+        compared += 1;
+        if mine != theirs {
+            let (seed, label) = (options.seed, case.label());
+            return Err(format!("{} and {} differ with ANYFLEET_SEED={seed} in {label}", caps.device, others.device));
+        }
+    }
+    Ok(compared)
 }
 
 /// Sizes at which tiles, vectors and their remainders meet.

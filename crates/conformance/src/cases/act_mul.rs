@@ -121,7 +121,6 @@ impl OpCase for ActMulCase {
         Tolerance {
             nmse: (RELATIVE_ERROR / 2.0).powi(2) + rounding.powi(2),
             arithmetic: RELATIVE_ERROR,
-            rounding,
             reason: "f32 exp or tanh, a division, two products, one store",
         }
     }

@@ -353,7 +353,6 @@ impl OpCase for AttentionCase {
         Tolerance {
             nmse: (arithmetic * factor).powi(2) + rounding.powi(2),
             arithmetic,
-            rounding,
             reason: "f32 scores, whose error the exponential multiplies, and f32 sums over the keys",
         }
     }

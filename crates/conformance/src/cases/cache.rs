@@ -35,9 +35,8 @@ impl PageShape {
     }
 }
 
-/// Two caches that share one buffer, whose pages in use lie past `offset` bytes. Only `pages` of
-/// them are ever touched, so memory that is committed lazily stays small. Returns both and the
-/// first page in use.
+/// Two caches whose pages in use lie past `offset` bytes. Only `pages` of them are ever touched, so
+/// memory that is committed lazily stays small. Returns both and the first page in use.
 pub(super) fn far_caches<B: Backend>(
     stage: &Stage<'_, B>,
     shape: PageShape,
@@ -45,9 +44,8 @@ pub(super) fn far_caches<B: Backend>(
     pages: usize,
 ) -> Result<(Tensor<B>, Tensor<B>, usize)> {
     let first = (offset as usize).div_ceil(shape.bytes());
-    let (total, shift) = (first + pages + 1, pages + 4);
-    let whole = Tensor::new(stage.backend(), shape.dtype, &shape.dims(total + shift))?;
-    Ok((whole.narrow(0, total), whole.narrow(shift, total), first))
+    let cache = || Tensor::new(stage.backend(), shape.dtype, &shape.dims(first + pages + 1));
+    Ok((cache()?, cache()?, first))
 }
 
 /// What pages of a cache must hold: everything is kept but the heads that are set.

@@ -209,7 +209,6 @@ impl OpCase for LinearCase {
         Tolerance {
             nmse: dot_nmse(self.k) + rounding.powi(2),
             arithmetic: dot_error(self.k),
-            rounding,
             reason: "f32 products and sums over k in any fixed order, bias and residual in f32, one store",
         }
     }

@@ -135,7 +135,6 @@ impl OpCase for LinearActMulCase {
         Tolerance {
             nmse: 4.0 * linear::dot_nmse(self.k) + rounding.powi(2) + 8.0 * scratch.powi(2),
             arithmetic: arithmetic + scratch,
-            rounding,
             reason: "two f32 dot products, one through the activation's slope, and act_mul's own error",
         }
     }

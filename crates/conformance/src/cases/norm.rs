@@ -108,7 +108,6 @@ impl OpCase for NormCase {
         Tolerance {
             nmse: arithmetic.powi(2) + rounding.powi(2),
             arithmetic,
-            rounding,
             reason: "f32 sum of squares, f32 reciprocal root, one store",
         }
     }

@@ -245,7 +245,6 @@ impl OpCase for RopeKvCase {
         Tolerance {
             nmse: (2.0 * arithmetic).powi(2) + rounding.powi(2),
             arithmetic,
-            rounding,
             reason: "two f32 products and a sum a pair, the norm's error where there is one, one store",
         }
     }

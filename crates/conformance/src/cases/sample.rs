@@ -264,7 +264,6 @@ impl OpCase for SampleCase {
         Tolerance {
             nmse: arithmetic.powi(2),
             arithmetic,
-            rounding: UNIT_F32,
             reason: "ids follow from an exact definition; log-probabilities from an f32 sum over the vocabulary",
         }
     }

@@ -62,7 +62,7 @@ impl Naive {
             numerics: "naive".into(),
             activations: vec![DType::F32, DType::BF16],
             weights: [DType::F32, DType::BF16].map(WeightFormat::Float).to_vec(),
-            kv: vec![DType::BF16, DType::F16],
+            kv: vec![DType::BF16],
             page_size: 16,
             memory: DeviceMemory::default(),
             max_buffer: None,

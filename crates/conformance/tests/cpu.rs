@@ -1,0 +1,38 @@
+//! The CPU backend against the suite, and the support matrix that follows from it.
+use anyfleet_conformance::rng::seed_from_env;
+use anyfleet_conformance::suite::{Options, Tier, agree, suite};
+use anyfleet_conformance::support;
+use anyfleet_cpu::{CpuBackend, CpuOptions, Isa};
+
+fn cpu(threads: usize, isa: Option<Isa>) -> CpuBackend {
+    CpuBackend::new(CpuOptions { threads: Some(threads), isa }).unwrap()
+}
+
+fn options() -> Options {
+    Options::new(Tier::Small, seed_from_env().unwrap())
+}
+
+#[test]
+fn the_cpu_passes_and_the_support_matrix_is_current() {
+    let options = options();
+    let report = suite(&cpu(2, None), &options);
+    println!("{}, ANYFLEET_SEED={}\n{}", report.device, report.seed, report.table());
+    assert!(report.passed(), "{}", report.failure_text());
+    let readme = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels/README.md");
+    let text = std::fs::read_to_string(&readme).unwrap();
+    let current = support::replace(&text, &support::table(&[("cpu", vec![&report])])).unwrap();
+    assert!(
+        text == current,
+        "kernels/README.md is stale; run: cargo run --release -p anyfleet-conformance --bin conformance -- --table"
+    );
+}
+
+#[test]
+fn kernel_sets_and_thread_counts_agree_bit_for_bit() {
+    let options = options();
+    let first = cpu(2, None);
+    for other in Isa::supported().map(|isa| cpu(1, Some(isa))) {
+        let compared = agree(&first, &other, &options).unwrap();
+        assert!(compared > 100, "only {compared} cases were compared");
+    }
+}
