@@ -204,22 +204,3 @@ unsafe fn tile<S: Simd, C: Cell, const R: usize, const P: usize>(
         }
     }
 }
-
-/// Widens `len` elements, a multiple of sixteen, to f32.
-pub(crate) struct Widen<C> {
-    pub(crate) source: *const C,
-    pub(crate) target: *mut f32,
-    pub(crate) len: usize,
-}
-
-impl<C: Cell> Kernel for Widen<C> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for i in (0..self.len).step_by(LANES) {
-            // SAFETY: whoever makes the value promises `len` elements on both sides.
-            unsafe { s.store(self.target.add(i), C::load(s, self.source.add(i))) };
-        }
-    }
-}

@@ -17,7 +17,7 @@ use crate::CpuBackend;
 use crate::matmul::{self, Block, K_BLOCK, packed_k};
 use crate::plan::Context;
 use crate::scratch::with_scratch;
-use crate::simd::{Cell, Kernel, LANES, Simd, load_up_to, math, store_up_to};
+use crate::simd::{Cell, Kernel, LANES, Simd, load_partial, load_up_to, math, store_up_to};
 use crate::view::{View, check_apart};
 use anyfleet_tensor::ops::Attention;
 use anyfleet_tensor::{DType, Live, Result, SeqMeta};
@@ -128,11 +128,15 @@ impl AttentionOp {
             // SAFETY: a head of q has `size` elements.
             unsafe { matmul::pack_rows(ctx.kernels, rows, self.size, row_q, q) };
             let mut tile = Tile { op: self, ctx, task, q, scores, sums, keys, values, max, total };
-            let last = tile.visible(rows - 1).end;
-            for chunk in tile.visible(0).start / CHUNK..last.div_ceil(CHUNK) {
-                tile.chunk::<C>(chunk * CHUNK);
+            let (mut start, end) = (tile.visible(0).start / CHUNK * CHUNK, tile.visible(rows - 1).end);
+            let mut rows = tile.locate::<C>(start);
+            while start < end {
+                let next = tile.locate::<C>(start + CHUNK);
+                ctx.kernels.run(Prefetch { rows: &next, bytes: self.size * size_of::<C>() });
+                tile.chunk(start, &rows);
+                (start, rows) = (start + CHUNK, next);
             }
-            for r in 0..rows {
+            for r in 0..tile.max.len() {
                 let out = self.head::<f32>(&self.out, task, r);
                 let sums = tile.sums[r * width..].as_ptr();
                 // SAFETY (of the kernel's promise): a head has `size` elements on both sides.
@@ -149,15 +153,15 @@ impl AttentionOp {
         unsafe { view.row::<T>(row).add(head * self.size) }
     }
 
-    /// Where a cache keeps the head `group` of the token at `position`.
-    fn cached<C: Cell>(&self, cache: &View, task: &Task, position: usize) -> *const C {
+    /// The page that holds the token at `position`, and the token's offset in it.
+    fn locate(&self, task: &Task, position: usize) -> (usize, usize) {
         let (index, offset) = (position / self.page_size, position % self.page_size);
         let first = task.seq.first_page as usize;
         assert!(index >= first, "attention: position {position} lies before the sequence's first page {first}");
         let page = self.table.u32_at(task.seq.table_start as usize + index - first) as usize;
-        assert!(page < cache.rows(), "attention: page {page} of {}", cache.rows());
-        // SAFETY: group and offset are below the page's dimensions.
-        unsafe { cache.row::<C>(page).add((task.group * self.page_size + offset) * self.size) }
+        let pages = self.k_cache.rows();
+        assert!(page < pages, "attention: page {page} of {pages}");
+        (page, offset)
     }
 }
 
@@ -194,11 +198,16 @@ impl Tile<'_> {
         low.max(start).min(start + CHUNK) - start..end.clamp(start, start + CHUNK) - start
     }
 
-    fn chunk<C: Cell>(&mut self, start: usize) {
-        let rows = self.max.len();
-        // The rows in order see ranges that move to the right.
-        let needed = self.visible_in(0, start).start..self.visible_in(rows - 1, start).end;
-        self.load::<C>(start, needed.clone());
+    /// Keys of the chunk at `start` that some row sees: the rows in order see ranges that move to the
+    /// right without a gap.
+    fn needed(&self, start: usize) -> Range<usize> {
+        self.visible_in(0, start).start..self.visible_in(self.max.len() - 1, start).end
+    }
+
+    fn chunk<C: Cell>(&mut self, start: usize, cached: &Cached<C>) {
+        let (rows, needed) = (self.max.len(), self.needed(start));
+        let (keys, values) = (self.keys.as_mut_ptr(), self.values.as_mut_ptr());
+        self.ctx.kernels.run(Load { rows: cached, needed: needed.clone(), size: self.op.size, keys, values });
         for (first, count) in matmul::blocks(self.ctx.kernels, rows) {
             let block = first..first + count;
             if block.clone().all(|r| self.visible_in(r, start).is_empty()) {
@@ -219,16 +228,23 @@ impl Tile<'_> {
         }
     }
 
-    /// Transposes keys and widens values of the chunk's positions `needed`.
-    fn load<C: Cell>(&mut self, start: usize, needed: Range<usize>) {
-        let (op, size) = (self.op, self.op.size);
+    /// Finds the needed keys and values of the chunk at `start` in the cache.
+    fn locate<C: Cell>(&self, start: usize) -> Cached<C> {
+        let (op, size, needed) = (self.op, self.op.size, self.needed(start));
         let mut rows = [(std::ptr::null::<C>(), std::ptr::null::<C>()); CHUNK];
-        for i in needed.clone() {
-            let at = |cache| op.cached::<C>(cache, self.task, start + i);
-            rows[i] = (at(&op.k_cache), at(&op.v_cache));
+        let mut i = needed.start;
+        while i < needed.end {
+            let (page, offset) = op.locate(self.task, start + i);
+            let run = (op.page_size - offset).min(needed.end - i);
+            let first = (self.task.group * op.page_size + offset) * size;
+            for (j, row) in rows[i..i + run].iter_mut().enumerate() {
+                let at = first + j * size;
+                // SAFETY: group, and offset + j, are below the page's dimensions.
+                *row = unsafe { (op.k_cache.row::<C>(page).add(at), op.v_cache.row::<C>(page).add(at)) };
+            }
+            i += run;
         }
-        let (keys, values) = (self.keys.as_mut_ptr(), self.values.as_mut_ptr());
-        self.ctx.kernels.run(Load { rows: &rows, needed, size, keys, values });
+        rows
     }
 
     /// Scores of a block of rows against the panels of sixteen keys that hold `needed`.
@@ -289,11 +305,35 @@ impl Tile<'_> {
     }
 }
 
+/// Where the cache keeps key and value of each position of a chunk; null where they are not needed.
+type Cached<C> = [(*const C, *const C); CHUNK];
+
+/// Asks for a chunk's cache lines while the one before it is worked on.
+struct Prefetch<'a, C> {
+    rows: &'a Cached<C>,
+    bytes: usize,
+}
+
+impl<C: Cell> Kernel for Prefetch<'_, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for &(key, value) in self.rows {
+            if !key.is_null() {
+                for i in (0..self.bytes).step_by(64) {
+                    s.prefetch(key.cast::<u8>().wrapping_add(i));
+                    s.prefetch(value.cast::<u8>().wrapping_add(i));
+                }
+            }
+        }
+    }
+}
+
 /// Brings a chunk into the order the products read. Lanes of keys outside `needed` are left with
 /// whatever they hold: their scores are masked, and their values are not visited.
 struct Load<'a, C> {
-    /// Key and value of each position; valid inside `needed`.
-    rows: &'a [(*const C, *const C); CHUNK],
+    rows: &'a Cached<C>,
     needed: Range<usize>,
     size: usize,
     keys: *mut f32,
@@ -306,28 +346,42 @@ impl<C: Cell> Kernel for Load<'_, C> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Range { start, end } = self.needed;
+        let whole = self.size / LANES * LANES;
         for panel in start / LANES..end.div_ceil(LANES) {
-            for i in (0..self.size).step_by(LANES) {
-                let left = self.size - i;
-                let mut square = [s.splat(0.0); LANES];
-                for (lane, vector) in square.iter_mut().enumerate() {
-                    let key = self.rows[(panel * LANES + lane).clamp(start, end - 1)].0;
-                    // SAFETY: the key has `size` elements, `left` from i on.
-                    *vector = unsafe { load_up_to(s, key.add(i), left) };
+            let mut keys = [self.rows[start].0; LANES];
+            for (lane, key) in keys.iter_mut().enumerate() {
+                *key = self.rows[(panel * LANES + lane).clamp(start, end - 1)].0;
+            }
+            // SAFETY: keys have `size` elements, and the panel has a vector for each.
+            unsafe {
+                let target = self.keys.add(panel * self.size * LANES);
+                for i in (0..whole).step_by(LANES) {
+                    let mut square = [s.splat(0.0); LANES];
+                    for (lane, vector) in square.iter_mut().enumerate() {
+                        *vector = C::load(s, keys[lane].add(i));
+                    }
+                    s.transpose(&mut square);
+                    for (column, vector) in square.iter().enumerate() {
+                        s.store(target.add((i + column) * LANES), *vector);
+                    }
                 }
-                s.transpose(&mut square);
-                for (column, vector) in square.iter().enumerate().take(left) {
-                    // SAFETY: feature `i + column < size` of this panel.
-                    unsafe { s.store(self.keys.add((panel * self.size + i + column) * LANES), *vector) };
+                for i in whole..self.size {
+                    for (lane, key) in keys.iter().enumerate() {
+                        *target.add(i * LANES + lane) = (*key.add(i)).widen();
+                    }
                 }
             }
         }
-        for (position, (_, value)) in self.rows.iter().enumerate().take(end).skip(start) {
-            for i in (0..self.size).step_by(LANES) {
-                // SAFETY: as above; the padding of the last panel becomes zero.
-                unsafe {
-                    let vector = load_up_to(s, value.add(i), self.size - i);
-                    s.store(self.values.add((i * CHUNK) + position * LANES), vector);
+        for position in start..end {
+            let value = self.rows[position].1;
+            // SAFETY: values have `size` elements; the padding of the last panel becomes zero.
+            unsafe {
+                let target = self.values.add(position * LANES);
+                for i in (0..whole).step_by(LANES) {
+                    s.store(target.add(i * CHUNK), C::load(s, value.add(i)));
+                }
+                if whole < self.size {
+                    s.store(target.add(whole * CHUNK), load_partial(s, value.add(whole), self.size - whole));
                 }
             }
         }

@@ -1,11 +1,10 @@
 //! `linear`: activations times a packed weight, with bias and residual.
 //!
 //! Up to twelve rows (six on narrow sets) go straight over the stored panels, which are then the only
-//! memory that matters. More rows are cut into groups: a group's x stays in the second-level cache,
-//! a K block of two panels is widened to f32 into the first-level cache once, and all rows of the
-//! group use it.
+//! memory that matters. More rows are cut into groups: a group's x and sums stay in the second-level
+//! cache, a K block of two panels in the first-level cache, and all rows of the group use it.
 use crate::CpuBackend;
-use crate::matmul::{self, Block, K_BLOCK, Widen, packed_k};
+use crate::matmul::{self, Block, K_BLOCK, packed_k};
 use crate::plan::Context;
 use crate::scratch::with_scratch;
 use crate::simd::{Cell, LANES};
@@ -27,11 +26,11 @@ pub(crate) struct LinearOp {
 
 /// Panels whose sums a task of few rows holds at a time.
 const STRIP: usize = 8;
-/// Rows that share a widened weight block.
+/// Rows that share a K block of the weight while it is in the first-level cache.
 const ROW_GROUP: usize = 96;
 /// Most panels of a task of many rows.
 const PANEL_GROUP: usize = 16;
-/// Panels widened together.
+/// Panels of that block.
 const PAIR: usize = 2;
 
 impl LinearOp {
@@ -111,31 +110,25 @@ impl LinearOp {
     /// A group of rows times a group of panels.
     fn many_rows<C: Cell>(&self, ctx: &Context, rows: Range<usize>, panels: Range<usize>) {
         let (k, count, width) = (self.weight.cols(), rows.len(), panels.len() * LANES);
-        let sizes = [count * packed_k(k), count * width, PAIR * K_BLOCK * LANES];
-        with_scratch(sizes, |[x, acc, wide]| {
+        with_scratch([count * packed_k(k), count * width], |[x, acc]| {
             // SAFETY: row `r` of x has k columns.
             unsafe { matmul::pack_rows(ctx.kernels, count, k, |r| self.x.row(rows.start + r), x) };
             for start in (0..k).step_by(K_BLOCK) {
                 let len = K_BLOCK.min(k - start);
                 for pair in panels.clone().step_by(PAIR) {
-                    for p in pair..panels.end.min(pair + PAIR) {
-                        let source = self.weight.panel::<C>(p).wrapping_add(start * LANES);
-                        let target = wide[(p - pair) * K_BLOCK * LANES..][..len * LANES].as_mut_ptr();
-                        ctx.kernels.run(Widen { source, target, len: len * LANES });
-                    }
                     for (row, size) in matmul::blocks(ctx.kernels, count) {
                         let block = Block {
                             x: x[row * packed_k(k) + start * size..].as_ptr(),
                             rows: size,
-                            w: wide.as_ptr(),
-                            panel_stride: K_BLOCK * LANES,
+                            w: self.weight.panel::<C>(pair).wrapping_add(start * LANES),
+                            panel_stride: self.weight.panel_stride(),
                             panels: PAIR.min(panels.end - pair),
                             k: len,
                             acc: acc[row * width + (pair - panels.start) * LANES..].as_mut_ptr(),
                             acc_stride: width,
                             resume: start > 0,
                         };
-                        // SAFETY: x, the widened panels and the sums have these shapes.
+                        // SAFETY: x, the panels and the sums have these shapes.
                         unsafe { matmul::multiply(ctx.kernels, &block) };
                     }
                 }
