@@ -437,3 +437,85 @@ impl Cache {
         self.tree.check(&pins, |g, page, node| self.groups[g].pool.node(page) == Some(node))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::GroupSpec;
+
+    fn cache(kind: CacheKind, pages: u32) -> (Cache, Scope) {
+        let cache = Cache::new(&CacheSpec { page_size: 2, groups: vec![GroupSpec { kind, pages }] }, true);
+        (cache, Scope { tenant_salt: [][..].into(), adapter: 0 })
+    }
+
+    fn want(start: usize, rows: usize) -> Want {
+        Want { start, rows, settled: true }
+    }
+
+    fn states(lease: &Lease) -> (u32, u32) {
+        match lease.held[0] {
+            Held::State { read, write, .. } => (read, write),
+            Held::Pages { .. } => panic!("not a state"),
+        }
+    }
+
+    #[test]
+    fn a_shared_state_is_read_and_never_written() {
+        let (mut cache, scope) = cache(CacheKind::Recurrent, 2);
+        let tokens = [1, 2, 3];
+        let mut first = cache.open(&scope, &tokens, 2).lease;
+        assert_eq!(cache.grant(&mut first, want(0, 2)), 2);
+        cache.commit(&mut first, &tokens, 2, 2);
+        let checkpoint = states(&first).1;
+        let opened = cache.open(&scope, &tokens, 2);
+        assert_eq!(opened.restored, 2);
+        let mut second = opened.lease;
+        // The other state is free: the first moves there.
+        assert_eq!(cache.grant(&mut first, want(2, 1)), 1);
+        let moved = states(&first);
+        assert!(moved.0 == checkpoint && moved.1 != checkpoint);
+        // Now nothing is free, and the first still reads the checkpoint.
+        assert!(!cache.fits(&second, 3));
+        assert_eq!(cache.grant(&mut second, want(2, 1)), 0);
+        // Once it has, the second has the checkpoint to itself and may as well overwrite it.
+        cache.commit(&mut first, &tokens, 3, 3);
+        assert_eq!(cache.grant(&mut second, want(2, 1)), 1);
+        assert_eq!(states(&second), (checkpoint, checkpoint));
+        cache.check([(&first, 3), (&second, 3)].into_iter()).unwrap();
+        cache.close(first);
+        cache.close(second);
+        assert_eq!(cache.open(&scope, &tokens, 2).restored, 0);
+    }
+
+    #[test]
+    fn equal_pages_are_stored_once() {
+        let (mut cache, scope) = cache(CacheKind::Paged, 4);
+        let tokens = [1, 2, 3, 4];
+        let mut leases: Vec<Lease> = (0..2).map(|_| cache.open(&scope, &tokens, 3).lease).collect();
+        for lease in &mut leases {
+            assert_eq!(cache.grant(lease, want(0, 4)), 4);
+        }
+        assert_eq!(cache.stats()[0].free, 0);
+        leases.iter_mut().for_each(|lease| cache.commit(lease, &tokens, 4, 4));
+        assert_eq!(cache.stats()[0].free, 2);
+        cache.check(leases.iter().map(|lease| (lease, 4))).unwrap();
+        leases.into_iter().for_each(|lease| cache.close(lease));
+        assert_eq!(cache.stats()[0], GroupStats { pages: 4, free: 2, cached: 2 });
+        cache.forget_unused();
+        assert_eq!((cache.stats()[0].free, cache.tree.len()), (4, 0));
+    }
+
+    #[test]
+    fn rows_are_granted_as_far_as_pages_reach() {
+        let (mut cache, scope) = cache(CacheKind::Window(3), 3);
+        let mut lease = cache.open(&scope, &[0; 20], 19).lease;
+        assert_eq!(cache.grant(&mut lease, want(0, 20)), 6);
+        // Position 6 sees 4 and later: two pages are free again.
+        assert_eq!(cache.grant(&mut lease, want(6, 14)), 4);
+        assert_eq!(cache.grant(&mut lease, want(10, 1)), 1);
+        assert_eq!(cache.capacity(), usize::MAX);
+        assert_eq!(self::cache(CacheKind::Window(6), 3).0.capacity(), 6);
+        assert_eq!(self::cache(CacheKind::Window(5), 3).0.capacity(), usize::MAX);
+        assert_eq!(self::cache(CacheKind::Paged, 3).0.capacity(), 6);
+    }
+}

@@ -102,7 +102,9 @@ pub enum Event {
     /// A token's entry goes out with the text that completes it, so text held back (because it may
     /// begin a stop string, or ends within a character) holds its tokens back too. A token that
     /// ended the choice, and tokens wholly inside a matched stop string, have neither text nor an
-    /// entry unless [`SamplingParams::include_stop_str_in_output`] is set; usage counts them.
+    /// entry unless [`SamplingParams::include_stop_str_in_output`] is set; usage counts them. So text
+    /// and entries always describe each other, as in OpenAI's API; vLLM sends entries as tokens are
+    /// chosen, those of a cut stop string included.
     Delta {
         /// Which request.
         request: RequestId,

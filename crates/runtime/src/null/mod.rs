@@ -117,12 +117,8 @@ impl NullExecutor {
             let log_sum = logits.iter().map(|logit| logit.exp()).sum::<f32>().ln();
             output.ids.push(id);
             output.logprobs.push(logits[id as usize] - log_sum);
-            let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-            let take = TOP_LOGPROBS.min(order.len());
-            let highest_first = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
-            order.select_nth_unstable_by(take - 1, highest_first);
-            order.truncate(take);
-            order.sort_by(highest_first);
+            let mut order = sampler::highest_first(logits);
+            order.truncate(TOP_LOGPROBS);
             output.top_logprobs.extend(order.iter().map(|&id| logits[id as usize] - log_sum));
             output.top_ids.append(&mut order);
             let end = output.ids.len() * TOP_LOGPROBS;
