@@ -103,7 +103,7 @@ pub(crate) unsafe fn multiply<C: Cell>(kernels: KernelSet, block: &Block<C>) {
             }
         };
     }
-    by_shape!(1 x 8, 1 x 4, 1 x 2, 2 x 4, 2 x 2, 3 x 4, 3 x 2, 4 x 4, 4 x 2, 4 x 1, 6 x 4, 6 x 2, 6 x 1, 8 x 2, 12 x 2);
+    by_shape!(1 x 8, 1 x 4, 2 x 4, 2 x 2, 3 x 4, 3 x 2, 4 x 4, 4 x 2, 4 x 1, 6 x 4, 6 x 2, 6 x 1, 8 x 2, 12 x 2);
 }
 
 /// Panels side by side in a tile: enough independent sums to hide the latency of an addition, and
@@ -111,7 +111,7 @@ pub(crate) unsafe fn multiply<C: Cell>(kernels: KernelSet, block: &Block<C>) {
 fn tile_panels(kernels: KernelSet, rows: usize, panels: usize) -> usize {
     match (kernels.wide(), rows) {
         (true, 8..) => 2,
-        (true, _) if panels <= 2 => 2,
+        (true, 3..) if panels <= 2 => 2,
         (true, 1) => 8,
         (true, _) => 4,
         (false, 1) => 4,
@@ -119,6 +119,12 @@ fn tile_panels(kernels: KernelSet, rows: usize, panels: usize) -> usize {
         (false, _) => 1,
     }
 }
+
+/// Whether wide sets use the shape; they share one with the others.
+const fn is_wide_shape(rows: usize, panels: usize) -> bool {
+    rows * panels > 6
+}
+const SHARED_SHAPE: (usize, usize) = (3, 2);
 
 /// Elements ahead of their use that single rows, which wait for memory, ask for.
 const PREFETCH: usize = 64 * LANES;
@@ -131,9 +137,9 @@ impl<C: Cell, const R: usize, const P: usize> Kernel for Tile<'_, C, R, P> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        // Shapes that only wide sets use need no code elsewhere.
-        if !S::WIDE && R * P > 6 {
-            unreachable!("matmul: {R} x {P} is for wide registers");
+        // Shapes of the other kind of set need no code.
+        if S::WIDE != is_wide_shape(R, P) && (R, P) != SHARED_SHAPE {
+            unreachable!("matmul: {R} x {P} is for other registers");
         }
         let b = self.0;
         let mut panel = 0;

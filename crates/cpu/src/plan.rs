@@ -89,10 +89,10 @@ impl Context {
     }
 
     /// Calls `task` with every number below `tasks`, in parallel.
-    pub(crate) fn each(&self, tasks: usize, task: impl Fn(usize) + Sync) {
+    pub(crate) fn each(&self, tasks: usize, task: impl Fn(usize) + Send + Sync) {
         if self.threads == 1 || tasks <= 1 {
             return (0..tasks).for_each(task);
         }
-        (0..tasks).into_par_iter().with_max_len(1).for_each(|i| task(i));
+        (0..tasks).into_par_iter().with_max_len(1).for_each(task);
     }
 }

@@ -59,8 +59,8 @@ struct Gated {
 
 /// `2 * sqrt(2 / pi)` and that times 0.044715: `gelu(x) = x * sigmoid(x * (A + B * x^2))`, since
 /// `(1 + tanh u) / 2 = sigmoid(2u)`.
-const GELU_A: f32 = 1.595_769_1;
-const GELU_B: f32 = 0.071_354_814;
+const GELU_A: f32 = 2.0 * 0.797_884_6;
+const GELU_B: f32 = 0.044_715 * GELU_A;
 
 impl Kernel for Gated {
     type Output = ();

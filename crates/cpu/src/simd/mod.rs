@@ -12,8 +12,6 @@ pub(crate) mod math;
 mod neon;
 mod portable;
 
-use portable::Portable;
-
 /// A vector of sixteen f32 lanes. A value of the implementing type is the proof that the
 /// instructions exist on this machine.
 ///
@@ -254,7 +252,7 @@ impl KernelSet {
             Isa::Avx2 => unsafe { avx2::run(kernel) },
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => neon::run(kernel),
-            _ => kernel.run(Portable),
+            _ => portable::run(kernel),
         }
     }
 }

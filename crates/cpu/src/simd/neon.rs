@@ -10,7 +10,7 @@ pub(super) struct Neon;
 /// Lanes 0..4, 4..8, 8..12, 12..16.
 type V = [float32x4_t; 4];
 
-#[inline]
+#[inline(never)]
 pub(super) fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Neon)
 }

@@ -1,8 +1,13 @@
 //! Sixteen lanes as an array: the definition the other sets reproduce.
-use super::{LANES, Simd};
+use super::{Kernel, LANES, Simd};
 
 #[derive(Clone, Copy)]
-pub(super) struct Portable;
+struct Portable;
+
+#[inline(never)]
+pub(super) fn run<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Portable)
+}
 
 /// Sixteen lanes.
 type V = [f32; LANES];
@@ -92,11 +97,10 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn transpose(self, rows: &mut [V; 16]) {
-        for i in 0..LANES {
-            for j in 0..i {
-                let upper = rows[j][i];
-                rows[j][i] = rows[i][j];
-                rows[i][j] = upper;
+        let source = *rows;
+        for (i, row) in rows.iter_mut().enumerate() {
+            for (lane, column) in row.iter_mut().zip(&source) {
+                *lane = column[i];
             }
         }
     }

@@ -1,0 +1,207 @@
+//! Attention against its naive twin, and the bits that must not change.
+use crate::ops::testing::*;
+use crate::{CpuBackend, CpuOptions};
+use anyfleet_tensor::ops::Attention;
+use anyfleet_tensor::{Backend, DType, Live, SeqMeta, Tensor};
+use half::{bf16, f16};
+
+/// A batch over sequences whose keys and values are functions of (sequence, position), whatever
+/// the pages.
+#[derive(Clone)]
+struct Case {
+    heads: usize,
+    groups: usize,
+    size: usize,
+    page_size: usize,
+    window: Option<u32>,
+    kv: DType,
+    /// (rows, context) of each sequence.
+    seqs: Vec<(usize, usize)>,
+}
+
+impl Case {
+    fn scale(&self) -> f32 {
+        1.0 / (self.size as f32).sqrt()
+    }
+    fn head(&self, kind: u64, seq: usize, position: usize, head: usize) -> Vec<f32> {
+        let seed = (kind << 40) + ((seq as u64) << 32) + ((position as u64) << 8) + head as u64;
+        let values = random(seed + 1, self.size + 8).split_off(8);
+        if kind == 0 {
+            values.iter().map(|v| v * 3.0).collect()
+        } else {
+            values.iter().map(|&v| round(v, self.kv)).collect()
+        }
+    }
+    fn first_visible(&self, position: usize) -> usize {
+        self.window.map_or(0, |w| (position + 1).saturating_sub(w as usize))
+    }
+
+    fn naive(&self) -> Vec<f32> {
+        let mut out = Vec::new();
+        for (s, &(rows, context)) in self.seqs.iter().enumerate() {
+            for position in context - rows..context {
+                for head in 0..self.heads {
+                    out.extend(self.naive_head(s, position, head));
+                }
+            }
+        }
+        out
+    }
+
+    fn naive_head(&self, seq: usize, position: usize, head: usize) -> Vec<f32> {
+        let group = head / (self.heads / self.groups);
+        let q = self.head(0, seq, position, head);
+        let keys = self.first_visible(position)..position + 1;
+        let dot = |k: Vec<f32>| q.iter().zip(&k).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
+        let scores: Vec<f64> =
+            keys.clone().map(|p| dot(self.head(1, seq, p, group)) * f64::from(self.scale())).collect();
+        let max = scores.iter().fold(f64::NEG_INFINITY, |m, &s| m.max(s));
+        let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        let mut out = vec![0.0; self.size];
+        for (p, w) in keys.zip(weights) {
+            let value = self.head(2, seq, p, group);
+            out.iter_mut().zip(value).for_each(|(o, v)| *o += w / total * f64::from(v));
+        }
+        out.into_iter().map(|v| v as f32).collect()
+    }
+
+    /// Rows of `out`, in order. Pages are handed out backwards; whatever no query may see is NaN.
+    fn run(&self, device: &CpuBackend) -> Vec<f32> {
+        let (g, p, d) = (self.groups, self.page_size, self.size);
+        let pages: usize = self.seqs.iter().map(|&(_, context)| context.div_ceil(p)).sum::<usize>() + 1;
+        let mut k = vec![f32::NAN; pages * g * p * d];
+        let mut v = k.clone();
+        let (mut table, mut metas, mut q) = (vec![u32::MAX], Vec::new(), Vec::new());
+        let mut next = pages;
+        for (s, &(rows, context)) in self.seqs.iter().enumerate() {
+            let low = if rows == 0 { 0 } else { self.first_visible(context - rows) };
+            metas.push(SeqMeta {
+                row_start: (q.len() / (self.heads * d)) as u32,
+                rows: rows as u32,
+                context_len: context as u32,
+                table_start: table.len() as u32,
+                first_page: (low / p) as u32,
+                reserved: [0; 3],
+            });
+            for page in low / p..context.div_ceil(p) {
+                next -= 1;
+                table.push(next as u32);
+                for position in (page * p).max(low)..context.min((page + 1) * p) {
+                    for group in 0..g {
+                        let at = ((next * g + group) * p + position % p) * d;
+                        k[at..at + d].copy_from_slice(&self.head(1, s, position, group));
+                        v[at..at + d].copy_from_slice(&self.head(2, s, position, group));
+                    }
+                }
+            }
+            for position in context - rows..context {
+                (0..self.heads).for_each(|head| q.extend(self.head(0, s, position, head)));
+            }
+        }
+        let rows = q.len() / (self.heads * d);
+        let cache = |values: &[f32]| {
+            let cache = Tensor::new(device, self.kv, &[pages, g, p, d]).unwrap();
+            device.write(&cache, &narrowed(values, self.kv)).unwrap();
+            cache
+        };
+        let out = columns_of(device, &vec![POISON; (rows + 1) * self.heads * d], rows + 1, self.heads * d);
+        q.extend(vec![f32::NAN; self.heads * d]);
+        let q = columns_of(device, &q, rows + 1, self.heads * d);
+        let seqs = [metas.as_slice(), &[SeqMeta { rows: 99, ..SeqMeta::default() }]].concat();
+        bind(device, self.seqs.len() as u32, |enc| {
+            enc.attention(Attention {
+                out: &out,
+                q: &q,
+                k_cache: &cache(&k),
+                v_cache: &cache(&v),
+                seqs: &tensor_u32(device, bytemuck::cast_slice(&seqs), &[seqs.len(), 8]),
+                table: &tensor_u32(device, &table, &[table.len()]),
+                scale: self.scale(),
+                window: self.window,
+                live: Live::Sequences,
+            })
+        });
+        let got = read_rows(device, &out, rows + 1);
+        let (got, rest) = got.split_at(rows * self.heads * d);
+        assert!(rest.iter().all(|&x| x == POISON), "a row of no sequence was written");
+        got.to_vec()
+    }
+}
+
+fn narrowed(values: &[f32], dtype: DType) -> Vec<u8> {
+    match dtype {
+        DType::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+        DType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|&v| v.to_le_bytes()).collect(),
+    }
+}
+
+fn case() -> Case {
+    let seqs = vec![(1, 150), (70, 70), (0, 5), (5, 133), (1, 1)];
+    Case { heads: 4, groups: 2, size: 16, page_size: 16, window: None, kv: DType::BF16, seqs }
+}
+
+#[test]
+fn agrees_with_the_naive_twin() {
+    let cases = [
+        case(),
+        Case { heads: 3, groups: 3, size: 8, page_size: 7, kv: DType::F32, ..case() },
+        Case { heads: 5, groups: 1, size: 80, page_size: 1, kv: DType::F16, ..case() },
+        Case { heads: 2, groups: 1, size: 300, page_size: 64, kv: DType::F16, ..case() },
+        Case { window: Some(1), ..case() },
+        Case { window: Some(20), page_size: 3, ..case() },
+        Case { window: Some(100), size: 24, kv: DType::F32, ..case() },
+    ];
+    for case in cases {
+        let want = case.naive();
+        same_bits(|device| {
+            let got = case.run(device);
+            close(&got, &want, 2e-6);
+            got
+        });
+    }
+}
+
+/// Bits depend on the token prefix only: not on page size, chunking of the prompt, or company.
+#[test]
+fn pages_chunking_and_company_do_not_matter() {
+    let device = CpuBackend::new(CpuOptions::default()).unwrap();
+    for window in [None, Some(37)] {
+        let width = 4 * 16;
+        let whole = Case { window, seqs: vec![(150, 150)], ..case() }.run(&device);
+        for page_size in [1, 5, 16, 64, 200] {
+            for rows in [1, 2, 13, 64, 149] {
+                for context in [rows, 65.max(rows), 128.max(rows), 150] {
+                    let seqs = vec![(rows, context), (3, 40)];
+                    let got = Case { window, page_size, seqs, ..case() }.run(&device);
+                    let want = &whole[(context - rows) * width..context * width];
+                    assert!(got[..rows * width] == *want, "pages of {page_size}, {rows} rows to {context}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "attention: page")]
+fn pages_past_the_cache_are_a_bug() {
+    let device = CpuBackend::new(CpuOptions { threads: Some(1), isa: None }).unwrap();
+    let q = tensor(&device, &[0.0; 8], &[1, 8]);
+    let cache = Tensor::new(&device, DType::F32, &[2, 1, 4, 8]).unwrap();
+    let other = Tensor::new(&device, DType::F32, &[2, 1, 4, 8]).unwrap();
+    let seq = SeqMeta { rows: 1, context_len: 3, ..SeqMeta::default() };
+    bind(&device, 1, |enc| {
+        enc.attention(Attention {
+            out: &tensor(&device, &[0.0; 8], &[1, 8]),
+            q: &q,
+            k_cache: &cache,
+            v_cache: &other,
+            seqs: &tensor_u32(&device, bytemuck::cast_slice(&[seq]), &[1, 8]),
+            table: &tensor_u32(&device, &[2], &[1]),
+            scale: 1.0,
+            window: None,
+            live: Live::All,
+        })
+    });
+}
