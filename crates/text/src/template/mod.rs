@@ -160,23 +160,15 @@ impl ChatTemplate {
             _ => self.default.clone(),
         };
         let context = self.context(input, tokens);
-        let (send, receive) = mpsc::sync_channel(1);
-        std::thread::Builder::new()
-            .name("chat-template".into())
-            .stack_size(STACK)
-            .spawn(move || {
-                python::open_account();
-                let result = run(&env, context);
-                // The receiver is gone when the time ran out; nobody wants the result then.
-                let _ = send.send(result);
-            })
-            .map_err(|e| Error::Template(format!("cannot start a thread: {e}")))?;
-        match receive.recv_timeout(MAX_TIME) {
+        match in_thread(Some(MAX_TIME), move || {
+            python::open_account();
+            run(&env, context)
+        }) {
             Ok(result) => result,
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 Err(Error::TemplateLimit(format!("did not end within {} s", MAX_TIME.as_secs())))
             }
-            Err(mpsc::RecvTimeoutError::Disconnected) => Err(Error::Template("the engine panicked".into())),
+            Err(mpsc::RecvTimeoutError::Disconnected) => Err(Error::Template("the engine failed".into())),
         }
     }
 
@@ -204,7 +196,32 @@ impl std::fmt::Debug for ChatTemplate {
 
 const NAME: &str = "chat template";
 
+/// Runs `work` on a thread with a [`STACK`], for as long as `limit` says. A thread that runs out of time
+/// goes on alone: it cannot be stopped, only left.
+fn in_thread<T: Send + 'static>(
+    limit: Option<Duration>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, mpsc::RecvTimeoutError> {
+    let (send, receive) = mpsc::sync_channel(1);
+    let thread = std::thread::Builder::new().name("chat-template".into()).stack_size(STACK);
+    // The receiver is gone when the time ran out; nobody wants the result then.
+    let spawned = thread.spawn(move || drop(send.send(work())));
+    if spawned.is_err() {
+        return Err(mpsc::RecvTimeoutError::Disconnected);
+    }
+    match limit {
+        Some(limit) => receive.recv_timeout(limit),
+        None => receive.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
+    }
+}
+
 fn compile(source: &str) -> Result<Environment<'static>> {
+    let source = source.to_owned();
+    // The parser recurses as deep as blocks nest.
+    in_thread(None, move || compile_here(&source)).unwrap_or_else(|_| Err(Error::Template("cannot be compiled".into())))
+}
+
+fn compile_here(source: &str) -> Result<Environment<'static>> {
     if source.len() > MAX_TEMPLATE_BYTES {
         return Err(Error::Template(format!("is {} bytes long, the limit is {MAX_TEMPLATE_BYTES}", source.len())));
     }

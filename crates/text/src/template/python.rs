@@ -7,9 +7,9 @@ use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
 /// Longest string that a template may build, and longest output: far beyond any context window.
-pub(super) const MAX_TEXT: usize = 32 << 20;
+pub(super) const MAX_TEXT: usize = 16 << 20;
 /// Bytes of strings and lists that one rendering may build in all.
-const MAX_WORK: u64 = 512 << 20;
+const MAX_WORK: u64 = 128 << 20;
 /// Nesting of a value that is written out.
 const MAX_DEPTH: usize = 200;
 
@@ -53,19 +53,28 @@ pub(super) fn charged(value: Value) -> Result<Value, Error> {
 
 /// A string that refuses to grow past [`MAX_TEXT`].
 #[derive(Default)]
-pub(super) struct Bounded(String);
+pub(super) struct Bounded {
+    text: String,
+    /// Lists and mappings visited, in bytes: a value that holds itself many times over is small, and
+    /// takes exponentially long to write out.
+    visited: usize,
+}
 
 impl Write for Bounded {
     fn write_str(&mut self, s: &str) -> fmt::Result {
-        if self.0.len() + s.len() > MAX_TEXT {
+        if self.text.len() + self.visited + s.len() > MAX_TEXT {
             return Err(fmt::Error);
         }
-        self.0.push_str(s);
+        self.text.push_str(s);
         Ok(())
     }
 }
 
 impl Bounded {
+    fn visit(&mut self) {
+        self.visited += 32;
+    }
+
     /// Appends Python's `str(value)`.
     pub(super) fn push(&mut self, value: &Value) -> Result<(), Error> {
         write_str(value, self).map_err(|_| too_large())
@@ -73,8 +82,8 @@ impl Bounded {
 
     /// The text, charged.
     pub(super) fn finish(self) -> Result<String, Error> {
-        charge(self.0.len())?;
-        Ok(self.0)
+        charge(self.text.len())?;
+        Ok(self.text)
     }
 }
 
@@ -106,6 +115,7 @@ fn write_repr(value: &Value, out: &mut Bounded, depth: usize) -> fmt::Result {
         },
         ValueKind::String => string_repr(value.as_str().unwrap_or_default(), out),
         ValueKind::Seq => {
+            out.visit();
             let tuple = value.is_tuple();
             out.write_char(if tuple { '(' } else { '[' })?;
             let mut count = 0;
@@ -122,6 +132,7 @@ fn write_repr(value: &Value, out: &mut Bounded, depth: usize) -> fmt::Result {
             out.write_char(if tuple { ')' } else { ']' })
         }
         ValueKind::Map => {
+            out.visit();
             out.write_char('{')?;
             for (at, key) in value.try_iter().map_err(|_| fmt::Error)?.enumerate() {
                 if at > 0 {
@@ -268,6 +279,7 @@ fn container(
         }
         Ok(())
     };
+    out.visit();
     out.write_char(brackets.0).map_err(full)?;
     for at in 0..len {
         if at > 0 {
