@@ -1,6 +1,6 @@
 //! `POST /v1/chat/completions`.
 use crate::body::read_body;
-use crate::completions::room;
+use crate::completions::{encode, room};
 use crate::generation::Generation;
 use crate::messages::cut_after_final_message;
 use crate::protocol::{
@@ -49,8 +49,7 @@ impl Job {
         serving.check_model(&request.model)?;
         let engine = &serving.engine;
         let text = render(engine, &request)?;
-        let named = |error| ApiError { param: Some("messages".into()), ..ApiError::from(error) };
-        let ids = engine.encode(&text, request.add_special_tokens).map_err(named)?;
+        let ids = encode(engine, &text, request.add_special_tokens, "messages")?;
         room(engine, ids.len(), request.max_tokens, "messages")?;
         let mut params = request.sampling.over(engine.default_params());
         params.max_tokens = request.max_tokens;

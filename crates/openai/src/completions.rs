@@ -50,7 +50,7 @@ impl Job {
         let mut prompts = Vec::with_capacity(request.prompts.len());
         for input in &request.prompts {
             let ids = match input {
-                PromptInput::Text(text) => engine.encode(text, request.add_special_tokens)?,
+                PromptInput::Text(text) => encode(engine, text, request.add_special_tokens, "prompt")?,
                 PromptInput::Tokens(ids) => ids.clone(),
             };
             let max_tokens = room(engine, ids.len(), request.max_tokens, "prompt")?.min(DEFAULT_COMPLETION_TOKENS);
@@ -73,6 +73,11 @@ impl Job {
         };
         Ok(Job { requests, streaming: request.streaming.enabled, answer })
     }
+}
+
+/// The ids of a prompt's text.
+pub(crate) fn encode(engine: &Engine, text: &str, special: bool, param: &'static str) -> Result<Vec<u32>, ApiError> {
+    engine.encode(text, special).map_err(|error| ApiError { param: Some(param.into()), ..error.into() })
 }
 
 /// Tokens the context has left after a prompt, which must be enough for what was asked.

@@ -93,36 +93,27 @@ pub(crate) fn not_among(param: &str, got: &str, allowed: &[&str]) -> ApiError {
 
 pub(crate) fn decimal(param: &str, value: &Value, range: &RangeInclusive<f32>) -> Result<f32, ApiError> {
     let number = value.as_f64().ok_or_else(|| wrong_type(param, "a number", value))?;
-    let out_of_range = |side, code, bound: f32| {
-        let message =
-            format!("Invalid '{param}': {number} is {side}; the range is {} to {}.", range.start(), range.end());
-        Err(ApiError::invalid(param.to_owned(), format!("{message} The nearest value allowed is {bound}.")).code(code))
-    };
-    if number < f64::from(*range.start()) {
-        out_of_range("too small", "decimal_below_min_value", *range.start())
-    } else if number > f64::from(*range.end()) {
-        out_of_range("too large", "decimal_above_max_value", *range.end())
+    let (low, high) = (range.start(), range.end());
+    let (side, code) = if number < f64::from(*low) {
+        ("below", "decimal_below_min_value")
+    } else if number > f64::from(*high) {
+        ("above", "decimal_above_max_value")
     } else {
-        Ok(number as f32)
-    }
+        return Ok(number as f32);
+    };
+    let message = format!("Invalid '{param}': {value} is {side} the range, {low} to {high}.");
+    Err(ApiError::invalid(param.to_owned(), message).code(code))
 }
 
 pub(crate) fn integer(param: &str, value: &Value, range: &RangeInclusive<i64>) -> Result<i64, ApiError> {
     // 16.0 is an integer to JSON, and to clients whose language has one kind of number.
-    let whole = |n: f64| (n.fract() == 0.0 && n.abs() < 9.0e15).then_some(n as i64);
-    let number = match value {
-        Value::Number(n) if n.as_i64().is_none() && n.as_u64().is_some() => i64::MAX,
-        _ => value
-            .as_i64()
-            .or_else(|| value.as_f64().and_then(whole))
-            .ok_or_else(|| wrong_type(param, "an integer", value))?,
-    };
-    if range.contains(&number) {
-        return Ok(number);
-    }
-    let (side, code, bound) = match number < *range.start() {
-        true => ("below the minimum", "integer_below_min_value", range.start()),
-        false => ("above the maximum", "integer_above_max_value", range.end()),
+    let whole = |n: f64| (n.fract() == 0.0 && n.abs() < 1e18).then_some(n as i128);
+    let number = value.as_number().and_then(serde_json::Number::as_i128).or_else(|| value.as_f64().and_then(whole));
+    let number = number.ok_or_else(|| wrong_type(param, "an integer", value))?;
+    let (side, code, bound) = match i64::try_from(number) {
+        Ok(number) if range.contains(&number) => return Ok(number),
+        _ if number < i128::from(*range.start()) => ("below the minimum", "integer_below_min_value", range.start()),
+        _ => ("above the maximum", "integer_above_max_value", range.end()),
     };
     Err(ApiError::invalid(param.to_owned(), format!("Invalid '{param}': {value} is {side}, {bound}.")).code(code))
 }

@@ -43,8 +43,10 @@ impl TokenNames {
 
     /// Appends generated tokens; `start` is where the generated text begins in the choice's.
     pub fn extend_completion(&self, out: &mut CompletionLogprobs, tokens: &[TokenLogprob], start: usize) {
+        let mut offsets = Offsets::default();
         for token in tokens {
-            self.push_completion(out, token, start + token.text_offset);
+            let offset = offsets.next(token.text_offset, &self.bytes(token.id));
+            self.push_completion(out, token, start + offset);
         }
     }
 
@@ -92,12 +94,91 @@ pub(crate) fn prompt_text(tokenizer: &Tokenizer, prompt: &[u32], skip_special: b
     let mut text = String::new();
     let mut characters = 0;
     let mut offsets = Vec::with_capacity(prompt.len());
+    let mut exact = Offsets::default();
     for &id in prompt {
-        offsets.push(characters);
+        let silent = skip_special && tokenizer.is_special(id);
+        let bytes = if silent { Vec::new() } else { tokenizer.token_bytes(id) };
+        offsets.push(exact.next(characters, &bytes));
         let piece = detokenizer.push(id);
         characters += piece.chars().count();
         text.push_str(&piece);
     }
     text.push_str(&detokenizer.finish());
     (text, offsets)
+}
+
+/// Refines where tokens begin in a text.
+///
+/// A decoder holds back what it cannot decide yet (half a character, a run of byte tokens), so several
+/// tokens in a row have nothing but the place where that began. Their bytes tell them apart.
+#[derive(Default)]
+struct Offsets {
+    /// Where the text of the tokens in hand begins.
+    anchor: usize,
+    /// Whole characters in their bytes, an invalid sequence being one.
+    characters: usize,
+    /// Bytes after those: the beginning of a character.
+    partial: Vec<u8>,
+}
+
+impl Offsets {
+    /// Where a token of `bytes` begins that a decoder places at `anchor`.
+    fn next(&mut self, anchor: usize, bytes: &[u8]) -> usize {
+        if anchor != self.anchor {
+            *self = Offsets { anchor, ..Offsets::default() };
+        }
+        let goes_on = |first: &u8| {
+            let joined = [&self.partial[..], &[*first]].concat();
+            std::str::from_utf8(&joined).err().is_none_or(|e| e.error_len().is_none())
+        };
+        let cut = !self.partial.is_empty() && !bytes.first().is_none_or(goes_on);
+        let offset = self.anchor + self.characters + usize::from(cut);
+        // A SentencePiece decoder drops the space that begins a text.
+        let dropped = offset == 0 && bytes == b" ";
+        if !dropped {
+            self.push(bytes);
+        }
+        offset
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        let joined = [&self.partial, bytes].concat();
+        self.partial.clear();
+        let mut chunks = joined.utf8_chunks().peekable();
+        while let Some(chunk) = chunks.next() {
+            self.characters += chunk.valid().chars().count();
+            match std::str::from_utf8(chunk.invalid()) {
+                Ok(_) => {}
+                // Only at the end it may be the beginning of a character.
+                Err(e) if e.error_len().is_none() && chunks.peek().is_none() => self.partial = chunk.invalid().to_vec(),
+                Err(_) => self.characters += 1,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Offsets;
+
+    fn offsets(tokens: &[(usize, &[u8])]) -> Vec<usize> {
+        let mut offsets = Offsets::default();
+        tokens.iter().map(|(anchor, bytes)| offsets.next(*anchor, bytes)).collect()
+    }
+
+    #[test]
+    fn held_tokens_are_told_apart_by_their_bytes() {
+        // Half a character that nothing completes.
+        assert_eq!(offsets(&[(0, b"ab"), (2, b"\xf0\x9f"), (2, b" c"), (5, b"d")]), [0, 2, 3, 5]);
+        // A character in three tokens.
+        assert_eq!(offsets(&[(4, b"\xe6"), (4, b"\x97"), (4, b"\xa5"), (5, b"x")]), [4, 4, 4, 5]);
+        // Two characters and a line break as byte tokens, held together until a word comes.
+        let run = "\u{65e5}\u{672c}\n".as_bytes().chunks(1).map(|byte| (7, byte));
+        let run: Vec<_> = run.chain([(7, &b"w"[..])]).collect();
+        assert_eq!(offsets(&run), [7, 7, 7, 8, 8, 8, 9, 10]);
+        // Two lead bytes.
+        assert_eq!(offsets(&[(0, b"\xc3"), (0, b"\xc3"), (1, b"\xa9"), (2, b"!")]), [0, 1, 1, 2]);
+        // A space that a decoder dropped, and a token without text.
+        assert_eq!(offsets(&[(0, b""), (0, b" "), (0, b"x"), (1, b"y")]), [0, 0, 0, 1]);
+    }
 }
