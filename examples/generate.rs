@@ -1,7 +1,7 @@
 //! Embedding in ten lines: load a model directory, print a continuation as it is generated.
 //!
 //! ```text
-//! cargo run --release -p anyfleet --example generate -- path/to/model "Once upon a time"
+//! cargo run --release -p anyfleet-examples --bin generate -- path/to/model "Once upon a time"
 //! ```
 use anyfleet::{Engine, GenerateRequest, StreamEvent};
 use std::io::Write;
