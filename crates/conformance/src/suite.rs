@@ -52,15 +52,15 @@ pub type Cases<B> = Vec<Box<dyn Case<B>>>;
 
 /// The cases that [`suite`] runs, in its order.
 pub fn cases<B: Backend>(caps: &Caps, options: &Options) -> Cases<B> {
-    let mut cases = match options.tier {
+    let cases: Cases<B> = match options.tier {
         Tier::Small => small(caps, &mut Rng::for_case(options.seed, "shapes")),
         Tier::Large => large::cases(caps),
     };
-    cases.retain(|case: &Box<dyn Case<B>>| {
+    let wanted = |case: &dyn Case<B>| {
         options.op.as_ref().is_none_or(|op| op == case.op())
             && options.case.as_ref().is_none_or(|part| case.label().contains(part))
-    });
-    cases
+    };
+    cases.into_iter().filter(|case| wanted(case.as_ref())).collect()
 }
 
 /// Runs a backend through a tier.

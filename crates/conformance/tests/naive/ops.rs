@@ -114,7 +114,7 @@ pub fn act_mul(m: Mutation, live: usize, out: &View, gate_up: &View, activation:
                 }
             };
             let value = activated * up;
-            let drift = m == Mutation::ActMulDrifts && RUNS.get() % 2 == 0 && value != 0.0;
+            let drift = m == Mutation::ActMulDrifts && RUNS.get().is_multiple_of(2) && value != 0.0;
             *out = if drift { f32::from_bits(value.to_bits() ^ 1) } else { value };
         }
         out.put_row(row, &values);
