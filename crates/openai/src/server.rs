@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 
 /// Time a client has to send a request's headers, and that an idle connection is kept.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Rest after a failed accept, which most likely means too many open files.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 

@@ -75,6 +75,21 @@ pub(crate) struct Args {
     pub no_prefix_cache: bool,
 }
 
+/// The command line, or why it makes no sense; `--help` and `--version` print and exit.
+pub(crate) fn parse() -> Result<Args, Failure> {
+    Args::try_parse().map_err(|error| {
+        if !error.use_stderr() {
+            error.exit();
+        }
+        // What is wrong, then perhaps tips; the usage that follows is in --help.
+        let text = error.to_string();
+        let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+        let lines: Vec<&str> = lines.filter(|line| !line.is_empty() && !line.starts_with("For more")).collect();
+        let message = lines.join("; ");
+        format!("{} (see --help)", message.strip_prefix("error: ").unwrap_or(&message))
+    })
+}
+
 fn positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "expected a whole number above 0".into())
 }

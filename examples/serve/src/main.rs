@@ -12,7 +12,6 @@ mod size;
 use anyfleet::Engine;
 use anyfleet_openai::{ServerState, Shutdown, router, serve};
 use args::Args;
-use clap::Parser;
 use signals::Signals;
 use std::any::Any;
 use std::io::Write;
@@ -28,19 +27,27 @@ type Failure = String;
 static STARTED: AtomicBool = AtomicBool::new(false);
 
 fn main() -> ExitCode {
-    let args = Args::parse();
     one_line_panics();
     start_log();
-    let outcome = std::panic::catch_unwind(|| run(&args)).unwrap_or_else(|panic| Err(internal_error(&*panic)));
-    match outcome {
+    let outcome = std::panic::catch_unwind(|| run(&args::parse()?));
+    match outcome.unwrap_or_else(|panic| Err(internal_error(&*panic))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            // A message quotes what the user gave, which may hold anything.
-            let line =
-                failure.split(['\n', '\r']).map(str::trim).filter(|s| !s.is_empty()).collect::<Vec<_>>().join("; ");
-            let _ = writeln!(std::io::stderr(), "error: {line}");
+            let _ = writeln!(std::io::stderr(), "error: {}", one_line(&failure));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// A message as a line that is fit for a terminal: it quotes what the user gave, which may hold anything.
+fn one_line(message: &str) -> String {
+    const END: usize = 600;
+    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    let characters: Vec<String> = message.trim().chars().map(escape).collect();
+    match characters.len() {
+        // What is wrong comes first and what to do comes last.
+        n if n > 2 * END => format!("{} ... {}", characters[..END].concat(), characters[n - END..].concat()),
+        _ => characters.concat(),
     }
 }
 

@@ -120,9 +120,10 @@ fn logit_bias(value: Option<Value>) -> Result<Vec<(u32, f32)>, ApiError> {
         Some(other) => return Err(wrong_type("logit_bias", "an object of token ids and biases", &other)),
     };
     let entry = |(token, bias): (&String, &Value)| {
-        let param = format!("logit_bias.{}", crate::error::shorten(token));
+        let shown = crate::error::shorten(token);
+        let param = format!("logit_bias.{shown}");
         let id = token.parse::<u32>().map_err(|_| {
-            ApiError::invalid(param.clone(), format!("Invalid key in 'logit_bias': '{token}' is not a token id."))
+            ApiError::invalid(param.clone(), format!("Invalid key in 'logit_bias': '{shown}' is not a token id."))
                 .code("invalid_value")
         })?;
         Ok((id, decimal(&param, bias, &(-100.0..=100.0))?))

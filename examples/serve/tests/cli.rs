@@ -1,0 +1,234 @@
+//! The binary: what it says when it cannot start, what it prints when it can, and how it stops.
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+fn fixture() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/parity/fixtures/tiny-chat")
+}
+
+fn serve() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_serve"));
+    command.env_remove("RUST_LOG").env_remove("ANYFLEET_API_KEY").env("RUST_BACKTRACE", "1");
+    // No test may reach a hub.
+    command.env("HF_HUB_OFFLINE", "1").env("HF_HOME", std::env::temp_dir().join("anyfleet-no-hub"));
+    command.stdin(Stdio::null());
+    command
+}
+
+/// Runs to the end; a server that starts after all is killed after a minute.
+fn run(arguments: &[&str]) -> Output {
+    let mut child =
+        serve().args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("serve starts");
+    let start = Instant::now();
+    while child.try_wait().expect("wait").is_none() {
+        if start.elapsed() > Duration::from_secs(60) {
+            child.kill().expect("kill");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.wait_with_output().expect("output")
+}
+
+/// The one line of a failure to start.
+fn failure(arguments: &[&str]) -> String {
+    let output = run(arguments);
+    let error = String::from_utf8(output.stderr).expect("UTF-8");
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {error}");
+    assert_eq!(error.lines().count(), 1, "{arguments:?}: {error}");
+    assert!(error.starts_with("error: ") && error.ends_with('\n'), "{error}");
+    error
+}
+
+/// A copy of the fixture, to be damaged.
+fn copy() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a directory");
+    for entry in std::fs::read_dir(fixture()).expect("the fixture") {
+        let entry = entry.expect("an entry");
+        std::fs::copy(entry.path(), dir.path().join(entry.file_name())).expect("copy");
+    }
+    dir
+}
+
+#[test]
+fn what_cannot_start_says_why_in_one_line() {
+    assert!(failure(&[]).contains("--model"));
+    assert!(failure(&["--model", "/nonexistent/model"]).contains("/nonexistent/model"));
+    assert!(failure(&["--model", "a\nb\u{1b}"]).contains("a\\nb"));
+    assert!(failure(&["--model", &"x".repeat(5000)]).len() < 1500);
+    let empty = tempfile::tempdir().expect("a directory");
+    assert!(failure(&["--model", &empty.path().to_string_lossy()]).contains("config.json"));
+    let good = fixture().to_string_lossy().into_owned();
+    for device in ["cuda", "wgpu", "cuda:0", "tpu"] {
+        let line = failure(&["--model", &good, "--device", device]);
+        assert!(line.contains("not in this build; available: auto, cpu"), "{line}");
+    }
+    assert!(failure(&["--model", &good, "--dtype", "f8"]).contains("bf16"));
+    assert!(failure(&["--model", &good, "--api-key", ""]).contains("empty"));
+    assert!(failure(&["--model", &good, "--served-model-name", ""]).contains("--served-model-name"));
+    assert!(failure(&["--model", &good, "--host", "256.0.0.1"]).contains("--host"));
+    failure(&["--model", &good, "--kv-cache-memory", "100", "--max-model-len", "2048"]);
+    let taken = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let port = taken.local_addr().expect("address").port().to_string();
+    assert!(failure(&["--model", &good, "--port", &port]).contains(&port));
+}
+
+#[test]
+fn damaged_checkpoints_are_refused_in_one_line() {
+    let damage: [(&str, &dyn Fn(&Path)); 6] = [
+        ("model.safetensors", &|file| {
+            let bytes = std::fs::read(file).expect("read");
+            std::fs::write(file, &bytes[..bytes.len() / 2]).expect("write");
+        }),
+        ("model.safetensors", &|file| std::fs::write(file, [0xff; 64]).expect("write")),
+        ("config.json", &|file| std::fs::write(file, "{\"architectures\": [\"GPT2LMHeadModel\"]}").expect("write")),
+        ("config.json", &|file| std::fs::write(file, "{").expect("write")),
+        ("tokenizer.json", &|file| std::fs::write(file, "{\"model\": {\"type\": \"BPE\"}}").expect("write")),
+        ("tokenizer_config.json", &|file| {
+            std::fs::write(file, "{\"chat_template\": \"{% for m in %}\"}").expect("write");
+        }),
+    ];
+    for (name, damage) in damage {
+        let dir = copy();
+        damage(&dir.path().join(name));
+        failure(&["--model", &dir.path().to_string_lossy(), "--port", "0"]);
+    }
+}
+
+#[test]
+fn usage_is_readable() {
+    let output = run(&["--help"]);
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    assert!(output.status.success());
+    for part in ["Model:", "Device:", "Server:", "Scheduling:", "Examples:", "--kv-cache-memory <SIZE>"] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+    assert!(failure(&["--port", "x"]).contains("'--port <PORT>'"));
+    assert!(failure(&["--kv-cache-memory", "much"]).contains("64MiB"));
+    assert!(failure(&["--modle", "x"]).contains("'--model'"), "a tip");
+    assert!(failure(&["--model"]).ends_with("(see --help)\n"));
+    let devices = run(&["--list-devices"]);
+    assert!(devices.status.success() && String::from_utf8_lossy(&devices.stdout).starts_with("cpu "));
+}
+
+/// A server that is up, and everything it printed.
+struct Running {
+    child: Child,
+    banner: String,
+}
+
+impl Running {
+    fn start(arguments: &[&str]) -> Self {
+        let model = fixture();
+        let mut child = serve()
+            .args(["--model", &model.to_string_lossy(), "--port", "0", "--dtype", "f32", "--kv-cache-memory", "8MiB"])
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("serve starts");
+        let mut banner = String::new();
+        let mut out = BufReader::new(child.stdout.take().expect("piped"));
+        while !banner.contains("\ntry ") {
+            assert_ne!(out.read_line(&mut banner).expect("read"), 0, "it ended: {banner}");
+        }
+        child.stdout = Some(out.into_inner());
+        Running { child, banner }
+    }
+
+    fn value(&self, label: &str) -> &str {
+        let line = self.banner.lines().find_map(|line| line.strip_prefix(label));
+        line.unwrap_or_else(|| panic!("no {label} in {}", self.banner)).trim()
+    }
+
+    fn connect(&self) -> TcpStream {
+        let address = self.value("listening").strip_prefix("http://").expect("a URL");
+        TcpStream::connect(address).expect("connect")
+    }
+
+    #[cfg(unix)]
+    fn signal(&self, name: &str) {
+        let killed = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        assert!(killed.expect("kill runs").success());
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn ask(mut stream: &TcpStream, path: &str, body: &str) {
+    let length = body.len();
+    write!(stream, "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}")
+        .expect("send");
+}
+
+#[test]
+fn the_banner_says_what_runs_and_its_curl_line_works() {
+    let server = Running::start(&["--served-model-name", "it's tiny,alias"]);
+    assert!(server.banner.contains("memory plan for "), "{}", server.banner);
+    assert!(server.value("model").starts_with("it's tiny (llama, "));
+    assert_eq!(server.value("dtype"), "f32");
+    assert!(server.value("device").starts_with("cpu"));
+    assert!(server.value("numerics").starts_with("anyfleet-"));
+    let line = server.value("try").to_owned();
+    assert!(line.contains("/v1/chat/completions"), "the model has a chat template: {line}");
+    // A shell and curl are on most machines; what they would send is checked on all of them.
+    match Command::new("sh").args(["-c", &format!("{line} --silent --fail")]).output() {
+        Ok(output) if output.status.code() != Some(127) => {
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(output.status.success() && text.contains("\"chat.completion\""), "{line}: {text}");
+        }
+        _ => println!("SKIPPED: running the banner's line, for want of a shell or curl"),
+    }
+    for name in ["it's tiny", "alias"] {
+        let mut stream = server.connect();
+        ask(&stream, "/v1/completions", &format!("{{\"model\":\"{name}\",\"prompt\":\"Hi\",\"max_tokens\":2}}"));
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("read");
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"model\":\"it's tiny\""), "{answer}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_finishes_streams_and_a_second_one_does_not() {
+    let body = r#"{"model":"tiny-chat","prompt":"Hi","max_tokens":1500,"ignore_eos":true,"stream":true}"#;
+    for name in ["TERM", "INT"] {
+        let mut server = Running::start(&[]);
+        let mut stream = server.connect();
+        ask(&stream, "/v1/completions", body);
+        stream.read_exact(&mut [0; 200]).expect("it has begun");
+        server.signal(name);
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).expect("read");
+        assert!(rest.contains("data: [DONE]"), "cut off: {rest}");
+        assert_eq!(server.child.wait().expect("wait").code(), Some(0));
+        let mut log = String::new();
+        server.child.stderr.take().expect("piped").read_to_string(&mut log).expect("read");
+        assert_eq!(log, "");
+    }
+
+    let mut server = Running::start(&["--max-num-seqs", "1"]);
+    let streams: Vec<TcpStream> = (0..20).map(|_| server.connect()).collect();
+    streams.iter().for_each(|stream| ask(stream, "/v1/completions", body));
+    (&streams[0]).read_exact(&mut [0; 200]).expect("it has begun");
+    server.signal("TERM");
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(server.child.try_wait().expect("wait").is_none(), "it finishes the streams");
+    server.signal("TERM");
+    assert_eq!(server.child.wait().expect("wait").code(), Some(130));
+
+    let mut server = Running::start(&["--shutdown-timeout", "0"]);
+    let stream = server.connect();
+    ask(&stream, "/v1/completions", body);
+    (&stream).read_exact(&mut [0; 200]).expect("it has begun");
+    server.signal("TERM");
+    assert_eq!(server.child.wait().expect("wait").code(), Some(0), "the time limit is no failure");
+}
