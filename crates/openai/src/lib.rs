@@ -11,7 +11,7 @@
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
 //! let state = ServerState::builder().served_model_name("story").build();
 //! let listener = tokio::net::TcpListener::bind("127.0.0.1:8000").await?;
-//! let server = serve(listener, router(state.clone()), state.clone(), std::future::pending(), Default::default());
+//! let server = serve(listener, router(state.clone()), state.clone(), std::future::pending(), std::time::Duration::from_secs(60));
 //! let server = tokio::spawn(server);
 //! // Until the model is there, requests are answered with a 503.
 //! let engine = tokio::task::spawn_blocking(|| anyfleet::Engine::builder("path/to/model").build()).await??;

@@ -58,16 +58,16 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 60, help_heading = "Server")]
     pub shutdown_timeout: u64,
 
-    /// Sequences that run at once
+    /// Sequences that run at once [default: 64]
     #[arg(long, value_name = "N", value_parser = positive, help_heading = "Scheduling")]
     pub max_num_seqs: Option<usize>,
-    /// Tokens per step, of prompts and running sequences together
+    /// Tokens per step, of prompts and running sequences together [default: 512]
     #[arg(long, value_name = "TOKENS", value_parser = positive, help_heading = "Scheduling")]
     pub max_batch_tokens: Option<usize>,
-    /// Requests that may wait; one more gets a 429
+    /// Requests that may wait; one more gets a 429 [default: 1024]
     #[arg(long, value_name = "N", value_parser = positive, help_heading = "Scheduling")]
     pub max_queue: Option<usize>,
-    /// Tokens per page of the KV cache
+    /// Tokens per page of the KV cache [default: the device's preference]
     #[arg(long, value_name = "TOKENS", value_parser = positive, help_heading = "Scheduling")]
     pub page_size: Option<usize>,
     /// Do not share the KV pages of prompts that begin alike

@@ -24,7 +24,7 @@ impl LoadBar {
         let Ok(mut shown) = self.shown.lock() else { return };
         if shown.as_ref().is_none_or(|(current, _)| *current != what) {
             clear(shown.take());
-            let bar = ProgressBar::new(0);
+            let bar = ProgressBar::new(total.unwrap_or(0));
             if let Ok(style) = ProgressStyle::with_template(style) {
                 bar.set_style(style.progress_chars("=> "));
             }

@@ -77,7 +77,8 @@ fn what_cannot_start_says_why_in_one_line() {
 
 #[test]
 fn damaged_checkpoints_are_refused_in_one_line() {
-    let damage: [(&str, &dyn Fn(&Path)); 6] = [
+    type Damage<'a> = &'a dyn Fn(&Path);
+    let damage: [(&str, Damage); 6] = [
         ("model.safetensors", &|file| {
             let bytes = std::fs::read(file).expect("read");
             std::fs::write(file, &bytes[..bytes.len() / 2]).expect("write");

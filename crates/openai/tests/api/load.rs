@@ -8,7 +8,7 @@ const STREAMS: usize = 64;
 
 fn body(i: usize) -> Value {
     let prompt: Vec<usize> = (0..9 + i % 7).map(|j| 4 + (i * 31 + j * 17) % 430).collect();
-    let temperature = if i % 2 == 0 { 0.0 } else { 1.0 };
+    let temperature = [0.0, 1.0][i % 2];
     json!({
         "model": "tiny", "prompt": prompt, "max_tokens": 40, "ignore_eos": true,
         "temperature": temperature, "seed": i, "logprobs": 2,
