@@ -190,7 +190,8 @@ impl EngineBuilder {
         let tokenizer = load_tokenizer(&path)?;
         let template = ChatTemplate::from_dir(&path).map_err(model_error)?;
         let (eos_token_ids, mut warnings) = eos_token_ids(&model);
-        warnings.extend(unused_warning(&model));
+        let (defaults, defaults_warning) = default_params(&model);
+        warnings.extend(unused_warning(&model).into_iter().chain(defaults_warning));
         let loaded = self.on_device(Load(&self, &model))?;
         let options = RuntimeOptions {
             eos_token_ids: eos_token_ids.clone(),
@@ -227,7 +228,6 @@ impl EngineBuilder {
             plan: loaded.plan,
             warnings,
         };
-        let defaults = default_params(&model);
         Ok(Engine::from_shared(Shared { info, tokenizer, template, defaults, submissions, board }))
     }
 
@@ -351,7 +351,8 @@ fn unused_warning(model: &Model) -> Option<String> {
     Some(format!("{} tensors of the checkpoint are not used by this architecture, {first} for one", unused.len()))
 }
 
-fn default_params(model: &Model) -> SamplingParams {
+/// Sampling parameters from `generation_config.json`, and a warning for those no request may have.
+fn default_params(model: &Model) -> (SamplingParams, Option<String>) {
     let generation = model.dir.generation();
     let base = SamplingParams::default();
     let temperature = match (generation.do_sample, generation.temperature) {
@@ -359,12 +360,16 @@ fn default_params(model: &Model) -> SamplingParams {
         (_, Some(temperature)) => temperature,
         _ => base.temperature,
     };
-    SamplingParams {
+    let params = SamplingParams {
         temperature,
         top_k: generation.top_k.unwrap_or(base.top_k),
         top_p: generation.top_p.unwrap_or(base.top_p),
         min_p: generation.min_p.unwrap_or(base.min_p),
         repetition_penalty: generation.repetition_penalty.unwrap_or(base.repetition_penalty),
-        ..base
+        ..base.clone()
+    };
+    match params.validate(model.spec.vocab_size) {
+        Ok(()) => (params, None),
+        Err(e) => (base, Some(format!("the sampling defaults of generation_config.json are not used: {e}"))),
     }
 }

@@ -32,6 +32,10 @@
 //!
 //! An [`Engine`] is a cheap handle: clone it into as many threads as there are requests. It forces
 //! no async runtime on anyone; its step loop runs on a thread of its own.
+#![cfg_attr(
+    not(feature = "cpu"),
+    expect(dead_code, unused_variables, unused_mut, reason = "without a backend nothing can be loaded")
+)]
 mod builder;
 mod device;
 mod engine;

@@ -69,6 +69,28 @@ fn text_and_chat_are_what_transformers_says() {
     }
 }
 
+/// tiny-chat with another `generation_config.json`.
+fn with_generation_config(json: &str) -> Engine {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    for entry in std::fs::read_dir(fixtures_dir().join("tiny-chat")).expect("fixture") {
+        let path = entry.expect("entry").path();
+        std::fs::copy(&path, dir.path().join(path.file_name().expect("name"))).expect("copy");
+    }
+    std::fs::write(dir.path().join("generation_config.json"), json).expect("write");
+    Engine::builder(dir.path().to_string_lossy()).kv_cache_bytes(1 << 20).build().expect("engine")
+}
+
+#[test]
+fn defaults_come_from_the_generation_config() {
+    let sampled = with_generation_config(r#"{"do_sample": true, "temperature": 0.6, "top_k": 20, "top_p": 0.95}"#);
+    let params = sampled.default_params();
+    assert_eq!((params.temperature, params.top_k, params.top_p), (0.6, 20, 0.95));
+    assert_eq!(with_generation_config(r#"{"do_sample": false}"#).default_params().temperature, 0.0);
+    let absurd = with_generation_config(r#"{"temperature": 5.0}"#);
+    assert_eq!(absurd.default_params(), SamplingParams::default());
+    assert!(absurd.info().warnings.iter().any(|w| w.contains("temperature")), "{:?}", absurd.info().warnings);
+}
+
 #[test]
 fn many_threads_share_one_engine() {
     let engine = engine();

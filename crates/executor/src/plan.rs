@@ -10,6 +10,9 @@ use std::fmt;
 /// KV memory taken when nobody says how much, unless one sequence of the full length needs more.
 const DEFAULT_KV_CAP: u64 = 4 << 30;
 
+/// Most tokens of a step, and of a page.
+const MAX_STEP: usize = 1 << 16;
+
 /// Share of the memory left beside the weights that is given to the KV cache at most, in percent.
 const KV_SHARE: u64 = 90;
 
@@ -223,8 +226,20 @@ fn check_options(spec: &DecoderSpec, options: &ExecutorOptions) -> Result<(), Pl
             "{max_sequences} sequences do not fit a step of {max_tokens} tokens; lower --max-num-seqs or raise the step's tokens"
         ));
     }
-    if max_tokens > 1 << 16 {
-        return bad(format!("a step of {max_tokens} tokens is too large; use at most {}", 1 << 16));
+    if max_tokens > MAX_STEP {
+        return bad(format!(
+            "a step of {max_tokens} tokens is too large; use at most {MAX_STEP} for --max-batch-tokens and --max-num-seqs"
+        ));
+    }
+    if let Some(size) = page_size.filter(|&size| size > MAX_STEP) {
+        return bad(format!("--page-size {size} is too large; use at most {MAX_STEP}"));
+    }
+    if max_model_len.unwrap_or(spec.max_position_embeddings) < 2 {
+        return bad(format!(
+            "a context of 1 token has no room for a prompt and an answer; use at least 2 for --max-model-len \
+             (the model's max_position_embeddings is {})",
+            spec.max_position_embeddings
+        ));
     }
     if let Some(len) = max_model_len.filter(|&len| len > spec.max_position_embeddings) {
         let most = spec.max_position_embeddings;
@@ -275,7 +290,7 @@ fn choose_kv(sizing: &Sizing<'_>, limit: usize, room: Option<u64>) -> Result<(us
     Ok((fits, budget, vec![note]))
 }
 
-/// Rows of logits computed at a time, re-exported for the plan's readers.
+/// Chunks of logit rows in the largest step, where every row may be wanted.
 pub(crate) const fn logit_chunks(max_tokens: usize) -> usize {
     max_tokens.div_ceil(LOGIT_ROWS)
 }
