@@ -36,6 +36,9 @@ pub struct CpuBackend {
 /// Name of the arithmetic, the same for every kernel set.
 const NUMERICS: &str = "cpu-fma1";
 
+/// More threads than the largest machines have processors: their start alone would take minutes.
+const MAX_THREADS: usize = 2048;
+
 /// Environment variable that forces a kernel set.
 const ISA_VARIABLE: &str = "ANYFLEET_CPU";
 
@@ -50,6 +53,9 @@ impl CpuBackend {
         let kernels = choose(options.isa, named.as_deref())?;
         let threads = match options.threads {
             Some(0) => return Err(failed("0 threads were asked for; ask for at least one".into())),
+            Some(threads @ MAX_THREADS..) => {
+                return Err(failed(format!("{threads} threads were asked for; lower --threads below {MAX_THREADS}")));
+            }
             Some(threads) => threads,
             None => std::thread::available_parallelism().map_or(1, usize::from),
         };

@@ -23,7 +23,9 @@ impl Shard {
         // SAFETY: the map is read-only and private to this process. Its contents change only if
         // another process writes to or truncates the file while it is in use, which no user of a
         // model directory does and no program can rule out; every reader of weights has this risk.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| bad(format!("cannot be mapped into memory: {e}")))?;
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| {
+            bad(format!("cannot be mapped into memory: {e}; it has {len} bytes: check that, and the limit `ulimit -v`"))
+        })?;
         let Some(prefix) = map.first_chunk::<8>() else {
             return Err(bad("changed while it was opened; try again".into()));
         };

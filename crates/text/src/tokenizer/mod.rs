@@ -22,6 +22,7 @@ use crate::file;
 use bound::TokenBound;
 pub use config::SpecialTokens;
 
+const NAME: &str = "tokenizer.json";
 /// Larger than any published tokenizer.json (about 35 MB) by a factor of three.
 const MAX_TOKENIZER_BYTES: u64 = 100 << 20;
 
@@ -54,7 +55,9 @@ impl Tokenizer {
     /// what is broken or hostile; one line each.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let path = if path.is_dir() { path.join("tokenizer.json") } else { path.to_owned() };
+        // A directory of the file's own name is no model directory.
+        let model = path.is_dir() && path.file_name().is_none_or(|name| name != NAME);
+        let path = if model { path.join(NAME) } else { path.to_owned() };
         let bytes = file::read(&path, MAX_TOKENIZER_BYTES)?;
         let neighbours = config::Neighbours::read(path.parent().unwrap_or(Path::new("")))?;
         Self::build(&bytes, neighbours, &path.display().to_string())
@@ -65,7 +68,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`from_file`](Self::from_file).
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        Self::build(bytes, config::Neighbours::default(), "tokenizer.json")
+        Self::build(bytes, config::Neighbours::default(), NAME)
     }
 
     fn build(bytes: &[u8], neighbours: config::Neighbours, origin: &str) -> Result<Self> {
