@@ -6,7 +6,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file could not be read, is not a regular file, or is larger than any real one.
-    #[error("{}: {reason}", path.display())]
+    #[error("{}: {reason}; correct the file or download it again", path.display())]
     File {
         /// The file.
         path: PathBuf,
@@ -14,7 +14,7 @@ pub enum Error {
         reason: String,
     },
     /// A tokenizer file that is broken, or that asks for something no tokenizer needs.
-    #[error("{origin}: {reason}")]
+    #[error("{origin}: {reason}; correct the file or download it again")]
     Tokenizer {
         /// The file (or `tokenizer.json` when it came as bytes).
         origin: String,
