@@ -87,6 +87,8 @@ fn statements_behave_as_in_jinja() {
         ("{{ strftime_now('%d %B %Y') }}{{ bos_token }}{{ pad_token }}", "26 July 2025<s>"),
         ("{{ {'a': {'b': 1}}.a.b }}{{ {'items': 2}.items()|list }}", "1[('items', 2)]"),
         ("{{ tools is none }}{{ documents is none }}{{ add_generation_prompt }}", "TrueTrueTrue"),
+        ("{% for (a, b) in [(1, 2)] %}{{ a }}{{ b }}{% endfor %}{% set a, b = 3, 4 %}{{ a }}{{ b }}", "1234"),
+        ("{% macro w() %}{{ caller(1, 2) }}{% endmacro %}{% call(a, b) w() %}{{ b }}{{ a }}{% endcall %}", "21"),
     ] {
         assert_eq!(render(source, Value::Null), expected, "{source}");
     }

@@ -18,7 +18,9 @@ fn input(context: &Value) -> (ChatInput<'_>, Map<String, Value>) {
         .map(|(k, v)| (k.clone(), v.clone()))
         .collect();
     let mut input = ChatInput::new(&context["messages"]);
+    // The recordings left out what a conversation does not have.
     input.tools = context.get("tools");
+    input.leave_undefined = true;
     input.add_generation_prompt = context["add_generation_prompt"] == true;
     (input, extra)
 }

@@ -4,7 +4,7 @@ use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
 
 use super::methods::{self, MAX_WIDTH};
-use super::python::{self, Dumps, charge, charged};
+use super::python::{self, Dumps, charge, charged, count_container};
 
 fn invalid(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message.into())
@@ -13,6 +13,7 @@ fn invalid(message: impl Into<String>) -> Error {
 /// Registers everything that differs from the engine's defaults or has to be accounted for.
 pub(super) fn register(env: &mut Environment<'static>) {
     operators(env);
+    counted_functions(env);
     text_filters(env);
     counted_filters(env);
     tests(env);
@@ -31,6 +32,10 @@ fn operators(env: &mut Environment<'static>) {
         charge(slice.as_str().map_or(0, |s| s.len().saturating_mul(8)))?;
         charged(slice)
     });
+    env.add_function("__each", |source: Value| match source.is_none() {
+        true => Err(invalid("None is not iterable")),
+        false => Ok(source),
+    });
     env.add_function("__cat", |Rest(parts): Rest<Value>| {
         let mut out = python::Bounded::default();
         parts.iter().try_for_each(|part| out.push(part))?;
@@ -43,6 +48,19 @@ fn operators(env: &mut Environment<'static>) {
     });
     env.add_function("__mul", mul);
     env.add_function("__mod", modulo);
+}
+
+/// The engine's `namespace` and `dict`, counted like every other container.
+fn counted_functions(env: &mut Environment<'static>) {
+    for (name, function) in [
+        ("namespace", Value::from_function(minijinja::functions::namespace)),
+        ("dict", Value::from_function(minijinja::functions::dict)),
+    ] {
+        env.add_function(name, move |state: &mut State<'_, '_>, args: Rest<ValueOrKwargs>| {
+            count_container()?;
+            function.call(state, &args.into_values())
+        });
+    }
 }
 
 /// Python's number of a value; booleans are numbers.
@@ -107,6 +125,7 @@ fn add(a: Value, b: Value) -> Result<Value, Error> {
     if is_list(&a) && is_list(&b) && a.is_tuple() == b.is_tuple() {
         let items: Vec<Value> = a.try_iter()?.chain(b.try_iter()?).collect();
         charge(items.len() * 24)?;
+        count_container()?;
         return Ok(if a.is_tuple() { Tuple::new(items).into() } else { items.into() });
     }
     Err(unsupported("+", &a, &b))
@@ -127,6 +146,7 @@ fn mul(a: Value, b: Value) -> Result<Value, Error> {
     if is_list(repeated) {
         let items: Vec<Value> = repeated.try_iter()?.collect();
         charge(items.len().saturating_mul(count).saturating_mul(24))?;
+        count_container()?;
         let all: Vec<Value> = std::iter::repeat_n(items, count).flatten().collect();
         return Ok(if repeated.is_tuple() { Tuple::new(all).into() } else { all.into() });
     }
@@ -353,7 +373,13 @@ fn indent(
 fn counted_filters(env: &mut Environment<'static>) {
     let mut counted = |name: &'static str, filter: Value| {
         env.add_filter(name, move |state: &mut State<'_, '_>, args: Rest<ValueOrKwargs>| {
-            filter.call(state, &args.into_values()).and_then(charged)
+            let args = args.into_values();
+            let iterates =
+                matches!(name, "items" | "reverse" | "sort" | "list" | "batch" | "slice" | "groupby" | "unique");
+            if iterates && args.first().is_some_and(Value::is_none) {
+                return Err(invalid(format!("{name}: None is not iterable")));
+            }
+            filter.call(state, &args).and_then(charged)
         });
     };
     counted("lower", Value::from_function(filters::lower));

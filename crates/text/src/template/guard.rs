@@ -4,7 +4,7 @@
 //! fill any memory. Its operators cannot be replaced from outside, so the pass rewrites them into calls of
 //! functions that keep an account: `a ~ b` becomes `__cat(a, b)`, `+`, `*` and `%` become `__add`, `__mul`
 //! and `__mod`, a slice is wrapped in `__own`, and a long piece of literal text announces its length through
-//! `__raw`. The functions also give these operators Python's meaning, errors included.
+//! `__raw`; what a loop runs over goes through `__each`. The functions also give these operators Python's meaning, errors included.
 //!
 //! Only precedence down to `+` matters for that; everything looser (comparisons, `and`, `if`, statement
 //! keywords) passes through as it is written. `{% generation %}` blocks, which transformers' own extension
@@ -93,6 +93,31 @@ fn tag(source: &str, out: &mut String) -> Result<usize, String> {
         [name, rest @ ..] if block => {
             out.push_str(name.space);
             out.push_str(name.text);
+            // What is assigned to is no expression.
+            let target = match name.text {
+                "for" => rest.iter().position(|t| t.text == "in" && t.kind == Kind::Name),
+                "set" => rest.iter().position(|t| t.text == "=" && t.kind == Kind::Op),
+                // The parameters that a `call` block takes.
+                "call" if rest.first().is_some_and(|t| t.text == "(") => {
+                    rest.iter().position(|t| t.text == ")" && t.kind == Kind::Op)
+                }
+                _ => None,
+            };
+            let (target, rest) = rest.split_at(target.map_or(0, |at| at + 1));
+            target.iter().for_each(|t| out.extend([t.space, t.text]));
+            let (source, rest) = match name.text {
+                "for" => rest.split_at(loop_source(rest)),
+                "set" if !target.is_empty() => (rest, &rest[..0]),
+                _ => (&rest[..0], rest),
+            };
+            let value = Rewriter { tokens: source, at: 0 }.loose(0)?;
+            // A second pair of brackets makes a tuple of `a, b` and nothing of anything else.
+            match name.text {
+                _ if source.is_empty() => {}
+                "for" => out.push_str(&format!(" __each(({value}))")),
+                _ if top_level_comma(source) => out.push_str(&format!(" __own(({value}))")),
+                _ => out.push_str(&value),
+            }
             out.push_str(&Rewriter { tokens: rest, at: 0 }.loose(0)?);
         }
         tokens => out.push_str(&Rewriter { tokens, at: 0 }.loose(0)?),
@@ -100,6 +125,29 @@ fn tag(source: &str, out: &mut String) -> Result<usize, String> {
     out.push_str(tag.tail);
     used = used.min(source.len());
     Ok(used)
+}
+
+/// The first token outside all brackets that satisfies `wanted`.
+fn top_level(tokens: &[Token<'_>], wanted: impl Fn(&Token<'_>) -> bool) -> Option<usize> {
+    let mut depth = 0usize;
+    tokens.iter().position(|t| {
+        match (t.kind, t.text) {
+            (Kind::Op, "(" | "[" | "{") => depth += 1,
+            (Kind::Op, ")" | "]" | "}") => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        depth == 0 && wanted(t)
+    })
+}
+
+fn top_level_comma(tokens: &[Token<'_>]) -> bool {
+    top_level(tokens, |t| t.kind == Kind::Op && t.text == ",").is_some()
+}
+
+/// The number of tokens of what a `for` runs over: up to its condition or `recursive`.
+fn loop_source(tokens: &[Token<'_>]) -> usize {
+    let end = |t: &Token<'_>| t.kind == Kind::Name && matches!(t.text, "if" | "recursive");
+    top_level(tokens, end).unwrap_or(tokens.len())
 }
 
 /// The length of a raw block's content and its end tag.
@@ -336,7 +384,14 @@ impl<'a> Rewriter<'_, 'a> {
     /// A primary with its attributes, items, calls, filters and tests.
     fn postfix(&mut self, depth: usize) -> Result<String, String> {
         let mut out = match self.peek() {
-            Some(t) if t.kind == Kind::Op && matches!(t.text, "(" | "[" | "{") => self.brackets(depth)?.0,
+            Some(t) if t.kind == Kind::Op && matches!(t.text, "(" | "[" | "{") => {
+                let from = self.at;
+                let group = self.brackets(depth)?.0;
+                let inner = &self.tokens[from + 1..self.at - 1];
+                // Literals of constants are made once, when the template is compiled.
+                let variable = inner.iter().any(|t| t.kind == Kind::Name);
+                if variable && (t.text != "(" || top_level_comma(inner)) { format!(" __own({group})") } else { group }
+            }
             Some(t) if t.kind != Kind::Op => {
                 let mut out = self.take().unwrap_or_default();
                 // Adjacent string literals are one string.
@@ -441,7 +496,12 @@ mod tests {
                 "{{ a|join(', ' ~ b) if c is not none else -d }}",
                 "{{ a|join( __cat(', ', b)) if c is not none else -d }}",
             ),
-            ("{% for k, v in m.items() %}", "{% for k, v in m.items() %}"),
+            ("{% for k, v in m.items() %}", "{% for k, v in __each(( m.items())) %}"),
+            ("{% for (k, v) in [a] %}", "{% for (k, v) in __each(( __own( [a]))) %}"),
+            ("{% for x in a, b if x ~ y recursive %}", "{% for x in __each(( a, b)) if __cat( x, y) recursive %}"),
+            ("{% call(k, v) f([a]) %}", "{% call(k, v) f( __own([a])) %}"),
+            ("{% set (k, v) = a, b %}", "{% set (k, v) = __own(( a, b)) %}"),
+            ("{{ f((a, b), [1, 'x'], {'k': c}) }}", "{{ f( __own((a, b)), [1, 'x'], __own( {'k': c})) }}"),
             ("{{ {'a': {}}}}", "{{ {'a': {}}}}"),
             ("{% raw %}{{ a ~ b }}{% endraw %}", "{% raw %}{{ a ~ b }}{% endraw %}"),
             ("{# a ~ b #}", "{# a ~ b #}"),

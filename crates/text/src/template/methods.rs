@@ -182,31 +182,23 @@ fn split_args(args: &[Value]) -> Result<(Option<Value>, Option<Value>), Error> {
     Ok((rest.next().or(separator), rest.next().or(limit)))
 }
 
+/// `str.split` and `str.rsplit` without a separator; the rest beyond `limit` keeps its far whitespace.
 fn split_whitespace(s: &str, from_right: bool, limit: usize) -> Vec<String> {
     let mut parts = Vec::new();
-    let mut rest = strip(s, None, true, true);
+    let mut rest = if from_right { s.trim_end_matches(is_space) } else { s.trim_start_matches(is_space) };
     while !rest.is_empty() {
         let found = if from_right { rest.rfind(is_space) } else { rest.find(is_space) };
-        match found.filter(|_| parts.len() < limit) {
-            None => {
-                // The last part keeps the whitespace at its own far end, as Python's does.
-                let whole = if from_right { s } else { &s[s.len() - (s.len() - s.rfind(&rest).unwrap_or(0))..] };
-                let kept = match from_right {
-                    true => whole[..whole.find(&rest).unwrap_or(0) + rest.len()].to_owned(),
-                    false => whole.to_owned(),
-                };
-                parts.push(if parts.len() < limit { rest } else { kept });
-                break;
-            }
-            Some(at) if from_right => {
-                let width = rest[at..].chars().next().map_or(1, char::len_utf8);
-                parts.push(rest[at + width..].to_owned());
-                rest = strip(&rest[..at], None, false, true);
-            }
-            Some(at) => {
-                parts.push(rest[..at].to_owned());
-                rest = strip(&rest[at..], None, true, false);
-            }
+        let Some(at) = found.filter(|_| parts.len() < limit) else {
+            parts.push(rest.to_owned());
+            break;
+        };
+        if from_right {
+            let width = rest[at..].chars().next().map_or(1, char::len_utf8);
+            parts.push(rest[at + width..].to_owned());
+            rest = rest[..at].trim_end_matches(is_space);
+        } else {
+            parts.push(rest[..at].to_owned());
+            rest = rest[at..].trim_start_matches(is_space);
         }
     }
     if from_right {
@@ -268,6 +260,9 @@ pub(super) fn replace(s: &str, old: &str, new: &str, count: Option<i64>) -> Resu
 
 /// `separator.join(items)`; the method takes strings only, the filter writes out anything.
 pub(super) fn join(items: &Value, separator: &str, strings_only: bool) -> Result<String, Error> {
+    if items.is_none() {
+        return Err(invalid("join: None is not iterable"));
+    }
     let mut out = Bounded::default();
     let separator = Value::from(separator);
     for (at, item) in items.try_iter()?.enumerate() {

@@ -21,10 +21,13 @@ use crate::tokenizer::SpecialTokens;
 /// Published templates reach 20 KB, tokenizer_config.json with its tokens 200 KB.
 const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
-/// Instructions of one rendering; a message costs some hundred. It also bounds how deep values nest.
+/// Instructions of one rendering. A message costs some hundred; a few templates look at all other
+/// messages for each, so long conversations get more.
 const MAX_STEPS: u64 = 2_000_000;
-/// The engine frees nested values by recursion, so a rendering gets a stack for as many levels as its
-/// steps can build. Only the pages that are touched take memory.
+const STEPS_PER_PAIR: u64 = 10;
+const MAX_STEPS_EVER: u64 = 50_000_000;
+/// The engine frees nested values by recursion, so a rendering gets a stack for as many levels as it may
+/// make containers. Only the pages that are touched take memory.
 const STACK: usize = 1 << 30;
 /// A template that passes every other limit and still does not end.
 const MAX_TIME: Duration = Duration::from_secs(30);
@@ -69,6 +72,9 @@ pub struct ChatInput<'a> {
     pub tools: Option<&'a Json>,
     /// Documents for retrieval: a list of objects with `title` and `text`.
     pub documents: Option<&'a Json>,
+    /// Leaves `tools` and `documents` undefined where there are none. transformers passes Python's `None`
+    /// then, and templates are written for that; other renderers leave them out.
+    pub leave_undefined: bool,
     /// Whether to end with the header of the assistant's next message.
     pub add_generation_prompt: bool,
     /// Further variables (`chat_template_kwargs`: `enable_thinking` and the like). They do not replace the
@@ -79,7 +85,14 @@ pub struct ChatInput<'a> {
 impl<'a> ChatInput<'a> {
     /// A conversation without tools or documents, to be continued by the assistant.
     pub fn new(messages: &'a Json) -> Self {
-        Self { messages, tools: None, documents: None, add_generation_prompt: true, extra: None }
+        Self {
+            messages,
+            tools: None,
+            documents: None,
+            leave_undefined: false,
+            add_generation_prompt: true,
+            extra: None,
+        }
     }
 }
 
@@ -154,14 +167,18 @@ impl ChatTemplate {
     /// [`Error::Template`] where the template raises an exception or fails, [`Error::TemplateLimit`] where
     /// it would not end.
     pub fn render(&self, input: &ChatInput<'_>, tokens: &SpecialTokens) -> Result<String> {
-        let has_tools = input.tools.is_some_and(|t| t.as_array().is_none_or(|l| !l.is_empty()));
+        let has_tools = input.tools.is_some_and(|t| t.as_array().is_some_and(|l| !l.is_empty()));
         let env = match &self.tool_use {
             Some(env) if has_tools => env.clone(),
             _ => self.default.clone(),
         };
         let context = self.context(input, tokens);
+        let messages = input.messages.as_array().map_or(0, Vec::len) as u64;
+        let steps = (MAX_STEPS + STEPS_PER_PAIR.saturating_mul(messages.saturating_pow(2))).min(MAX_STEPS_EVER);
         match in_thread(Some(MAX_TIME), move || {
             python::open_account();
+            let mut env = Environment::clone(&env);
+            env.set_fuel(Some(steps));
             run(&env, context)
         }) {
             Ok(result) => result,
@@ -177,9 +194,11 @@ impl ChatTemplate {
         pairs.extend(tokens.as_map().iter().map(|(k, v)| (k.clone(), value(v))));
         pairs.extend(input.extra.into_iter().flatten().map(|(k, v)| (k.clone(), value(v))));
         pairs.push(("messages".into(), value(input.messages)));
-        // transformers passes both always, as None where there are none.
-        pairs.push(("tools".into(), input.tools.map_or(Value::from(()), value)));
-        pairs.push(("documents".into(), input.documents.map_or(Value::from(()), value)));
+        for (name, json) in [("tools", input.tools), ("documents", input.documents)] {
+            if json.is_some() || !input.leave_undefined {
+                pairs.push((name.into(), json.map_or(Value::from(()), value)));
+            }
+        }
         pairs.push(("add_generation_prompt".into(), input.add_generation_prompt.into()));
         let clock = self.clock.clone();
         let now = Value::from_function(move |format: &str| time::strftime(format, clock()));
@@ -229,7 +248,6 @@ fn compile_here(source: &str) -> Result<Environment<'static>> {
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     env.set_syntax(syntax.map_err(describe)?);
     env.set_debug(false);
-    env.set_fuel(Some(MAX_STEPS));
     env.set_recursion_limit(200);
     env.set_unknown_method_callback(methods::call);
     env.set_formatter(|out, _, value| {
@@ -277,7 +295,7 @@ fn describe(error: minijinja::Error) -> Error {
     }
     let detail = match error.detail() {
         Some(detail) => detail.to_owned(),
-        None if error.kind() == ErrorKind::OutOfFuel => format!("takes more than {MAX_STEPS} steps"),
+        None if error.kind() == ErrorKind::OutOfFuel => "takes too many steps".to_owned(),
         None => error.kind().to_string(),
     };
     let line = error.line().map_or(String::new(), |line| format!(" (line {line})"));

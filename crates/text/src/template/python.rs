@@ -10,17 +10,22 @@ use minijinja::{Error, ErrorKind, Value};
 pub(super) const MAX_TEXT: usize = 16 << 20;
 /// Bytes of strings and lists that one rendering may build in all.
 const MAX_WORK: u64 = 128 << 20;
+/// Lists and mappings that one rendering may make, which bounds how deep they nest: the engine frees
+/// them by recursion.
+const MAX_CONTAINERS: u64 = 1_000_000;
 /// Nesting of a value that is written out.
 const MAX_DEPTH: usize = 200;
 
 thread_local! {
     /// What the rendering on this thread may still build; each has a thread of its own.
     static BUDGET: Cell<u64> = const { Cell::new(0) };
+    static CONTAINERS: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Opens the account of a rendering.
 pub(super) fn open_account() {
     BUDGET.set(MAX_WORK);
+    CONTAINERS.set(MAX_CONTAINERS);
 }
 
 /// Takes `bytes` off the account.
@@ -40,6 +45,16 @@ fn too_large() -> Error {
     Error::new(ErrorKind::OutOfFuel, format!("builds more than {} MiB of text", MAX_TEXT >> 20))
 }
 
+/// Counts a list or mapping that is being made.
+pub(super) fn count_container() -> Result<(), Error> {
+    let left = CONTAINERS.get().checked_sub(1);
+    let left = left.ok_or_else(|| {
+        Error::new(ErrorKind::OutOfFuel, format!("makes more than {MAX_CONTAINERS} lists and mappings"))
+    })?;
+    CONTAINERS.set(left);
+    Ok(())
+}
+
 /// Charges for a value that was just made: a string by its bytes, a list by its length.
 pub(super) fn charged(value: Value) -> Result<Value, Error> {
     let bytes = match value.kind() {
@@ -47,6 +62,9 @@ pub(super) fn charged(value: Value) -> Result<Value, Error> {
         ValueKind::Seq | ValueKind::Iterable => value.len().unwrap_or(0).saturating_mul(24),
         _ => 0,
     };
+    if value.as_object().is_some() {
+        count_container()?;
+    }
     charge(bytes)?;
     Ok(value)
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use serde_json::{Value, json};
 
@@ -19,21 +20,21 @@ pub fn shared(path: &str) -> Option<PathBuf> {
     None
 }
 
-/// The tokenizers of the shared data, with a name each.
-pub fn shared_tokenizers() -> Vec<(&'static str, anyfleet_text::Tokenizer)> {
-    [
-        ("gpt2", "tokenizers/built/gpt2.tokenizer.json"),
-        ("qwen2", "tokenizers/built/qwen2_qwen3.tokenizer.json"),
-        ("mistral-v0.3", "tokenizers/mistral-7b-v0.3/tokenizer.json"),
-        ("phi-3", "tokenizers/phi3/tokenizer.json"),
-        ("stories260K", "stories260K/hf/tokenizer.json"),
-    ]
-    .into_iter()
-    .filter_map(|(name, path)| {
-        let path = shared(path)?;
-        Some((name, anyfleet_text::Tokenizer::from_file(path).unwrap()))
+/// The tokenizers of the shared data, with a name each, loaded once.
+pub fn shared_tokenizers() -> &'static [(&'static str, anyfleet_text::Tokenizer)] {
+    static LOADED: OnceLock<Vec<(&'static str, anyfleet_text::Tokenizer)>> = OnceLock::new();
+    LOADED.get_or_init(|| {
+        [
+            ("gpt2", "tokenizers/built/gpt2.tokenizer.json"),
+            ("qwen2", "tokenizers/built/qwen2_qwen3.tokenizer.json"),
+            ("mistral-v0.3", "tokenizers/mistral-7b-v0.3/tokenizer.json"),
+            ("phi-3", "tokenizers/phi3/tokenizer.json"),
+            ("stories260K", "stories260K/hf/tokenizer.json"),
+        ]
+        .into_iter()
+        .filter_map(|(name, path)| Some((name, anyfleet_text::Tokenizer::from_file(shared(path)?).unwrap())))
+        .collect()
     })
-    .collect()
 }
 
 /// GPT-2's byte alphabet.
