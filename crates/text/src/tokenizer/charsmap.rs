@@ -15,7 +15,7 @@ pub(crate) fn check(field: &Value) -> Result<f64, String> {
     let blob = base64(text).ok_or("precompiled_charsmap is not base64")?;
     let (size, rest) = blob.split_first_chunk::<4>().ok_or("precompiled_charsmap is cut short")?;
     let size = u32::from_le_bytes(*size) as usize;
-    if size > rest.len() || size % 4 != 0 || size == 0 {
+    if size > rest.len() || !size.is_multiple_of(4) || size == 0 {
         return Err(format!("precompiled_charsmap says {size} bytes of trie, it has {}", rest.len()));
     }
     let (units, replacements) = rest.split_at(size);

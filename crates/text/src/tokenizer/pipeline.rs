@@ -179,11 +179,8 @@ pub(crate) fn decoder(root: &Value) -> Result<(), String> {
             "Strip" if part.spec.get("stop").is_some_and(|s| s.as_u64() != Some(0)) => {
                 return part.fail("stop is not 0: stripping the end of tokens is not supported");
             }
-            "BPEDecoder" => {
-                if part.text("suffix")?.is_empty() {
-                    growth *= 2.0; // a space between any two characters
-                }
-            }
+            // An empty suffix matches between any two characters, and becomes a space.
+            "BPEDecoder" => growth *= if part.text("suffix")?.is_empty() { 2.0 } else { 1.0 },
             "WordPiece" => {
                 part.text("prefix")?;
                 growth *= 2.0;
