@@ -1,10 +1,10 @@
 //! The filters, tests and functions of transformers' Jinja environment.
 
 use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, ValueOrKwargs};
-use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
+use minijinja::{Environment, Error, ErrorKind, State, Value, filters, tests as engine};
 
 use super::methods::{self, MAX_WIDTH};
-use super::python::{self, Dumps, charge, charged, count_container};
+use super::python::{self, Dumps, built, charge, charged, count_container, tick, weigh};
 
 fn invalid(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message.into())
@@ -20,8 +20,10 @@ pub(super) fn register(env: &mut Environment<'static>) {
     env.add_function("cycler", minijinja_contrib::globals::cycler);
     env.add_function("joiner", minijinja_contrib::globals::joiner);
     env.add_function("raise_exception", |message: Value| -> Result<Value, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, format!("the template raised: {message}")))
+        Err(invalid(format!("the template raised: {}", python::to_str(&message)?)))
     });
+    // Not one of Jinja's; it prints everything there is.
+    env.remove_global("debug");
 }
 
 /// What the guard pass calls instead of the engine's operators.
@@ -32,6 +34,12 @@ fn operators(env: &mut Environment<'static>) {
         charge(slice.as_str().map_or(0, |s| s.len().saturating_mul(8)))?;
         charged(slice)
     });
+    env.add_function("__new", built);
+    env.add_function("__field", |value: Value| match python::is_namespace(&value) {
+        true => Err(invalid("a namespace cannot hold a namespace")),
+        false => Ok(value),
+    });
+    env.add_function("__now", |value: Value| tick().map(|()| value));
     env.add_function("__each", |source: Value| match source.is_none() {
         true => Err(invalid("None is not iterable")),
         false => Ok(source),
@@ -57,8 +65,10 @@ fn counted_functions(env: &mut Environment<'static>) {
         ("dict", Value::from_function(minijinja::functions::dict)),
     ] {
         env.add_function(name, move |state: &mut State<'_, '_>, args: Rest<ValueOrKwargs>| {
+            let args = args.into_values();
+            args.iter().try_for_each(|arg| charge(weigh(arg)?))?;
             count_container()?;
-            function.call(state, &args.into_values())
+            function.call(state, &args)
         });
     }
 }
@@ -124,7 +134,8 @@ fn add(a: Value, b: Value) -> Result<Value, Error> {
     }
     if is_list(&a) && is_list(&b) && a.is_tuple() == b.is_tuple() {
         let items: Vec<Value> = a.try_iter()?.chain(b.try_iter()?).collect();
-        charge(items.len() * 24)?;
+        // The sum weighs as much as the longer list, which was charged for before, and this.
+        charge(items.len() * 24 + weigh(if a.len() > b.len() { &b } else { &a })?)?;
         count_container()?;
         return Ok(if a.is_tuple() { Tuple::new(items).into() } else { items.into() });
     }
@@ -145,7 +156,7 @@ fn mul(a: Value, b: Value) -> Result<Value, Error> {
     }
     if is_list(repeated) {
         let items: Vec<Value> = repeated.try_iter()?.collect();
-        charge(items.len().saturating_mul(count).saturating_mul(24))?;
+        charge(weigh(repeated)?.saturating_mul(count))?;
         count_container()?;
         let all: Vec<Value> = std::iter::repeat_n(items, count).flatten().collect();
         return Ok(if repeated.is_tuple() { Tuple::new(all).into() } else { all.into() });
@@ -173,7 +184,7 @@ fn modulo(a: Value, b: Value) -> Result<Value, Error> {
 }
 
 fn printf(format: &str, args: &[Value]) -> Result<Value, Error> {
-    methods::check_format(format)?;
+    methods::check_format(format, '%', args)?;
     minijinja::formatting::format(minijinja::formatting::FormatStyle::Printf, format, args)
         .and_then(|s| charged(s.into()))
 }
@@ -205,6 +216,15 @@ fn text_filters(env: &mut Environment<'static>) {
     env.add_filter("replace", |value: Value, old: Value, new: Value, count: Option<i64>| {
         let text = python::to_str(&value)?;
         methods::replace(&text, &python::to_str(&old)?, &python::to_str(&new)?, count)
+    });
+    env.add_filter("sum", |value: Value, attribute: Option<Value>, start: Option<Value>, kwargs: Kwargs| {
+        let attribute = attribute.or(kwargs.get("attribute")?).filter(|name| !name.is_none());
+        let start = start.or(kwargs.get("start")?).unwrap_or_else(|| 0.into());
+        kwargs.assert_all_used()?;
+        value.try_iter()?.try_fold(start, |sum, item| {
+            tick()?;
+            add(sum, attribute.as_ref().map_or(Ok(item.clone()), |name| item.get_item(name))?)
+        })
     });
     env.add_filter("format", |format: &str, args: Rest<ValueOrKwargs>| printf(format, &args.into_values()));
     env.add_filter("indent", indent);
@@ -379,7 +399,15 @@ fn counted_filters(env: &mut Environment<'static>) {
             if iterates && args.first().is_some_and(Value::is_none) {
                 return Err(invalid(format!("{name}: None is not iterable")));
             }
-            filter.call(state, &args).and_then(charged)
+            tick()?;
+            if matches!(name, "batch" | "slice") {
+                // Both make as many places as they are told, and fill them.
+                let count = args.get(1).and_then(Value::as_usize).unwrap_or(0);
+                charge(count.saturating_mul(args.get(2).map_or(Ok(32), weigh)?))?;
+            }
+            let result = filter.call(state, &args).and_then(charged)?;
+            // These can hold one value many times.
+            if matches!(name, "map" | "zip" | "chain" | "groupby") { built(result) } else { Ok(result) }
         });
     };
     counted("lower", Value::from_function(filters::lower));
@@ -403,11 +431,34 @@ fn counted_filters(env: &mut Environment<'static>) {
     counted("unique", Value::from_function(filters::unique));
     counted("chain", Value::from_function(filters::chain));
     counted("zip", Value::from_function(filters::zip));
+    counted("min", Value::from_function(filters::min));
+    counted("max", Value::from_function(filters::max));
+    counted("pprint", Value::from_function(filters::pprint));
 }
 
 /// Tests where Jinja and the engine differ: Python's `bool` is a number, and strings, mappings and even
 /// undefined values are sequences.
 fn tests(env: &mut Environment<'static>) {
+    let mut timed = |names: &[&'static str], test: Value| {
+        for &name in names {
+            let test = test.clone();
+            env.add_test(name, move |state: &mut State<'_, '_>, args: Rest<ValueOrKwargs>| {
+                tick()?;
+                test.call(state, &args.into_values()).map(|result| result.is_true())
+            });
+        }
+    };
+    timed(&["eq", "equalto", "=="], Value::from_function(engine::is_eq));
+    timed(&["ne", "!="], Value::from_function(engine::is_ne));
+    timed(&["lt", "lessthan", "<"], Value::from_function(engine::is_lt));
+    timed(&["le", "<="], Value::from_function(engine::is_le));
+    timed(&["gt", "greaterthan", ">"], Value::from_function(engine::is_gt));
+    timed(&["ge", ">="], Value::from_function(engine::is_ge));
+    timed(&["in"], Value::from_function(engine::is_in));
+    timed(&["startingwith"], Value::from_function(engine::is_startingwith));
+    timed(&["endingwith"], Value::from_function(engine::is_endingwith));
+    timed(&["lower"], Value::from_function(engine::is_lower));
+    timed(&["upper"], Value::from_function(engine::is_upper));
     env.add_test("callable", |v: Value| v.kind() == ValueKind::Plain && !v.is_undefined());
     env.add_test("number", |v: Value| matches!(v.kind(), ValueKind::Number | ValueKind::Bool));
     env.add_test("sequence", |v: Value| {

@@ -4,7 +4,9 @@
 //! fill any memory. Its operators cannot be replaced from outside, so the pass rewrites them into calls of
 //! functions that keep an account: `a ~ b` becomes `__cat(a, b)`, `+`, `*` and `%` become `__add`, `__mul`
 //! and `__mod`, a slice is wrapped in `__own`, and a long piece of literal text announces its length through
-//! `__raw`; what a loop runs over goes through `__each`. The functions also give these operators Python's meaning, errors included.
+//! `__raw`; what a loop runs over goes through `__each`, a list, tuple or mapping through `__new`, what a
+//! namespace is to hold through `__field`, and what is compared or looked up through `__now`, which watches
+//! the clock. The functions also give these operators Python's meaning, errors included.
 //!
 //! Only precedence down to `+` matters for that; everything looser (comparisons, `and`, `if`, statement
 //! keywords) passes through as it is written. `{% generation %}` blocks, which transformers' own extension
@@ -115,7 +117,8 @@ fn tag(source: &str, out: &mut String) -> Result<usize, String> {
             match name.text {
                 _ if source.is_empty() => {}
                 "for" => out.push_str(&format!(" __each(({value}))")),
-                _ if top_level_comma(source) => out.push_str(&format!(" __own(({value}))")),
+                _ if top_level_comma(source) => out.push_str(&format!(" __new(({value}))")),
+                "set" if target.iter().any(|t| t.text == ".") => out.push_str(&format!(" __field({value})")),
                 _ => out.push_str(&value),
             }
             out.push_str(&Rewriter { tokens: rest, at: 0 }.loose(0)?);
@@ -270,6 +273,9 @@ fn number_length(text: &str) -> usize {
 /// Words that are no operands.
 const KEYWORDS: [&str; 8] = ["and", "or", "not", "in", "is", "if", "else", "recursive"];
 
+/// Operators whose cost depends on the right operand.
+const COMPARISONS: [&str; 6] = ["==", "!=", "<", "<=", ">", ">="];
+
 struct Rewriter<'t, 'a> {
     tokens: &'t [Token<'a>],
     at: usize,
@@ -297,6 +303,7 @@ impl<'a> Rewriter<'_, 'a> {
             return Err(format!("brackets nest deeper than {MAX_NESTING} levels"));
         }
         let mut out = String::new();
+        let mut compared = false;
         while let Some(token) = self.peek() {
             let operand = match token.kind {
                 Kind::Name => !KEYWORDS.contains(&token.text),
@@ -306,8 +313,11 @@ impl<'a> Rewriter<'_, 'a> {
             if matches!(token.text, ")" | "]" | "}") && token.kind == Kind::Op {
                 break;
             } else if operand {
-                out += &self.sum(depth)?;
+                let operand = self.sum(depth)?;
+                out += &if compared { format!(" __now({operand})") } else { operand };
+                compared = false;
             } else {
+                compared = token.text == "in" || token.kind == Kind::Op && COMPARISONS.contains(&token.text);
                 out += &self.take().unwrap_or_default();
             }
         }
@@ -390,7 +400,7 @@ impl<'a> Rewriter<'_, 'a> {
                 let inner = &self.tokens[from + 1..self.at - 1];
                 // Literals of constants are made once, when the template is compiled.
                 let variable = inner.iter().any(|t| t.kind == Kind::Name);
-                if variable && (t.text != "(" || top_level_comma(inner)) { format!(" __own({group})") } else { group }
+                if variable && (t.text != "(" || top_level_comma(inner)) { format!(" __new({group})") } else { group }
             }
             Some(t) if t.kind != Kind::Op => {
                 let mut out = self.take().unwrap_or_default();
@@ -410,10 +420,13 @@ impl<'a> Rewriter<'_, 'a> {
             } else if self.peek_is("(") {
                 out += &self.brackets(depth)?.0;
             } else if self.peek_is("[") {
+                let from = self.at;
                 let (item, slice) = self.brackets(depth)?;
-                out += &item;
-                if slice {
-                    out = format!(" __own({out})");
+                let variable = self.tokens[from..self.at].iter().any(|t| t.kind == Kind::Name);
+                match item.trim().strip_prefix('[').and_then(|key| key.strip_suffix(']')) {
+                    _ if slice => out = format!(" __own({out}{item})"),
+                    Some(key) if variable => out += &format!("[ __now({key})]"),
+                    _ => out += &item,
                 }
             } else if self.peek_is("|") {
                 out += &self.take().unwrap_or_default();
@@ -497,14 +510,19 @@ mod tests {
                 "{{ a|join( __cat(', ', b)) if c is not none else -d }}",
             ),
             ("{% for k, v in m.items() %}", "{% for k, v in __each(( m.items())) %}"),
-            ("{% for (k, v) in [a] %}", "{% for (k, v) in __each(( __own( [a]))) %}"),
+            ("{% for (k, v) in [a] %}", "{% for (k, v) in __each(( __new( [a]))) %}"),
             ("{% for x in a, b if x ~ y recursive %}", "{% for x in __each(( a, b)) if __cat( x, y) recursive %}"),
-            ("{% call(k, v) f([a]) %}", "{% call(k, v) f( __own([a])) %}"),
-            ("{% set (k, v) = a, b %}", "{% set (k, v) = __own(( a, b)) %}"),
-            ("{{ f((a, b), [1, 'x'], {'k': c}) }}", "{{ f( __own((a, b)), [1, 'x'], __own( {'k': c})) }}"),
+            ("{% call(k, v) f([a]) %}", "{% call(k, v) f( __new([a])) %}"),
+            ("{% set (k, v) = a, b %}", "{% set (k, v) = __new(( a, b)) %}"),
+            ("{{ f((a, b), [1, 'x'], {'k': c}) }}", "{{ f( __new((a, b)), [1, 'x'], __new( {'k': c})) }}"),
             ("{{ {'a': {}}}}", "{{ {'a': {}}}}"),
             ("{% raw %}{{ a ~ b }}{% endraw %}", "{% raw %}{{ a ~ b }}{% endraw %}"),
             ("{# a ~ b #}", "{# a ~ b #}"),
+            (
+                "{{ a == b ~ c and d not in e.f[g] }}",
+                "{{ a == __now( __cat( b, c)) and d not in __now( e.f[ __now(g)]) }}",
+            ),
+            ("{% set ns.a = b if c else d %}", "{% set ns.a = __field( b if c else d) %}"),
             ("{%- generation %}x{% endgeneration -%}", "{%- with %}x{% endwith -%}"),
             ("{{ 'a}}' ~ \"%}\" -}}", "{{ __cat( 'a}}', \"%}\") -}}"),
             ("{{ x is divisibleby 3 and 1.5e-3 ~ y }}", "{{ x is divisibleby 3 and __cat( 1.5e-3, y) }}"),

@@ -1,16 +1,19 @@
 //! Methods of Python's `str`, `list` and `dict`, as far as the sandbox of transformers allows them: what
 //! would change a value in place (`append`, `pop`, `update`) is an error there, and here.
 
+use std::collections::HashSet;
+
 use minijinja::value::{Rest, Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 
-use super::python::{Bounded, charge, charged};
+use super::python::{Bounded, charge, charged, tick, weigh};
 
 /// Padding beyond this is an attack, not a layout.
 pub(super) const MAX_WIDTH: usize = 4096;
 
 /// Called by the engine for every method that a value does not bring itself.
 pub(super) fn call(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    tick()?;
     let found = match value.kind() {
         ValueKind::String => string(value.as_str().unwrap_or_default(), name, args)?,
         ValueKind::Seq if name == "index" => Some(index(value, args)?),
@@ -48,7 +51,8 @@ pub(super) fn is_space(c: char) -> bool {
 
 /// `str.strip` and its one-sided forms.
 pub(super) fn strip(text: &str, chars: Option<&str>, left: bool, right: bool) -> String {
-    let drop = |c: char| chars.map_or(is_space(c), |set| set.contains(c));
+    let set: Option<HashSet<char>> = chars.map(|chars| chars.chars().collect());
+    let drop = |c: char| set.as_ref().map_or(is_space(c), |set| set.contains(&c));
     let mut text = text;
     if left {
         text = text.trim_start_matches(drop);
@@ -121,7 +125,7 @@ fn string(s: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
             join(items, s, true)?.into()
         }
         "format" => {
-            check_format(s)?;
+            check_format(s, '{', args)?;
             return Ok(None);
         }
         _ => return Ok(None),
@@ -277,8 +281,11 @@ pub(super) fn join(items: &Value, separator: &str, strings_only: bool) -> Result
     out.finish()
 }
 
-/// Refuses format strings that ask for absurd widths.
-pub(super) fn check_format(format: &str) -> Result<(), Error> {
+/// Refuses format strings that ask for absurd widths, or for their arguments many times over; `mark`
+/// begins a place for one.
+pub(super) fn check_format(format: &str, mark: char, args: &[Value]) -> Result<(), Error> {
+    let weight = args.iter().try_fold(0, |sum, arg| Ok::<_, Error>(weigh(arg)? + sum))?;
+    charge(format.matches(mark).count().saturating_mul(weight))?;
     let mut digits = 0;
     for c in format.chars() {
         digits = if c.is_ascii_digit() { digits + 1 } else { 0 };

@@ -26,11 +26,10 @@ const MAX_CONFIG_BYTES: u64 = 16 << 20;
 const MAX_STEPS: u64 = 2_000_000;
 const STEPS_PER_PAIR: u64 = 10;
 const MAX_STEPS_EVER: u64 = 50_000_000;
-/// The engine frees nested values by recursion, so a rendering gets a stack for as many levels as it may
-/// make containers. Only the pages that are touched take memory.
-const STACK: usize = 1 << 30;
-/// A template that passes every other limit and still does not end.
-const MAX_TIME: Duration = Duration::from_secs(30);
+/// The parser recurses as deep as blocks nest. Only the pages that are touched take memory.
+const COMPILER_STACK: usize = 1 << 30;
+/// The engine frees, prints and compares nested values by recursion.
+const STACK: usize = 256 << 20;
 
 /// A chat template, compiled once and rendered for every request.
 ///
@@ -175,7 +174,8 @@ impl ChatTemplate {
         let context = self.context(input, tokens);
         let messages = input.messages.as_array().map_or(0, Vec::len) as u64;
         let steps = (MAX_STEPS + STEPS_PER_PAIR.saturating_mul(messages.saturating_pow(2))).min(MAX_STEPS_EVER);
-        match in_thread(Some(MAX_TIME), move || {
+        // A rendering ends itself in time, unless one step of it takes very long.
+        match in_thread(STACK, Some(2 * python::MAX_TIME), move || {
             python::open_account();
             let mut env = Environment::clone(&env);
             env.set_fuel(Some(steps));
@@ -183,9 +183,11 @@ impl ChatTemplate {
         }) {
             Ok(result) => result,
             Err(mpsc::RecvTimeoutError::Timeout) => {
-                Err(Error::TemplateLimit(format!("did not end within {} s", MAX_TIME.as_secs())))
+                Err(Error::TemplateLimit(format!("did not end within {} s", 2 * python::MAX_TIME.as_secs())))
             }
-            Err(mpsc::RecvTimeoutError::Disconnected) => Err(Error::Template("the engine failed".into())),
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                Err(Error::Template("the thread that renders it could not start, or died".into()))
+            }
         }
     }
 
@@ -215,14 +217,15 @@ impl std::fmt::Debug for ChatTemplate {
 
 const NAME: &str = "chat template";
 
-/// Runs `work` on a thread with a [`STACK`], for as long as `limit` says. A thread that runs out of time
-/// goes on alone: it cannot be stopped, only left.
+/// Runs `work` on a thread with a stack of so many bytes, for as long as `limit` says. A thread that runs
+/// out of time goes on alone: it cannot be stopped, only left.
 fn in_thread<T: Send + 'static>(
+    stack: usize,
     limit: Option<Duration>,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, mpsc::RecvTimeoutError> {
     let (send, receive) = mpsc::sync_channel(1);
-    let thread = std::thread::Builder::new().name("chat-template".into()).stack_size(STACK);
+    let thread = std::thread::Builder::new().name("chat-template".into()).stack_size(stack);
     // The receiver is gone when the time ran out; nobody wants the result then.
     let spawned = thread.spawn(move || drop(send.send(work())));
     if spawned.is_err() {
@@ -236,8 +239,8 @@ fn in_thread<T: Send + 'static>(
 
 fn compile(source: &str) -> Result<Environment<'static>> {
     let source = source.to_owned();
-    // The parser recurses as deep as blocks nest.
-    in_thread(None, move || compile_here(&source)).unwrap_or_else(|_| Err(Error::Template("cannot be compiled".into())))
+    in_thread(COMPILER_STACK, None, move || compile_here(&source))
+        .unwrap_or_else(|_| Err(Error::Template("cannot be compiled".into())))
 }
 
 fn compile_here(source: &str) -> Result<Environment<'static>> {

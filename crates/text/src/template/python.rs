@@ -2,14 +2,19 @@
 
 use std::cell::Cell;
 use std::fmt::{self, Write};
+use std::time::{Duration, Instant};
 
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
 /// Longest string that a template may build, and longest output: far beyond any context window.
 pub(super) const MAX_TEXT: usize = 16 << 20;
-/// Bytes of strings and lists that one rendering may build in all.
+/// Bytes of strings and lists that one rendering may build in all. A list counts with all it holds, as
+/// often as it holds it, so nothing nests deeper than a few thousand levels (each counts all within it)
+/// and nothing takes longer to walk or to write out than this.
 const MAX_WORK: u64 = 128 << 20;
+/// Time that one rendering may take.
+pub(super) const MAX_TIME: Duration = Duration::from_secs(10);
 /// Lists and mappings that one rendering may make, which bounds how deep they nest: the engine frees
 /// them by recursion.
 const MAX_CONTAINERS: u64 = 1_000_000;
@@ -19,17 +24,30 @@ const MAX_DEPTH: usize = 200;
 thread_local! {
     /// What the rendering on this thread may still build; each has a thread of its own.
     static BUDGET: Cell<u64> = const { Cell::new(0) };
+    static END: Cell<Option<Instant>> = const { Cell::new(None) };
     static CONTAINERS: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Opens the account of a rendering.
 pub(super) fn open_account() {
     BUDGET.set(MAX_WORK);
+    END.set(Instant::now().checked_add(MAX_TIME));
     CONTAINERS.set(MAX_CONTAINERS);
+}
+
+/// Ends a rendering whose time is up. Everything that can take long in one step begins or ends with it.
+pub(super) fn tick() -> Result<(), Error> {
+    match END.get() {
+        Some(end) if Instant::now() > end => {
+            Err(Error::new(ErrorKind::OutOfFuel, format!("does not end within {} s", MAX_TIME.as_secs())))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Takes `bytes` off the account.
 pub(super) fn charge(bytes: usize) -> Result<(), Error> {
+    tick()?;
     let left = BUDGET.get().checked_sub(bytes as u64);
     match left {
         Some(left) if bytes <= MAX_TEXT => {
@@ -55,11 +73,55 @@ pub(super) fn count_container() -> Result<(), Error> {
     Ok(())
 }
 
+/// Bytes of a value written out: its strings, and some for every list, mapping and number in it.
+///
+/// # Errors
+/// More than one rendering may build, or a namespace inside: a namespace is changed in place, so it could
+/// come to hold itself, and the engine recurses into what it compares or prints.
+pub(super) fn weigh(value: &Value) -> Result<usize, Error> {
+    let mut left = MAX_WORK as usize;
+    weigh_into(value, &mut left)?;
+    Ok(MAX_WORK as usize - left)
+}
+
+fn weigh_into(value: &Value, left: &mut usize) -> Result<(), Error> {
+    let own = 32 + value.as_str().map_or(0, str::len);
+    *left = left.checked_sub(own).ok_or_else(too_large)?;
+    match value.kind() {
+        _ if is_namespace(value) => {
+            Err(Error::new(ErrorKind::InvalidOperation, "a list, mapping or namespace cannot hold a namespace"))
+        }
+        ValueKind::Seq => value.try_iter()?.try_for_each(|item| weigh_into(&item, left)),
+        ValueKind::Map => value.try_iter()?.try_for_each(|key| {
+            weigh_into(&key, left)?;
+            weigh_into(&value.get_item(&key)?, left)
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Whether this is what `namespace()` makes.
+pub(super) fn is_namespace(value: &Value) -> bool {
+    value.as_object().is_some_and(|object| object.type_name().ends_with("::Namespace"))
+}
+
+/// Charges for a container that was just made of other values.
+pub(super) fn built(value: Value) -> Result<Value, Error> {
+    count_container()?;
+    charge(weigh(&value)?)?;
+    Ok(value)
+}
+
 /// Charges for a value that was just made: a string by its bytes, a list by its length.
 pub(super) fn charged(value: Value) -> Result<Value, Error> {
+    // What is made as it is read would hide what it holds.
+    let value = match value.kind() {
+        ValueKind::Iterable => value.try_iter()?.take(MAX_TEXT / 24).collect::<Vec<_>>().into(),
+        _ => value,
+    };
     let bytes = match value.kind() {
         ValueKind::String => value.as_str().map_or(0, str::len),
-        ValueKind::Seq | ValueKind::Iterable => value.len().unwrap_or(0).saturating_mul(24),
+        ValueKind::Seq => value.len().unwrap_or(0).saturating_mul(24),
         _ => 0,
     };
     if value.as_object().is_some() {

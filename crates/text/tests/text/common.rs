@@ -1,5 +1,4 @@
 //! What the test files share: the shared data, and small tokenizers built here.
-#![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::path::PathBuf;
 use std::sync::OnceLock;

@@ -35,7 +35,7 @@ fn values_print_as_in_python() {
     );
     assert_eq!(
         render("{{ v|tojson(separators=(',', ':'), sort_keys=true, ensure_ascii=true) }}", v),
-        concat!(r#"{"C":{},"a":[1.5,true,null,"it's","q\"'\n"],"b":1,"big":1e+20,"\u00e9":"\u2728"}"#)
+        r#"{"C":{},"a":[1.5,true,null,"it's","q\"'\n"],"b":1,"big":1e+20,"\u00e9":"\u2728"}"#
     );
     assert_eq!(render("{{ v|tojson }}", json!("<&'\u{7f}\u{2028}/\\\u{1}>")), "\"<&'\u{7f}\u{2028}/\\\\\\u0001>\"");
 }

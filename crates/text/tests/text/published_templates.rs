@@ -1,7 +1,6 @@
 //! Chat templates of published models against recorded renderings.
 
-mod common;
-
+use crate::common;
 use anyfleet_text::{ChatInput, ChatTemplate, SpecialTokens};
 use serde_json::{Map, Value};
 

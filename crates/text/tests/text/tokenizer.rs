@@ -1,7 +1,6 @@
 //! What a tokenizer promises its callers.
 
-mod common;
-
+use crate::common;
 use std::time::{Duration, Instant};
 
 use anyfleet_text::{Error, Tokenizer};
@@ -154,5 +153,28 @@ fn a_huge_text_is_refused_unread() {
         assert!(matches!(error, Error::TooLong { exact: false, .. }), "{name}: {error}");
         assert!(error.to_string().starts_with("the text has at least "));
         assert!(start.elapsed() < Duration::from_secs(5), "{name}: {:?}", start.elapsed());
+    }
+}
+
+/// Recorded ids: the `.inp` files hold texts between separator lines, the `.out` files their ids, one
+/// line each.
+#[test]
+fn published_tokenizers_give_the_recorded_ids() {
+    for (fixture, name) in [("gpt-2", "gpt2"), ("qwen2", "qwen2"), ("phi-3", "phi-3")] {
+        let path = |ext: &str| common::shared(&format!("tokenizers/fixtures/ggml-vocab-{fixture}.gguf.{ext}"));
+        let (Some(inp), Some(out)) = (path("inp"), path("out")) else { return };
+        let tokenizer = &common::shared_tokenizers().iter().find(|(n, _)| *n == name).unwrap().1;
+        let inp = std::fs::read_to_string(inp).unwrap();
+        // Every text ends in the separator, so what follows the last one is none.
+        let mut texts: Vec<&str> = inp.split("\n__ggml_vocab_test__\n").collect();
+        texts.pop();
+        let out = std::fs::read_to_string(out).unwrap();
+        let expected: Vec<Vec<u32>> =
+            out.lines().map(|line| line.split_whitespace().map(|id| id.parse().unwrap()).collect()).collect();
+        assert_eq!(texts.len(), expected.len());
+        for (text, expected) in texts.iter().zip(&expected) {
+            assert_eq!(tokenizer.encode(text, false).unwrap(), *expected, "{fixture}: {text:?}");
+        }
+        println!("{fixture}: {} texts equal", texts.len());
     }
 }

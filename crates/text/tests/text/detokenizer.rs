@@ -1,9 +1,7 @@
 //! The incremental detokenizer against whole-sequence decoding, on random ids.
 
-mod common;
-
+use crate::common::{self, Rng};
 use anyfleet_text::{Detokenizer, Tokenizer};
-use common::Rng;
 use serde_json::{Value, json};
 
 /// Random ids that are hard to decode: runs of single-byte tokens (mostly invalid UTF-8), encoded text,
