@@ -250,6 +250,7 @@ fn text_filters(env: &mut Environment<'static>) {
     }
     for name in ["length", "count"] {
         env.add_filter(name, |value: Value| -> Result<usize, Error> {
+            tick()?;
             match value.kind() {
                 ValueKind::Undefined => Ok(0),
                 _ => value.len().ok_or_else(|| invalid(format!("a value of type {} has no length", value.kind()))),
@@ -257,23 +258,25 @@ fn text_filters(env: &mut Environment<'static>) {
         });
     }
     env.add_filter("float", |value: Value, default: Option<Value>| {
+        tick()?;
         let text = || value.as_str().and_then(|s| s.trim().replace('_', "").parse::<f64>().ok());
-        match number(&value) {
+        Ok::<_, Error>(match number(&value) {
             Some(Number::Int(n)) => Value::from(n as f64),
             Some(Number::Float(x)) => Value::from(x),
             None => text().map(Value::from).unwrap_or_else(|| default.unwrap_or_else(|| 0.0.into())),
-        }
+        })
     });
     env.add_filter("int", |value: Value, default: Option<Value>| {
+        tick()?;
         let text = || value.as_str().and_then(|s| s.trim().replace('_', "").parse::<f64>().ok());
-        match number(&value) {
+        Ok::<_, Error>(match number(&value) {
             Some(Number::Int(n)) => i64::try_from(n).map_or_else(|_| Value::from(n), Value::from),
             Some(Number::Float(x)) if x.is_finite() => Value::from(x.trunc() as i64),
             _ => match text() {
                 Some(x) if x.is_finite() => Value::from(x.trunc() as i64),
                 _ => default.unwrap_or_else(|| 0.into()),
             },
-        }
+        })
     });
 }
 
@@ -431,6 +434,9 @@ fn counted_filters(env: &mut Environment<'static>) {
     counted("unique", Value::from_function(filters::unique));
     counted("chain", Value::from_function(filters::chain));
     counted("zip", Value::from_function(filters::zip));
+    counted("attr", Value::from_function(filters::attr));
+    counted("first", Value::from_function(filters::first));
+    counted("last", Value::from_function(filters::last));
     counted("min", Value::from_function(filters::min));
     counted("max", Value::from_function(filters::max));
     counted("pprint", Value::from_function(filters::pprint));

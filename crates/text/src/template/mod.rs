@@ -203,7 +203,10 @@ impl ChatTemplate {
         }
         pairs.push(("add_generation_prompt".into(), input.add_generation_prompt.into()));
         let clock = self.clock.clone();
-        let now = Value::from_function(move |format: &str| time::strftime(format, clock()));
+        let now = Value::from_function(move |format: &str| {
+            // The longest directive, `%c`, makes twelve bytes of each of its own.
+            python::charge(format.len().saturating_mul(12)).map(|()| time::strftime(format, clock()))
+        });
         pairs.push(("strftime_now".into(), now));
         Value::from_pairs(pairs)
     }

@@ -10,15 +10,13 @@ use minijinja::{Error, ErrorKind, Value};
 /// Longest string that a template may build, and longest output: far beyond any context window.
 pub(super) const MAX_TEXT: usize = 16 << 20;
 /// Bytes of strings and lists that one rendering may build in all. A list counts with all it holds, as
-/// often as it holds it, so nothing nests deeper than a few thousand levels (each counts all within it)
-/// and nothing takes longer to walk or to write out than this.
+/// often as it holds it, so nothing takes longer to walk or to write out than this.
 const MAX_WORK: u64 = 128 << 20;
 /// Time that one rendering may take.
-pub(super) const MAX_TIME: Duration = Duration::from_secs(10);
-/// Lists and mappings that one rendering may make, which bounds how deep they nest: the engine frees
-/// them by recursion.
+pub(super) const MAX_TIME: Duration = Duration::from_secs(5);
+/// Lists and mappings that one rendering may make.
 const MAX_CONTAINERS: u64 = 1_000_000;
-/// Nesting of a value that is written out.
+/// Nesting of a value that is made or written out: the engine prints, compares and frees by recursion.
 const MAX_DEPTH: usize = 200;
 
 thread_local! {
@@ -76,25 +74,29 @@ pub(super) fn count_container() -> Result<(), Error> {
 /// Bytes of a value written out: its strings, and some for every list, mapping and number in it.
 ///
 /// # Errors
-/// More than one rendering may build, or a namespace inside: a namespace is changed in place, so it could
-/// come to hold itself, and the engine recurses into what it compares or prints.
+/// More than one rendering may build, values nested too deep, or a namespace inside: that is changed in
+/// place, so it could come to hold itself, and the engine recurses into what it compares or prints.
 pub(super) fn weigh(value: &Value) -> Result<usize, Error> {
     let mut left = MAX_WORK as usize;
-    weigh_into(value, &mut left)?;
+    weigh_into(value, &mut left, 0)?;
     Ok(MAX_WORK as usize - left)
 }
 
-fn weigh_into(value: &Value, left: &mut usize) -> Result<(), Error> {
+fn weigh_into(value: &Value, left: &mut usize, depth: usize) -> Result<(), Error> {
+    if depth > MAX_DEPTH {
+        return Err(Error::new(ErrorKind::OutOfFuel, format!("nests values more than {MAX_DEPTH} levels deep")));
+    }
+    let depth = depth + 1;
     let own = 32 + value.as_str().map_or(0, str::len);
     *left = left.checked_sub(own).ok_or_else(too_large)?;
     match value.kind() {
         _ if is_namespace(value) => {
             Err(Error::new(ErrorKind::InvalidOperation, "a list, mapping or namespace cannot hold a namespace"))
         }
-        ValueKind::Seq => value.try_iter()?.try_for_each(|item| weigh_into(&item, left)),
+        ValueKind::Seq => value.try_iter()?.try_for_each(|item| weigh_into(&item, left, depth)),
         ValueKind::Map => value.try_iter()?.try_for_each(|key| {
-            weigh_into(&key, left)?;
-            weigh_into(&value.get_item(&key)?, left)
+            weigh_into(&key, left, depth)?;
+            weigh_into(&value.get_item(&key)?, left, depth)
         }),
         _ => Ok(()),
     }

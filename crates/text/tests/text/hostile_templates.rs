@@ -126,6 +126,76 @@ fn nesting_is_limited_or_survived() {
     limited(&format!("{{% set ns = namespace(l=[]) %}}{{% for i in range(99999) %}}{deep}{{% endfor %}}"));
 }
 
+/// What prints, compares or hashes a value recurses into it: neither a value that holds itself nor one that
+/// holds itself many times over may come about.
+#[test]
+fn values_are_trees_of_bounded_size() {
+    let nested = |step: &str, end: &str| {
+        format!(
+            "{{% set ns = namespace(l=[1]) %}}{{% for i in range(99) %}}{{% set ns.l = {step} %}}{{% endfor %}}{end}"
+        )
+    };
+    for end in [
+        "{{ raise_exception(ns.l) }}",
+        "{{ ns.l|upper }}",
+        "{{ '%s' % (ns.l,) }}",
+        "{{ '{}'.format(ns.l) }}",
+        "{{ ns.l|pprint }}",
+        "{{ ns.l is startingwith('x') }}",
+        "{{ {ns.l: 1} }}",
+        "{{ messages[0][ns.l] }}",
+        "{{ ns.l in messages[0] }}",
+        "{{ [ns.l]|unique|list }}",
+    ] {
+        limited(&nested("[ns.l, ns.l]", end));
+    }
+    for step in [
+        "(ns.l, ns.l)",
+        "ns.l, ns.l",
+        "{'a': ns.l, 'b': ns.l}",
+        "dict(a=ns.l, b=ns.l)",
+        "ns.l|zip(ns.l)",
+        "ns.l|zip(ns.l)|list",
+        "ns.l|chain(ns.l)|list",
+        "[ns.l] * 2",
+        "[ns.l] + [ns.l]",
+        "[[ns.l]]|batch(2, ns.l)|list",
+    ] {
+        limited(&nested(step, "{{ ns.l|upper }}"));
+    }
+    limited("{% set s = 'a' * 9999999 %}{% set l = [s] * 600000 %}{{ l|upper }}");
+    limited("{% set s = 'a' * 9999999 %}{{ range(99999)|map(attribute='x', default=s)|list|upper }}");
+    limited("{{ ('{0}' * 99999).format('a' * 999999) }}");
+    limited("{{ ('%(a)s' * 99999) % {'a': 'a' * 999999} }}");
+    limited("{{ [1]|batch(10**9, 'x')|list }}");
+    limited("{{ [1]|slice(10**9)|list }}");
+    for value in [
+        "ns",
+        "[ns]",
+        "(ns, 1)",
+        "ns, 1",
+        "{'a': ns}",
+        "dict(a=ns)",
+        "namespace(a=ns)",
+        "x|default(ns)",
+        "[x]|map('default', ns)|list",
+    ] {
+        let source = format!("{{% set ns = namespace() %}}{{% set ns.a = {value} %}}{{{{ ns|upper }}}}");
+        let error = render(&source).expect_err(&source).to_string();
+        assert!(error.contains("cannot hold a namespace"), "{value}: {error}");
+    }
+    assert!(render("{{ debug() }}").is_err());
+}
+
+/// Few steps of which each takes long.
+#[test]
+fn time_is_limited() {
+    limited("{% for i in range(99999) %}{% if range(99999)|sum %}{% endif %}{% endfor %}");
+    limited(
+        "{% set a = 'a' * 16000000 %}{% set b = 'a' * 16000000 %}{% for i in range(99999) %}{% if a == b %}{% endif %}{% endfor %}",
+    );
+}
+
 #[test]
 fn exceptions_are_one_line() {
     let error = render("a\n{{ raise_exception('Roles must\nalternate') }}").unwrap_err();
