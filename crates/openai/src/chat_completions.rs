@@ -1,5 +1,4 @@
 //! `POST /v1/chat/completions`.
-use crate::body::read_body;
 use crate::completions::{encode, room};
 use crate::generation::Generation;
 use crate::messages::cut_after_final_message;
@@ -20,9 +19,10 @@ use serde_json::Value;
 pub(crate) async fn chat_completions(State(state): State<ServerState>, request: Request) -> Result<Response, ApiError> {
     let metrics = state.metrics().request();
     state.serving()?;
-    let body = read_body(request, state.max_body_bytes()).await?;
-    let worker = state.clone();
-    let job = state.text_work(move || Job::prepare(worker.serving()?, ChatRequest::from_json(&body)?)).await?;
+    let body = state.read_body(request).await?;
+    let (worker, length) = (state.clone(), body.len());
+    let prepare = move || Job::prepare(worker.serving()?, ChatRequest::from_json(&body)?);
+    let job = state.text_work(length, prepare).await?;
     let Job { request, streaming, answer } = job;
     let engine = &state.serving()?.engine;
     let mut generation = Generation::start(engine, vec![request], answer.n as u32, metrics).await?;
@@ -34,7 +34,7 @@ pub(crate) async fn chat_completions(State(state): State<ServerState>, request: 
         whole.event(event?.1);
     }
     // Naming thousands of tokens is work on text.
-    state.text_work(move || Ok(Json(whole.finish()).into_response())).await
+    state.text_work(0, move || Ok(Json(whole.finish()).into_response())).await
 }
 
 /// A request, ready for the engine.

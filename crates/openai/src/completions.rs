@@ -1,5 +1,4 @@
 //! `POST /v1/completions`.
-use crate::body::read_body;
 use crate::generation::Generation;
 use crate::protocol::{
     CompletionChoice, CompletionLogprobs, CompletionRequest, CompletionResponse, DEFAULT_COMPLETION_TOKENS,
@@ -17,9 +16,10 @@ use axum::response::{IntoResponse, Response};
 pub(crate) async fn completions(State(state): State<ServerState>, request: Request) -> Result<Response, ApiError> {
     let metrics = state.metrics().request();
     state.serving()?;
-    let body = read_body(request, state.max_body_bytes()).await?;
-    let worker = state.clone();
-    let job = state.text_work(move || Job::prepare(worker.serving()?, CompletionRequest::from_json(&body)?)).await?;
+    let body = state.read_body(request).await?;
+    let (worker, length) = (state.clone(), body.len());
+    let prepare = move || Job::prepare(worker.serving()?, CompletionRequest::from_json(&body)?);
+    let job = state.text_work(length, prepare).await?;
     let Job { requests, streaming, answer } = job;
     let engine = &state.serving()?.engine;
     let mut generation = Generation::start(engine, requests, answer.n as u32, metrics).await?;
@@ -32,7 +32,7 @@ pub(crate) async fn completions(State(state): State<ServerState>, request: Reque
         whole.event(prompt, event);
     }
     // Naming thousands of tokens is work on text.
-    state.text_work(move || Ok(Json(whole.finish()).into_response())).await
+    state.text_work(0, move || Ok(Json(whole.finish()).into_response())).await
 }
 
 /// A request, ready for the engine.

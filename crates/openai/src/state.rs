@@ -1,7 +1,9 @@
 //! What all requests share: the engine once it is there, the server's settings and its metrics.
+use crate::body::{BodyLimits, RequestBody};
 use crate::metrics::Metrics;
 use crate::{ApiError, serving::Serving};
 use anyfleet::{Engine, GenerateRequest, SamplingParams};
+use axum::extract::Request;
 use axum::http::StatusCode;
 use futures_util::StreamExt;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -45,7 +47,8 @@ impl ServerStateBuilder {
         self
     }
 
-    /// Largest request body in bytes, 16 MiB by default; a larger one gets a 413.
+    /// Largest request body in bytes, 16 MiB by default; a larger one gets a 413. Sixteen of the largest
+    /// are held at once; a client that sends one more gets a 503.
     #[must_use]
     pub fn max_body_bytes(mut self, bytes: usize) -> Self {
         self.max_body_bytes = bytes;
@@ -59,9 +62,11 @@ impl ServerStateBuilder {
         ServerState {
             shared: Arc::new(Shared {
                 metrics: Metrics::new(serving.clone()),
+                bodies: BodyLimits::new(self.max_body_bytes),
                 settings: self,
                 serving,
                 phase: AtomicU8::new(Phase::Loading as u8),
+                cores,
                 text: Arc::new(Semaphore::new(cores)),
             }),
         }
@@ -79,7 +84,9 @@ struct Shared {
     serving: Arc<OnceLock<Serving>>,
     phase: AtomicU8,
     metrics: Metrics,
-    /// Permits for work on text, which is not the async threads' to do.
+    bodies: BodyLimits,
+    cores: usize,
+    /// A permit a core for work on text, which is not the async threads' to do.
     text: Arc<Semaphore>,
 }
 
@@ -128,8 +135,8 @@ impl ServerState {
         self.shared.serving.get().map(|serving| &serving.names[..])
     }
 
-    pub(crate) fn max_body_bytes(&self) -> usize {
-        self.shared.settings.max_body_bytes
+    pub(crate) async fn read_body(&self, request: Request) -> Result<RequestBody, ApiError> {
+        self.shared.bodies.read(request).await
     }
 
     pub(crate) fn metrics(&self) -> &Metrics {
@@ -168,14 +175,18 @@ impl ServerState {
         }
     }
 
-    /// Runs work on text off the async threads, as much of it at once as there are cores: neither
-    /// a flood of long prompts nor the memory they take may stall the streams.
+    /// Runs work on `bytes` of text off the async threads, as much of it at once as there are cores:
+    /// neither a flood of long prompts nor the memory they take may stall the streams. JSON takes
+    /// tens of times its length once it is parsed, so long texts count for more than one.
     pub(crate) async fn text_work<T: Send + 'static>(
         &self,
+        bytes: usize,
         work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
         let failed = |what: &str| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, format!("Internal error: {what}."));
-        let permit = self.shared.text.clone().acquire_owned().await.map_err(|_| failed("the text pool is closed"))?;
+        let permits = self.shared.cores.min(1 + (bytes >> 20)) as u32;
+        let permit = self.shared.text.clone().acquire_many_owned(permits).await;
+        let permit = permit.map_err(|_| failed("the text pool is closed"))?;
         let work = move || {
             let _permit = permit;
             work()
