@@ -26,10 +26,11 @@ const MAX_CONFIG_BYTES: u64 = 16 << 20;
 const MAX_STEPS: u64 = 2_000_000;
 const STEPS_PER_PAIR: u64 = 10;
 const MAX_STEPS_EVER: u64 = 50_000_000;
-/// The parser recurses as deep as blocks nest. Only the pages that are touched take memory.
-const COMPILER_STACK: usize = 1 << 30;
-/// The engine frees, prints and compares nested values by recursion.
-const STACK: usize = 256 << 20;
+/// The engine parses, frees, prints and compares what nests by recursion. Only the pages of a stack that
+/// are touched take memory.
+const STACK: usize = 128 << 20;
+/// More of it for every tag that is parsed, each of which may begin a block within the one before.
+const STACK_PER_TAG: usize = 12 << 10;
 
 /// A chat template, compiled once and rendered for every request.
 ///
@@ -175,20 +176,12 @@ impl ChatTemplate {
         let messages = input.messages.as_array().map_or(0, Vec::len) as u64;
         let steps = (MAX_STEPS + STEPS_PER_PAIR.saturating_mul(messages.saturating_pow(2))).min(MAX_STEPS_EVER);
         // A rendering ends itself in time, unless one step of it takes very long.
-        match in_thread(STACK, Some(2 * python::MAX_TIME), move || {
+        in_thread(STACK, Some(2 * python::MAX_TIME), move || {
             python::open_account();
             let mut env = Environment::clone(&env);
             env.set_fuel(Some(steps));
             run(&env, context)
-        }) {
-            Ok(result) => result,
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                Err(Error::TemplateLimit(format!("did not end within {} s", 2 * python::MAX_TIME.as_secs())))
-            }
-            Err(mpsc::RecvTimeoutError::Disconnected) => {
-                Err(Error::Template("the thread that renders it could not start, or died".into()))
-            }
-        }
+        })
     }
 
     fn context(&self, input: &ChatInput<'_>, tokens: &SpecialTokens) -> Value {
@@ -225,31 +218,36 @@ const NAME: &str = "chat template";
 fn in_thread<T: Send + 'static>(
     stack: usize,
     limit: Option<Duration>,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, mpsc::RecvTimeoutError> {
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     let (send, receive) = mpsc::sync_channel(1);
     let thread = std::thread::Builder::new().name("chat-template".into()).stack_size(stack);
     // The receiver is gone when the time ran out; nobody wants the result then.
-    let spawned = thread.spawn(move || drop(send.send(work())));
-    if spawned.is_err() {
-        return Err(mpsc::RecvTimeoutError::Disconnected);
-    }
-    match limit {
+    thread.spawn(move || drop(send.send(work()))).map_err(|e| {
+        let reason = format!("needs a thread with a stack of {} MiB, which cannot be started: {e}", stack >> 20);
+        Error::Template(format!("{reason}; raise the limit of address space or of threads"))
+    })?;
+    let received = match limit {
         Some(limit) => receive.recv_timeout(limit),
         None => receive.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
-    }
+    };
+    received.unwrap_or_else(|e| match (e, limit) {
+        (mpsc::RecvTimeoutError::Timeout, Some(limit)) => {
+            Err(Error::TemplateLimit(format!("did not end within {} s", limit.as_secs())))
+        }
+        _ => Err(Error::Template("the thread that runs it died".into())),
+    })
 }
 
 fn compile(source: &str) -> Result<Environment<'static>> {
-    let source = source.to_owned();
-    in_thread(COMPILER_STACK, None, move || compile_here(&source))
-        .unwrap_or_else(|_| Err(Error::Template("cannot be compiled".into())))
-}
-
-fn compile_here(source: &str) -> Result<Environment<'static>> {
     if source.len() > MAX_TEMPLATE_BYTES {
         return Err(Error::Template(format!("is {} bytes long, the limit is {MAX_TEMPLATE_BYTES}", source.len())));
     }
+    let source = source.to_owned();
+    in_thread(STACK + source.matches("{%").count() * STACK_PER_TAG, None, move || compile_here(&source))
+}
+
+fn compile_here(source: &str) -> Result<Environment<'static>> {
     let mut env = Environment::new();
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     env.set_syntax(syntax.map_err(describe)?);
