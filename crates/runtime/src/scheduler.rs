@@ -215,11 +215,14 @@ impl Scheduler {
         self.cache.forget_unused();
     }
 
-    /// The oldest sequence that may start. Later choices wait for the first one's prompt.
+    /// The oldest sequence that may start. Later choices wait for the first one's prompt, to share it,
+    /// and so that its scores come before any choice's text.
     fn next_waiting(&self) -> Option<SeqKey> {
-        let shares_soon =
-            |key: &SeqKey| key.choice > 0 && self.cache.sharing() && !self.requests[&key.request].prefilled;
-        let &key = self.waiting.iter().find(|&key| !shares_soon(key))?;
+        let follows = |key: &SeqKey| {
+            let scored = || self.sequences[key].job.params.prompt_logprobs.is_some();
+            key.choice > 0 && !self.requests[&key.request].prefilled && (self.cache.sharing() || scored())
+        };
+        let &key = self.waiting.iter().find(|&key| !follows(key))?;
         (self.sequences[&key].steps_in_flight == 0).then_some(key)
     }
 
