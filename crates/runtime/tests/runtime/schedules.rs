@@ -296,12 +296,16 @@ fn random_schedules_equal_each_request_alone() {
     }
 }
 
-/// Seeds of schedules that once failed. 242617242901659: with sharing off, a second choice spoke before the
-/// first one's prompt scores were complete.
+/// Seeds of schedules that once failed.
+const ONCE_FAILED: [u64; 1] = [
+    // With sharing off, a second choice spoke before the first one's prompt scores were complete.
+    242617242901659,
+];
+
 #[test]
 fn schedules_that_once_failed() {
     let tokenizer = tokenizer();
-    for seed in [242617242901659] {
+    for seed in ONCE_FAILED {
         check(&schedule(&mut Random(seed), &tokenizer), &Tally::default());
     }
 }
