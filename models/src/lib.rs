@@ -4,6 +4,8 @@ mod family;
 mod llama;
 mod load;
 mod mistral;
+#[cfg(feature = "pocket")]
+mod pocket;
 mod qwen2;
 mod qwen3;
 mod rope;
@@ -13,6 +15,8 @@ mod weights;
 pub use decoder::{Decoder, GroupTensors, HeadTensors, LayerCache, Scratch, StepTensors};
 pub use family::{spec_from_config, supported_architectures};
 pub use load::{LoadError, LoadOptions};
+#[cfg(feature = "pocket")]
+pub use pocket::pocket;
 pub use rope::{rope_inv_freq, rope_table};
 pub use spec::*;
 pub use weights::{LayerWeights, Model, WeightMap, check_weights, open_model};

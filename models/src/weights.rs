@@ -1,7 +1,6 @@
 //! Which tensors of a checkpoint make up a decoder, in the names of the Hugging Face hub.
 use crate::{AttentionSpec, DecoderSpec, LayerSpec};
-use anyfleet_weights::{Config, MatrixSpec, ModelDir, Result, VectorSpec};
-use std::path::Path;
+use anyfleet_weights::{Config, MatrixSpec, ModelDir, ModelFiles, Result, VectorSpec};
 
 /// Every weight of a decoder: what to load, merge and count.
 #[derive(Clone, Debug, PartialEq)]
@@ -161,16 +160,17 @@ pub struct Model {
     pub weights: WeightMap,
 }
 
-/// Opens a model directory, maps its config and checks its weights, in this order: a model that is
+/// Opens a model directory or a model that is part of the program, maps its config and checks its weights, in this order: a model that is
 /// not supported is refused before its weights are looked at.
 ///
 /// # Errors
 /// Those of [`Config::open`], [`spec_from_config`](crate::spec_from_config),
 /// [`ModelDir::with_config`] and [`check_weights`].
-pub fn open_model(path: &Path) -> Result<Model> {
-    let config = Config::open(path)?;
+pub fn open_model(model: impl Into<ModelFiles>) -> Result<Model> {
+    let files = model.into();
+    let config = Config::open(files.clone())?;
     let mut spec = crate::spec_from_config(&config)?;
-    let dir = ModelDir::with_config(path, config)?;
+    let dir = ModelDir::with_config(files, config)?;
     if spec.tied_head && differs_from_embedding(&dir)? {
         spec.tied_head = false;
     }

@@ -6,7 +6,8 @@ use anyfleet_executor::{ExecutorOptions, MemoryPlan, ModelExecutor, plan};
 use anyfleet_models::{Decoder, LoadOptions, Model, open_model};
 use anyfleet_runtime::{Executor, Runtime, RuntimeOptions};
 use anyfleet_tensor::{Backend, DType, WeightFormat};
-use std::path::PathBuf;
+use anyfleet_text::Files;
+use anyfleet_weights::{Bundle, Hub, ModelFiles};
 use std::sync::Arc;
 
 /// Changes whenever the same inputs may give other bits than in the version before.
@@ -40,6 +41,8 @@ type OnProgress = Arc<dyn Fn(Progress) + Send + Sync>;
 #[derive(Clone)]
 pub struct EngineBuilder {
     model: String,
+    /// The model, where it is part of the program; otherwise `model` says where it is.
+    bundle: Option<Bundle>,
     device: DeviceSpec,
     dtype: DTypeSpec,
     max_model_len: Option<usize>,
@@ -63,9 +66,10 @@ struct Loaded {
 }
 
 impl EngineBuilder {
-    pub(crate) fn new(model: String) -> Self {
+    pub(crate) fn new(model: String, bundle: Option<Bundle>) -> Self {
         EngineBuilder {
             model,
+            bundle,
             device: DeviceSpec::Auto,
             dtype: DTypeSpec::Auto,
             max_model_len: None,
@@ -185,10 +189,8 @@ impl EngineBuilder {
     /// [`Error::Plan`] when the model does not fit.
     pub fn build(self) -> Result<Engine> {
         let model = self.open()?;
-        let path = model.dir.path().to_owned();
         // Small files first: a broken tokenizer should not cost the time of loading weights.
-        let tokenizer = load_tokenizer(&path)?;
-        let template = ChatTemplate::from_dir(&path).map_err(model_error)?;
+        let (tokenizer, template) = load_text(model.dir.files()).map_err(model_error)?;
         let (eos_token_ids, mut warnings) = eos_token_ids(&model);
         let (defaults, defaults_warning) = default_params(&model);
         warnings.extend(unused_warning(&model).into_iter().chain(defaults_warning));
@@ -217,7 +219,7 @@ impl EngineBuilder {
             .map_err(|e| Error::Device(format!("cannot start the engine's thread: {e}")))?;
         let info = EngineInfo {
             model: self.model,
-            path,
+            path: model.dir.files().dir().map(Into::into),
             family: model.spec.family,
             device: loaded.device,
             dtype: loaded.dtype.to_string(),
@@ -232,11 +234,15 @@ impl EngineBuilder {
     }
 
     fn open(&self) -> Result<Model> {
-        let progress = self.on_progress.clone();
-        let path = anyfleet_weights::Hub::from_env().resolve(&self.model, &mut |p| {
-            progress(Progress::Download { file: p.file.to_owned(), done: p.done, total: p.total });
-        });
-        open_model(&path.map_err(model_error)?).map_err(model_error)
+        let files = match self.bundle {
+            Some(bundle) => Ok(bundle.into()),
+            None => Hub::from_env()
+                .resolve(&self.model, &mut |p| {
+                    (self.on_progress)(Progress::Download { file: p.file.to_owned(), done: p.done, total: p.total });
+                })
+                .map(ModelFiles::from),
+        };
+        files.and_then(open_model).map_err(model_error)
     }
 
     /// The one place where a device's name becomes a backend.
@@ -327,13 +333,14 @@ fn model_error(error: impl std::fmt::Display) -> Error {
     Error::Model(error.to_string())
 }
 
-fn load_tokenizer(path: &std::path::Path) -> Result<Option<Tokenizer>> {
-    let file: PathBuf = path.join("tokenizer.json");
-    // A dangling link or a FIFO is there, and is refused by name when it is opened.
-    if file.symlink_metadata().is_err() {
-        return Ok(None);
-    }
-    Tokenizer::from_file(&file).map(Some).map_err(model_error)
+/// The tokenizer and the chat template of a model, where it has them.
+fn load_text(files: &ModelFiles) -> anyfleet_text::Result<(Option<Tokenizer>, Option<ChatTemplate>)> {
+    let label = files.to_string();
+    let files = match files {
+        ModelFiles::Dir(dir) => Files::Dir(dir),
+        ModelFiles::Bundle(bundle) => Files::Memory { label: &label, files: bundle.files },
+    };
+    Ok((Tokenizer::from_files(files)?, ChatTemplate::from_files(files)?))
 }
 
 /// End-of-sequence ids within the vocabulary, and a warning for those outside.

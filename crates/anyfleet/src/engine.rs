@@ -12,10 +12,10 @@ use std::sync::Arc;
 /// What was loaded, where and how.
 #[derive(Clone, Debug)]
 pub struct EngineInfo {
-    /// The model's name or directory, as given.
+    /// The model's name or directory, as given; a bundled model's name.
     pub model: String,
-    /// The directory it was loaded from.
-    pub path: PathBuf,
+    /// The directory it was loaded from; `None` for a model that is part of the program.
+    pub path: Option<PathBuf>,
     /// Family, e.g. `llama`.
     pub family: &'static str,
     /// Device, for people.
@@ -75,7 +75,27 @@ impl Engine {
     /// Starts describing an engine for `model`: a directory, or a hub name `ORG/NAME` that is
     /// looked up in the Hugging Face cache (and, with the feature `hub`, downloaded).
     pub fn builder(model: impl Into<String>) -> EngineBuilder {
-        EngineBuilder::new(model.into())
+        EngineBuilder::new(model.into(), None)
+    }
+
+    /// Starts describing an engine for the model `pocket`, a small chat model that is part of the
+    /// program: it needs no files and no network.
+    ///
+    /// ```no_run
+    /// use anyfleet::{ChatInput, Engine, GenerateRequest};
+    ///
+    /// # fn main() -> anyfleet::Result<()> {
+    /// let engine = Engine::bundled().build()?;
+    /// let messages = serde_json::json!([{"role": "user", "content": "What is the opposite of hot?"}]);
+    /// let prompt = engine.encode(&engine.apply_chat_template(&ChatInput::new(&messages))?, false)?;
+    /// println!("{}", engine.generate(GenerateRequest::tokens(prompt).max_tokens(32))?.text());
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "pocket")]
+    pub fn bundled() -> EngineBuilder {
+        let model = anyfleet_models::pocket();
+        EngineBuilder::new(model.name.into(), Some(model))
     }
 
     pub(crate) fn from_shared(shared: Shared) -> Self {

@@ -30,6 +30,9 @@
 //! # }
 //! ```
 //!
+//! With the feature `pocket`, which is off by default, a small chat model is part of the program and
+//! `Engine::bundled()` needs no files.
+//!
 //! An [`Engine`] is a cheap handle: clone it into as many threads as there are requests. It forces
 //! no async runtime on anyone; its step loop runs on a thread of its own.
 #![cfg_attr(

@@ -22,7 +22,7 @@ fn options() -> ExecutorOptions {
 
 fn model(name: &str) -> Model {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/parity/fixtures");
-    open_model(&fixtures.join(name)).expect("fixture")
+    open_model(fixtures.join(name)).expect("fixture")
 }
 
 struct Setup {

@@ -39,6 +39,7 @@ mod tokenizer;
 
 pub use detokenizer::Detokenizer;
 pub use error::{Error, Result};
+pub use file::Files;
 pub use stop::StopStrings;
 pub use template::{ChatInput, ChatTemplate};
 pub use tokenizer::{SpecialTokens, Tokenizer};

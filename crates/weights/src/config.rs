@@ -1,7 +1,7 @@
 //! JSON configuration files, read generically: families ask for the keys they know, and a value
 //! that does not fit is one clear error.
 use crate::error::{quote, show_path};
-use crate::{Error, Result, file};
+use crate::{Error, ModelFiles, Result, file};
 use anyfleet_tensor::DType;
 use serde_json::{Map, Value};
 use std::ops::RangeInclusive;
@@ -32,32 +32,34 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads `config.json` of a model directory.
+    /// Reads `config.json` of a model directory, or of a model that is part of the program.
     ///
     /// # Errors
-    /// [`Error::File`] when `dir` is no directory, or the file is missing, not a regular file, larger
+    /// [`Error::File`] when the directory is none, or the file is missing, not a regular file, larger
     /// than 16 MiB or not a JSON object.
-    pub fn open(dir: &Path) -> Result<Self> {
-        match std::fs::metadata(dir) {
-            Err(e) => {
-                return Err(Error::file(dir, format!("cannot be opened as a model directory: {e}; check the path")));
+    pub fn open(model: impl Into<ModelFiles>) -> Result<Self> {
+        let files = model.into();
+        match files.dir().map(std::fs::metadata) {
+            Some(Err(e)) => {
+                let reason = format!("cannot be opened as a model directory: {e}; check the path");
+                return Err(Error::file(&files.root(), reason));
             }
-            Ok(meta) if !meta.is_dir() => {
-                return Err(Error::file(
-                    dir,
-                    "is not a directory; pass the directory with config.json and the safetensors files",
-                ));
+            Some(Ok(meta)) if !meta.is_dir() => {
+                let reason = "is not a directory; pass the directory with config.json and the safetensors files";
+                return Err(Error::file(&files.root(), reason));
             }
-            Ok(_) => {}
+            Some(Ok(_)) | None => {}
         }
-        let path = dir.join("config.json");
-        if !file::present(&path) {
-            return Err(Error::file(
-                dir,
-                "has no config.json; pass a model directory as published on the Hugging Face hub",
-            ));
+        if !files.has("config.json") {
+            let reason = "has no config.json; pass a model directory as published on the Hugging Face hub";
+            return Err(Error::file(&files.root(), reason));
         }
-        Self::read(&path)
+        Self::read_from(&files, "config.json")
+    }
+
+    /// Reads a JSON file of a model.
+    pub(crate) fn read_from(files: &ModelFiles, name: &str) -> Result<Self> {
+        Self::parse(&files.path(name), &files.read(name, MAX_CONFIG)?)
     }
 
     /// Reads a JSON file.

@@ -2,7 +2,7 @@
 use crate::error::{quote, show_path};
 use crate::header::Entry;
 use crate::shard::Shard;
-use crate::{Config, Error, GenerationConfig, Result, file};
+use crate::{Config, Error, GenerationConfig, ModelFiles, Result};
 use anyfleet_tensor::DType;
 use safetensors::Dtype;
 use serde::Deserialize;
@@ -11,17 +11,19 @@ use std::path::{Component, Path, PathBuf};
 
 pub(crate) const SINGLE: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
+const GENERATION: &str = "generation_config.json";
 /// Largest index read, in bytes.
 const MAX_INDEX: u64 = 64 << 20;
 /// Most shards; the largest published checkpoints have a few hundred.
 const MAX_SHARDS: usize = 8192;
 
-/// A Hugging Face model directory, its safetensors files memory-mapped and their headers checked.
+/// A Hugging Face model directory, its safetensors files memory-mapped and their headers checked, or
+/// such a directory that is part of the program.
 ///
 /// Nothing is read from the data until a tensor is asked for.
 #[derive(Debug)]
 pub struct ModelDir {
-    path: PathBuf,
+    files: ModelFiles,
     config: Config,
     generation: GenerationConfig,
     /// The single file or the index: what a missing tensor is missing from.
@@ -31,7 +33,7 @@ pub struct ModelDir {
     tensors: BTreeMap<String, (usize, Entry)>,
 }
 
-/// A tensor of the checkpoint, borrowed from the memory map.
+/// A tensor of the checkpoint, borrowed from the memory map or the program.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorView<'a> {
     /// f32, bf16 or f16.
@@ -48,8 +50,10 @@ impl ModelDir {
     ///
     /// # Errors
     /// [`Error::File`] or [`Error::Config`] for the first file that is missing or damaged.
-    pub fn open(path: &Path) -> Result<Self> {
-        Self::with_config(path, Config::open(path)?)
+    pub fn open(model: impl Into<ModelFiles>) -> Result<Self> {
+        let files = model.into();
+        let config = Config::open(files.clone())?;
+        Self::with_config(files, config)
     }
 
     /// As [`ModelDir::open`], with the `config.json` that [`Config::open`] read before, so that a
@@ -57,18 +61,20 @@ impl ModelDir {
     ///
     /// # Errors
     /// As [`ModelDir::open`].
-    pub fn with_config(path: &Path, config: Config) -> Result<Self> {
-        let generation = path.join("generation_config.json");
-        let generation =
-            if file::present(&generation) { Config::read(&generation)? } else { Config::empty(&generation) };
+    pub fn with_config(model: impl Into<ModelFiles>, config: Config) -> Result<Self> {
+        let files = model.into();
+        let generation = match files.has(GENERATION) {
+            true => Config::read_from(&files, GENERATION)?,
+            false => Config::empty(&files.path(GENERATION)),
+        };
         let generation = GenerationConfig::new(&generation, &config)?;
-        let (listing, shards, tensors) = open_weights(path)?;
-        Ok(ModelDir { path: path.to_owned(), config, generation, listing, shards, tensors })
+        let (listing, shards, tensors) = open_weights(&files)?;
+        Ok(ModelDir { files, config, generation, listing, shards, tensors })
     }
 
-    /// The directory.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// Where its files are.
+    pub fn files(&self) -> &ModelFiles {
+        &self.files
     }
 
     /// `config.json`.
@@ -212,31 +218,27 @@ fn float(dtype: Dtype) -> Option<DType> {
 
 type Weights = (PathBuf, Vec<Shard>, BTreeMap<String, (usize, Entry)>);
 
-fn open_weights(dir: &Path) -> Result<Weights> {
-    let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
-    if file::present(&single) {
-        let (shard, entries) = Shard::open(&single)?;
+fn open_weights(files: &ModelFiles) -> Result<Weights> {
+    if files.has(SINGLE) {
+        let (shard, entries) = Shard::open(files, SINGLE)?;
         let tensors = entries.into_iter().map(|e| (e.name.clone(), (0, e))).collect();
-        return Ok((single, vec![shard], tensors));
+        return Ok((files.path(SINGLE), vec![shard], tensors));
     }
-    if file::present(&index) {
-        let weight_map = read_index(&index)?;
-        let (shards, tensors) = open_shards(dir, &index, &weight_map)?;
-        return Ok((index, shards, tensors));
+    if files.has(INDEX) {
+        let weight_map = read_index(files)?;
+        let (shards, tensors) = open_shards(files, &weight_map)?;
+        return Ok((files.path(INDEX), shards, tensors));
     }
-    Err(no_weights(dir))
+    Err(no_weights(files))
 }
 
 /// Why there is nothing to load, and what to do about it.
-fn no_weights(dir: &Path) -> Error {
-    let mut names: Vec<String> = std::fs::read_dir(dir)
-        .map(|list| list.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect())
-        .unwrap_or_default();
-    names.sort();
+fn no_weights(files: &ModelFiles) -> Error {
+    let (root, names) = (files.root(), files.names());
     let find = |test: &dyn Fn(&str) -> bool| names.iter().find(|n| test(n)).map(|n| quote(n));
     if let Some(found) = find(&|n| n.ends_with(".safetensors")) {
         return Error::file(
-            dir,
+            &root,
             format!(
                 "has {found}, but neither {SINGLE} nor {INDEX}, which says what is in which file; download {INDEX}"
             ),
@@ -244,36 +246,36 @@ fn no_weights(dir: &Path) -> Error {
     }
     if let Some(found) = find(&|n| n.starts_with("pytorch_model") || n.ends_with(".pth") || n.ends_with(".pt")) {
         return Error::file(
-            dir,
+            &root,
             format!(
                 "has {found}, but no safetensors; convert it in Python with \
                  AutoModelForCausalLM.from_pretrained(dir).save_pretrained(out, safe_serialization=True)"
             ),
         );
     }
-    Error::file(dir, format!("has no weights: neither {SINGLE} nor {INDEX}; download the model again"))
+    Error::file(&root, format!("has no weights: neither {SINGLE} nor {INDEX}; download the model again"))
 }
 
 /// Tensor name to shard file name.
-fn read_index(path: &Path) -> Result<HashMap<String, String>> {
+fn read_index(files: &ModelFiles) -> Result<HashMap<String, String>> {
     #[derive(Deserialize)]
     struct Index {
         weight_map: HashMap<String, String>,
     }
-    let bytes = file::read_limited(path, MAX_INDEX)?;
-    let index: Index = serde_json::from_slice(&bytes).map_err(|e| {
-        Error::file(path, format!("is not a safetensors index: {}; download it again", quote(&e.to_string())))
+    let path = files.path(INDEX);
+    let index: Index = serde_json::from_slice(&files.read(INDEX, MAX_INDEX)?).map_err(|e| {
+        Error::file(&path, format!("is not a safetensors index: {}; download it again", quote(&e.to_string())))
     })?;
     if index.weight_map.is_empty() {
-        return Err(Error::file(path, "lists no tensors; download it again"));
+        return Err(Error::file(&path, "lists no tensors; download it again"));
     }
     Ok(index.weight_map)
 }
 
 /// The shards an index names, checked to stay inside the directory.
-pub(crate) fn shard_names(index: &Path) -> Result<BTreeSet<String>> {
-    let names: BTreeSet<String> = read_index(index)?.into_values().collect();
-    check_shard_names(index, &names)?;
+pub(crate) fn shard_names(files: &ModelFiles) -> Result<BTreeSet<String>> {
+    let names: BTreeSet<String> = read_index(files)?.into_values().collect();
+    check_shard_names(&files.path(INDEX), &names)?;
     Ok(names)
 }
 
@@ -296,10 +298,11 @@ fn check_shard_names(index: &Path, names: &BTreeSet<String>) -> Result<()> {
 
 type Shards = (Vec<Shard>, BTreeMap<String, (usize, Entry)>);
 
-fn open_shards(dir: &Path, index: &Path, weight_map: &HashMap<String, String>) -> Result<Shards> {
+fn open_shards(files: &ModelFiles, weight_map: &HashMap<String, String>) -> Result<Shards> {
+    let index = files.path(INDEX);
     let names: BTreeSet<String> = weight_map.values().cloned().collect();
-    check_shard_names(index, &names)?;
-    let missing: Vec<&str> = names.iter().map(String::as_str).filter(|n| !file::present(&dir.join(n))).collect();
+    check_shard_names(&index, &names)?;
+    let missing: Vec<&str> = names.iter().map(String::as_str).filter(|n| !files.has(n)).collect();
     if !missing.is_empty() {
         let list: Vec<String> = missing.iter().take(3).map(|n| quote(n)).collect();
         let more = if missing.len() > 3 { ", ..." } else { "" };
@@ -309,13 +312,13 @@ fn open_shards(dir: &Path, index: &Path, weight_map: &HashMap<String, String>) -
             missing.len(),
             list.join(", ")
         );
-        return Err(Error::file(index, reason));
+        return Err(Error::file(&index, reason));
     }
 
     let mut shards = Vec::with_capacity(names.len());
     let mut tensors: BTreeMap<String, (usize, Entry)> = BTreeMap::new();
     for (number, shard_name) in names.iter().enumerate() {
-        let (shard, entries) = Shard::open(&dir.join(shard_name))?;
+        let (shard, entries) = Shard::open(files, shard_name)?;
         shards.push(shard);
         for entry in entries {
             // A tensor that the index places elsewhere is not this one; one that the index does not
@@ -326,8 +329,8 @@ fn open_shards(dir: &Path, index: &Path, weight_map: &HashMap<String, String>) -
         }
     }
     if let Some((name, home)) = weight_map.iter().filter(|(name, _)| !tensors.contains_key(*name)).min() {
-        let reason = format!("is not there, though {} says so; download both again", show_path(index));
-        return Err(Error::tensor(&dir.join(home), name, reason));
+        let reason = format!("is not there, though {} says so; download both again", show_path(&index));
+        return Err(Error::tensor(&files.path(home), name, reason));
     }
     Ok((shards, tensors))
 }

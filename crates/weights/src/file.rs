@@ -33,16 +33,19 @@ pub(crate) fn open_regular(path: &Path) -> Result<(File, u64)> {
 /// # Errors
 /// As [`open_regular`], and when the file is larger.
 pub(crate) fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let too_large = |len: u64| {
-        Error::file(path, format!("has {len} bytes, but at most {limit} are accepted here; is it the right file?"))
-    };
     let (file, len) = open_regular(path)?;
     if len > limit {
-        return Err(too_large(len));
+        return Err(too_large(path, len, limit));
     }
     let mut bytes = Vec::with_capacity(len as usize);
     file.take(limit + 1).read_to_end(&mut bytes).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
-    if bytes.len() as u64 > limit { Err(too_large(bytes.len() as u64)) } else { Ok(bytes) }
+    let len = bytes.len() as u64;
+    if len > limit { Err(too_large(path, len, limit)) } else { Ok(bytes) }
+}
+
+/// The error for a file of more than `limit` bytes.
+pub(crate) fn too_large(path: &Path, len: u64, limit: u64) -> Error {
+    Error::file(path, format!("has {len} bytes, but at most {limit} are accepted here; is it the right file?"))
 }
 
 /// Metadata of what `path` leads to.

@@ -2,7 +2,8 @@
 //!
 //! A checkpoint is a file that strangers made, so everything in it is checked before it is used,
 //! and what is wrong is one line that names the file and the remedy. Weights are memory-mapped and
-//! lent to a backend as they lie in the file ([`HostWeight`](anyfleet_tensor::HostWeight)).
+//! lent to a backend as they lie in the file ([`HostWeight`](anyfleet_tensor::HostWeight)). A model
+//! that is part of the program ([`Bundle`]) goes through the same checks.
 //!
 //! What this crate does **not** know: model families (which tensors a model has), devices, and
 //! tokenizers.
@@ -10,7 +11,7 @@
 //! ```no_run
 //! use anyfleet_weights::{ModelDir, VectorSpec};
 //! # fn main() -> anyfleet_weights::Result<()> {
-//! let dir = ModelDir::open("models/tiny".as_ref())?;
+//! let dir = ModelDir::open("models/tiny")?;
 //! let norm = VectorSpec { parts: vec![("model.norm.weight".into(), 64)] };
 //! println!("{} values", dir.vector(&norm)?.len());
 //! # Ok(())
@@ -20,6 +21,7 @@ mod config;
 mod dir;
 mod error;
 mod file;
+mod files;
 mod generation;
 mod header;
 mod hub;
@@ -30,6 +32,7 @@ mod weight;
 pub use config::{Config, Section};
 pub use dir::{ModelDir, TensorView};
 pub use error::{Error, Result, quote};
+pub use files::{Bundle, ModelFiles};
 pub use generation::GenerationConfig;
 pub use hub::{Hub, Progress, resolve};
 pub use weight::{MatrixSpec, VectorSpec};

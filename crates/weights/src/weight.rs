@@ -43,7 +43,7 @@ impl VectorSpec {
 }
 
 impl ModelDir {
-    /// A matrix, borrowed from the memory map, to be kept as `store`.
+    /// A matrix, borrowed from the checkpoint, to be kept as `store`.
     ///
     /// # Errors
     /// [`Error::Tensor`] when a part is missing, or has another shape or an unsupported dtype.
@@ -55,7 +55,7 @@ impl ModelDir {
         }
         let names: Vec<&str> = spec.parts.iter().map(|(name, _)| name.as_str()).collect();
         let weight = HostWeight { name: names.join("+"), cols: spec.cols, parts, store };
-        weight.check().map_err(|e| Error::file(self.path(), e.to_string()))?;
+        weight.check().map_err(|e| Error::file(&self.files().root(), e.to_string()))?;
         Ok(weight)
     }
 

@@ -2,7 +2,7 @@
 use crate::progress::LoadBar;
 use crate::size::parse_size;
 use crate::{Failure, banner};
-use anyfleet::{DTypeSpec, DeviceSpec, Engine};
+use anyfleet::{DTypeSpec, DeviceSpec, Engine, EngineBuilder};
 use anyfleet_openai::ServerState;
 use clap::Parser;
 use std::time::Duration;
@@ -20,6 +20,7 @@ requests are answered, GET /metrics has Prometheus metrics. SIGTERM finishes run
 #[command(version, about, after_help = EXAMPLES, max_term_width = 100)]
 pub(crate) struct Args {
     /// Hugging Face model directory, or a hub name such as Qwen/Qwen3-0.6B
+    #[cfg_attr(feature = "pocket", doc = " [default: the model pocket, which is part of this program]")]
     #[arg(long, value_name = "DIR|ORG/NAME", help_heading = "Model")]
     pub model: Option<String>,
     /// Name of the model in the API; several, separated by commas, are aliases [default: its directory's or hub name]
@@ -97,9 +98,7 @@ fn positive(text: &str) -> Result<usize, String> {
 impl Args {
     /// What loads the model as asked: prints its memory plan, shows progress, returns the engine.
     pub fn loader(&self) -> Result<impl FnOnce() -> anyfleet::Result<Engine> + Send + 'static, Failure> {
-        let Some(model) = &self.model else {
-            return Err("no model: give one with --model DIR or --model ORG/NAME (see --help)".into());
-        };
+        let builder = self.model.as_ref().map_or_else(bundled, |model| Ok(Engine::builder(model)))?;
         if self.served_model_name.iter().any(String::is_empty) {
             return Err("--served-model-name is empty; give a name or leave it out".into());
         }
@@ -108,7 +107,7 @@ impl Args {
         }
         let bar = std::sync::Arc::new(LoadBar::default());
         let progress = bar.clone();
-        let mut builder = Engine::builder(model)
+        let mut builder = builder
             .device(self.device.parse::<DeviceSpec>()?)
             .dtype(self.dtype.parse::<DTypeSpec>()?)
             .prefix_cache(!self.no_prefix_cache)
@@ -151,6 +150,19 @@ impl Args {
     pub fn io_threads(&self) -> usize {
         std::thread::available_parallelism().map_or(1, usize::from).min(4)
     }
+}
+
+/// What is served where no model is named.
+#[cfg(feature = "pocket")]
+fn bundled() -> Result<EngineBuilder, Failure> {
+    Ok(Engine::bundled())
+}
+
+#[cfg(not(feature = "pocket"))]
+fn bundled() -> Result<EngineBuilder, Failure> {
+    Err("no model: give one with --model DIR or --model ORG/NAME; this program was built without a bundled one \
+         (cargo feature pocket, see --help)"
+        .into())
 }
 
 fn option<B, T>(builder: B, value: Option<T>, set: impl FnOnce(B, T) -> B) -> B {

@@ -35,12 +35,13 @@ pub(crate) fn plan(plan: &MemoryPlan) -> String {
 pub(crate) fn ready(engine: &Engine, names: &[String], address: SocketAddr, with_key: bool) -> String {
     let info = engine.info();
     let name = names.first().map_or("", String::as_str);
+    let origin = info.path.as_ref().map_or("bundled".to_owned(), |path| path.display().to_string());
     let mut text = String::new();
     for warning in &info.warnings {
         let _ = writeln!(text, "note: {warning}");
     }
     for (label, value) in [
-        ("model", format!("{name} ({}, {})", info.family, info.path.display())),
+        ("model", format!("{name} ({}, {origin})", info.family)),
         ("device", info.device.clone()),
         ("dtype", info.dtype.clone()),
         ("numerics", info.numerics_id.clone()),
@@ -66,7 +67,10 @@ fn curl(name: &str, chat: bool, mut address: SocketAddr, with_key: bool) -> Stri
     }
     let model = serde_json::Value::from(name);
     let (path, rest) = match chat {
-        true => ("chat/completions", r#""messages":[{"role":"user","content":"Hello!"}],"max_tokens":64"#),
+        true => (
+            "chat/completions",
+            r#""messages":[{"role":"user","content":"What is the opposite of hot?"}],"max_tokens":32,"temperature":0"#,
+        ),
         false => ("completions", r#""prompt":"Once upon a time","max_tokens":64"#),
     };
     let key = if with_key { " -H \"Authorization: Bearer $ANYFLEET_API_KEY\"" } else { "" };

@@ -10,7 +10,11 @@ fn fixture() -> PathBuf {
 }
 
 fn serve() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_serve"));
+    quiet(Command::new(env!("CARGO_BIN_EXE_serve")))
+}
+
+/// Without what the surroundings could change.
+fn quiet(mut command: Command) -> Command {
     command.env_remove("RUST_LOG").env_remove("ANYFLEET_API_KEY").env("RUST_BACKTRACE", "1");
     // No test may reach a hub.
     command.env("HF_HUB_OFFLINE", "1").env("HF_HOME", std::env::temp_dir().join("anyfleet-no-hub"));
@@ -54,7 +58,8 @@ fn copy() -> tempfile::TempDir {
 
 #[test]
 fn what_cannot_start_says_why_in_one_line() {
-    assert!(failure(&[]).contains("--model"));
+    #[cfg(not(feature = "pocket"))]
+    assert!(failure(&[]).contains("--model DIR"));
     assert!(failure(&["--model", "/nonexistent/model"]).contains("/nonexistent/model"));
     assert!(failure(&["--model", "a\nb\u{1b}"]).contains("a\\nb"));
     assert!(failure(&["--model", &"x".repeat(5000)]).len() < 1500);
@@ -123,13 +128,14 @@ struct Running {
 impl Running {
     fn start(arguments: &[&str]) -> Self {
         let model = fixture();
-        let mut child = serve()
-            .args(["--model", &model.to_string_lossy(), "--port", "0", "--dtype", "f32", "--kv-cache-memory", "8MiB"])
-            .args(arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("serve starts");
+        let model = model.to_string_lossy();
+        let model = ["--model", &model, "--port", "0", "--dtype", "f32", "--kv-cache-memory", "8MiB"];
+        Self::wait(serve().args(model).args(arguments))
+    }
+
+    /// Starts it and waits until requests are answered.
+    fn wait(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("serve starts");
         let mut banner = String::new();
         let mut out = BufReader::new(child.stdout.take().expect("piped"));
         while !banner.contains("\ntry ") {
@@ -149,6 +155,29 @@ impl Running {
         TcpStream::connect(address).expect("connect")
     }
 
+    /// Runs the banner's line as a user would.
+    fn run_the_line(&self) {
+        let line = self.value("try");
+        assert!(line.contains("/v1/chat/completions"), "the model has a chat template: {line}");
+        // A shell and curl are on most machines; what they would send is checked on all of them.
+        match Command::new("sh").args(["-c", &format!("{line} --silent --fail")]).output() {
+            Ok(output) if output.status.code() != Some(127) => {
+                let text = String::from_utf8_lossy(&output.stdout).into_owned();
+                assert!(output.status.success() && text.contains("\"chat.completion\""), "{line}: {text}");
+            }
+            _ => println!("SKIPPED: running the banner's line, for want of a shell or curl"),
+        }
+    }
+
+    /// The answer to a request, headers included.
+    fn answer(&self, path: &str, body: &str) -> String {
+        let mut stream = self.connect();
+        ask(&stream, path, body);
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("read");
+        answer
+    }
+
     #[cfg(unix)]
     fn signal(&self, name: &str) {
         let killed = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
@@ -164,10 +193,14 @@ impl Drop for Running {
     }
 }
 
+/// Sends a body, or asks for a page where there is none.
 fn ask(mut stream: &TcpStream, path: &str, body: &str) {
-    let length = body.len();
-    write!(stream, "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}")
-        .expect("send");
+    let (method, length) = (if body.is_empty() { "GET" } else { "POST" }, body.len());
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    )
+    .expect("send");
 }
 
 #[test]
@@ -178,21 +211,10 @@ fn the_banner_says_what_runs_and_its_curl_line_works() {
     assert_eq!(server.value("dtype"), "f32");
     assert!(server.value("device").starts_with("cpu"));
     assert!(server.value("numerics").starts_with("anyfleet-"));
-    let line = server.value("try").to_owned();
-    assert!(line.contains("/v1/chat/completions"), "the model has a chat template: {line}");
-    // A shell and curl are on most machines; what they would send is checked on all of them.
-    match Command::new("sh").args(["-c", &format!("{line} --silent --fail")]).output() {
-        Ok(output) if output.status.code() != Some(127) => {
-            let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            assert!(output.status.success() && text.contains("\"chat.completion\""), "{line}: {text}");
-        }
-        _ => println!("SKIPPED: running the banner's line, for want of a shell or curl"),
-    }
+    server.run_the_line();
     for name in ["it's tiny", "alias"] {
-        let mut stream = server.connect();
-        ask(&stream, "/v1/completions", &format!("{{\"model\":\"{name}\",\"prompt\":\"Hi\",\"max_tokens\":2}}"));
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("read");
+        let body = format!("{{\"model\":\"{name}\",\"prompt\":\"Hi\",\"max_tokens\":2}}");
+        let answer = server.answer("/v1/completions", &body);
         assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"model\":\"it's tiny\""), "{answer}");
     }
 }
@@ -232,4 +254,25 @@ fn a_signal_finishes_streams_and_a_second_one_does_not() {
     (&stream).read_exact(&mut [0; 200]).expect("it has begun");
     server.signal("TERM");
     assert_eq!(server.child.wait().expect("wait").code(), Some(0), "the time limit is no failure");
+}
+
+#[cfg(feature = "pocket")]
+#[test]
+fn the_binary_alone_serves_the_bundled_model() {
+    let empty = tempfile::tempdir().expect("a directory");
+    let elsewhere = tempfile::tempdir().expect("a directory");
+    let program = empty.path().join("program").with_extension(std::env::consts::EXE_EXTENSION);
+    std::fs::copy(env!("CARGO_BIN_EXE_serve"), &program).expect("copy");
+    for place in [&empty, &elsewhere] {
+        let server = Running::wait(quiet(Command::new(&program)).args(["--port", "0"]).current_dir(place.path()));
+        assert!(server.value("model").starts_with("pocket (") && server.value("model").ends_with(", bundled)"));
+        server.run_the_line();
+        let models = server.answer("/v1/models", "");
+        assert!(models.starts_with("HTTP/1.1 200") && models.contains("\"id\":\"pocket\""), "{models}");
+        let chat = r#"{"model":"pocket","messages":[{"role":"user","content":"Hi"}],"max_tokens":4}"#;
+        let chat = server.answer("/v1/chat/completions", chat);
+        assert!(chat.starts_with("HTTP/1.1 200") && chat.contains("\"model\":\"pocket\""), "{chat}");
+    }
+    assert_eq!(std::fs::read_dir(&elsewhere).expect("list").count(), 0, "nothing is written");
+    assert!(String::from_utf8_lossy(&run(&["--help"]).stdout).contains("[default: the model pocket"));
 }

@@ -15,7 +15,7 @@ use minijinja::{Environment, ErrorKind, Value};
 use serde_json::{Map, Value as Json};
 
 use crate::error::{Error, Result, one_line};
-use crate::file;
+use crate::file::Files;
 use crate::tokenizer::SpecialTokens;
 
 /// Published templates reach 20 KB, tokenizer_config.json with its tokens 200 KB.
@@ -116,17 +116,25 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::File`] and [`Error::Template`].
     pub fn from_dir(dir: impl AsRef<Path>) -> Result<Option<Self>> {
-        let dir = dir.as_ref();
-        let path = dir.join("chat_template.jinja");
-        if let Some(bytes) = file::read_optional(&path, MAX_TEMPLATE_BYTES as u64)? {
-            let source = String::from_utf8(bytes)
+        Self::from_files(Files::Dir(dir.as_ref()))
+    }
+
+    /// As [`from_dir`](Self::from_dir), wherever the files are.
+    ///
+    /// # Errors
+    /// As [`from_dir`](Self::from_dir).
+    pub fn from_files(files: Files<'_>) -> Result<Option<Self>> {
+        const NAME: &str = "chat_template.jinja";
+        if let Some(bytes) = files.read_optional(NAME, MAX_TEMPLATE_BYTES as u64)? {
+            let path = files.path(NAME);
+            let source = std::str::from_utf8(&bytes)
                 .map_err(|_| Error::File { path: path.clone(), reason: "is not UTF-8".into() })?;
-            return Self::new(&source).map(Some).map_err(|e| in_file(&path, e));
+            return Self::new(source).map(Some).map_err(|e| in_file(&path, e));
         }
         for name in ["chat_template.json", "tokenizer_config.json"] {
-            let path = dir.join(name);
-            let Some(config) = file::read_json(&path, MAX_CONFIG_BYTES)? else { continue };
-            if let Some(found) = Self::from_json(&config["chat_template"]).map_err(|e| in_file(&path, e))? {
+            let Some(config) = files.read_json(name, MAX_CONFIG_BYTES)? else { continue };
+            let found = Self::from_json(&config["chat_template"]);
+            if let Some(found) = found.map_err(|e| in_file(&files.path(name), e))? {
                 return Ok(Some(found));
             }
         }

@@ -2,13 +2,12 @@
 //! (`TokenizersBackend.__init__`).
 
 use std::collections::HashMap;
-use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
 use super::kind;
 use crate::error::{Error, Result};
-use crate::file;
+use crate::file::Files;
 
 /// Published ones reach 200 KB.
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
@@ -91,16 +90,13 @@ pub(crate) struct Neighbours {
 }
 
 impl Neighbours {
-    pub(crate) fn read(dir: &Path) -> Result<Self> {
-        let read = |name: &str| {
-            let path = dir.join(name);
-            match file::read_json(&path, MAX_CONFIG_BYTES)? {
-                None => Ok(Value::Null),
-                Some(object @ Value::Object(_)) => Ok(object),
-                Some(other) => {
-                    let reason = format!("is {}, it must be an object", kind(&other));
-                    Err(Error::File { path, reason })
-                }
+    pub(crate) fn read(files: Files<'_>) -> Result<Self> {
+        let read = |name: &str| match files.read_json(name, MAX_CONFIG_BYTES)? {
+            None => Ok(Value::Null),
+            Some(object @ Value::Object(_)) => Ok(object),
+            Some(other) => {
+                let reason = format!("is {}, it must be an object", kind(&other));
+                Err(Error::File { path: files.path(name), reason })
             }
         };
         Ok(Self { config: read("tokenizer_config.json")?, special_tokens_map: read("special_tokens_map.json")? })

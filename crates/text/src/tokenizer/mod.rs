@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 use crate::decode::DecodePlan;
 use crate::error::{Error, Result, one_line, panic_text};
-use crate::file;
+use crate::file::{self, Files};
 use bound::TokenBound;
 pub use config::SpecialTokens;
 
@@ -59,8 +59,19 @@ impl Tokenizer {
         let model = path.is_dir() && path.file_name().is_none_or(|name| name != NAME);
         let path = if model { path.join(NAME) } else { path.to_owned() };
         let bytes = file::read(&path, MAX_TOKENIZER_BYTES)?;
-        let neighbours = config::Neighbours::read(path.parent().unwrap_or(Path::new("")))?;
+        let neighbours = config::Neighbours::read(Files::Dir(path.parent().unwrap_or(Path::new(""))))?;
         Self::build(&bytes, neighbours, &path.display().to_string())
+    }
+
+    /// The tokenizer of a model, as [`from_file`](Self::from_file) reads it; `None` where the model has
+    /// no `tokenizer.json`.
+    ///
+    /// # Errors
+    /// As [`from_file`](Self::from_file).
+    pub fn from_files(files: Files<'_>) -> Result<Option<Self>> {
+        let Some(bytes) = files.read_optional(NAME, MAX_TOKENIZER_BYTES)? else { return Ok(None) };
+        let neighbours = config::Neighbours::read(files)?;
+        Self::build(&bytes, neighbours, &files.path(NAME).display().to_string()).map(Some)
     }
 
     /// A tokenizer from the contents of a `tokenizer.json` alone.

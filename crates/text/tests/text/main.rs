@@ -3,6 +3,7 @@
 mod chat_templates;
 mod common;
 mod detokenizer;
+mod files;
 mod hostile_templates;
 mod hostile_tokenizers;
 mod published_templates;

@@ -51,8 +51,7 @@ impl<'a> Download<'a> {
             self.fetch(name, Some(MAX_SMALL), progress)?;
         }
         if self.fetch(dir::INDEX, Some(MAX_SMALL), progress)?.is_some() {
-            let index = self.snapshot().join(dir::INDEX);
-            for shard in dir::shard_names(&index)? {
+            for shard in dir::shard_names(&self.snapshot().into())? {
                 self.required(&shard, None, progress)?;
             }
         } else if self.fetch(dir::SINGLE, None, progress)?.is_none() {

@@ -216,7 +216,7 @@ fn lack(snapshot: &Path) -> Option<Lack> {
             return Some(Lack::File(dir::SINGLE.into()));
         }
         // A damaged index is reported where it is loaded.
-        let shards = dir::shard_names(&snapshot.join(dir::INDEX)).unwrap_or_default();
+        let shards = dir::shard_names(&snapshot.into()).unwrap_or_default();
         if let Some(shard) = shards.into_iter().find(|name| missing(name)) {
             return Some(Lack::File(shard));
         }

@@ -349,7 +349,7 @@ mod special_files {
         dir.write("blobs/1", b"{}").write("blobs/2", &sound(&[("a", &[1], 1.0)]));
         symlink("../blobs/1", dir.join("snapshot/config.json")).unwrap();
         symlink("../blobs/2", dir.join("snapshot/model.safetensors")).unwrap();
-        assert!(ModelDir::open(&dir.join("snapshot")).unwrap().contains("a"), "the cache's own layout");
+        assert!(ModelDir::open(dir.join("snapshot")).unwrap().contains("a"), "the cache's own layout");
     }
 
     #[test]

@@ -1,4 +1,5 @@
 //! Model directories from outside: sound, wrong and hostile ones, and where they come from.
+mod bundle;
 mod common;
 mod hostile;
 mod hub;

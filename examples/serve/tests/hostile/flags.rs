@@ -96,6 +96,7 @@ fn models_that_are_none() {
     ] {
         refusals.args(&format!("{model:.60?}"), &["--port", "0", "--model", model], says);
     }
+    #[cfg(not(feature = "pocket"))]
     refusals.args("no model", &["--port", "0"], &["--model DIR", "--help"]);
     refusals.done();
 }
