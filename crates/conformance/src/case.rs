@@ -120,6 +120,10 @@ pub trait OpCase: Debug {
         selection: &Selection,
         placement: Placement,
     ) -> anyfleet_tensor::Result<Staged<B>>;
+    /// The inputs as a device takes them that rounds activations first ([`Caps::operands`]).
+    fn rounded(&self, host: Self::Host, _caps: &Caps) -> Self::Host {
+        host
+    }
     /// The reference: one [`Expected`] per output, in the order they were staged.
     fn expect(&self, host: &Self::Host, selection: &Selection) -> Vec<Expected>;
     /// Where a row's results are once it ran as row `position` of a batch: what must be the same
@@ -280,6 +284,7 @@ impl<B: Backend, C: OpCase> Case<B> for C {
         let staged = self.stage(backend, &host, &selection, Placement::Scattered(rng.bits())).map_err(device)?;
         let live = staged.live();
         let first = execute(backend, &staged, live, None)?;
+        let host = self.rounded(host, backend.caps());
         let expected = self.expect(&host, &selection);
         let tolerance = self.tolerance();
         let mut wrong = None;

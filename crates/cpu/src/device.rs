@@ -22,9 +22,9 @@ pub struct CpuOptions {
 
 /// The processor this program runs on.
 ///
-/// Every kernel set computes the same bits (`numerics` is `cpu-fma1` for all): each sum has one
+/// Every kernel set computes the same bits (`numerics` is `cpu-fma2` for all): each sum has one
 /// accumulator and fused multiply-adds in index order, or sixteen strided partial sums and one
-/// reduction tree.
+/// reduction tree; products with bf16 weights round activations to bf16 and sum by pairs, as AMX does.
 pub struct CpuBackend {
     caps: Caps,
     kernels: KernelSet,
@@ -34,7 +34,7 @@ pub struct CpuBackend {
 }
 
 /// Name of the arithmetic, the same for every kernel set.
-const NUMERICS: &str = "cpu-fma1";
+const NUMERICS: &str = "cpu-fma2";
 
 /// More threads than the largest machines have processors: their start alone would take minutes.
 const MAX_THREADS: usize = 2048;
@@ -74,6 +74,7 @@ impl CpuBackend {
             numerics: NUMERICS.into(),
             activations: vec![DType::F32],
             weights: floats.map(WeightFormat::Float).to_vec(),
+            operands: vec![(WeightFormat::Float(DType::BF16), DType::BF16)],
             kv: floats.to_vec(),
             page_size: 16,
             memory: memory::measure(),
@@ -118,11 +119,6 @@ fn failed(reason: String) -> Error {
 fn choose(isa: Option<Isa>, named: Option<&str>) -> Result<KernelSet> {
     let wanted = match (isa, named) {
         (Some(isa), _) => isa,
-        (None, Some("amx")) => {
-            return Err(failed(format!(
-                "{ISA_VARIABLE}=amx: AMX kernels are not in this version; use avx512 or unset {ISA_VARIABLE}"
-            )));
-        }
         (None, Some(name)) => Isa::ALL.into_iter().find(|isa| isa.name() == name).ok_or_else(|| {
             failed(format!("{ISA_VARIABLE}={name} is not a kernel set; use {}", list(Isa::supported())))
         })?,
@@ -229,7 +225,6 @@ mod tests {
         assert_eq!(choose(Some(Isa::Portable), Some("nonsense")).unwrap().isa(), Isa::Portable);
         assert_eq!(choose(None, None).unwrap().isa(), Isa::supported().next().unwrap());
         let message = |named| choose(None, Some(named)).unwrap_err().to_string();
-        assert!(message("amx").contains("not in this version"), "{}", message("amx"));
         assert!(message("sse9").contains("ANYFLEET_CPU=sse9 is not a kernel set; use"), "{}", message("sse9"));
         let foreign = if cfg!(target_arch = "aarch64") { "avx2" } else { "neon" };
         assert!(message(foreign).contains("this processor has no"), "{}", message(foreign));

@@ -28,6 +28,7 @@ mod encoder;
 mod matmul;
 mod memory;
 mod ops;
+mod pairs;
 mod plan;
 mod scratch;
 mod simd;

@@ -7,6 +7,7 @@ use crate::ops::linear::LinearOp;
 use crate::ops::norm::NormOp;
 use crate::ops::rope_kv::RopeKvOp;
 use crate::ops::sample::SampleOp;
+use crate::pairs::pack::Rows;
 use crate::simd::KernelSet;
 use crate::view::View;
 use anyfleet_tensor::{Live, StepHeader};
@@ -33,6 +34,7 @@ pub(crate) enum Step {
 #[derive(Default)]
 pub(crate) struct Workspace {
     pub(crate) attention: Vec<attention::Task>,
+    pub(crate) rows: Rows,
 }
 
 /// What an operation knows when it runs.
@@ -54,7 +56,7 @@ impl CpuPlan {
                 }
                 Step::Embed(op) => op.execute(&ctx),
                 Step::Norm(op) => op.execute(&ctx),
-                Step::Linear(op) => op.execute(&ctx),
+                Step::Linear(op) => op.execute(&ctx, &mut workspace.rows),
                 Step::ActMul(op) => op.execute(&ctx),
                 Step::RopeKv(op) => op.execute(&ctx),
                 Step::Attention(op) => op.execute(&ctx, &mut workspace.attention),

@@ -1,8 +1,10 @@
 //! Weight matrices, packed once at load into the order the matrix kernels read.
 //!
-//! `[N/16][K][16]`: panel `p` holds output rows `16p .. 16p + 16`, and within it the sixteen weights
-//! of one input feature lie side by side. Rows past N are zero. Each panel starts on a cache line.
+//! f32 and f16: `[N/16][K][16]`, panel `p` holds output rows `16p .. 16p + 16`, and within it the sixteen
+//! weights of one input feature lie side by side. bf16: panels of 32 output rows in the order of
+//! [`pairs`], K padded to blocks of 32. Rows past N are zero. Each panel starts on a cache line.
 use crate::buffer::{ALIGN, Allocation};
+use crate::pairs::{self, BLOCK, PANEL};
 use crate::simd::{Cell, LANES};
 use anyfleet_tensor::{DType, Error, HostPart, HostWeight, Result, WeightFormat};
 use half::{bf16, f16};
@@ -20,14 +22,20 @@ struct Packed {
     dtype: DType,
 }
 
+/// Output rows of a panel.
+fn panel_rows(dtype: DType) -> usize {
+    if dtype == DType::BF16 { PANEL } else { LANES }
+}
+
 /// Bytes from one panel to the next.
 fn panel_bytes(cols: usize, dtype: DType) -> Option<usize> {
-    cols.checked_mul(LANES * dtype.size())?.checked_next_multiple_of(ALIGN)
+    let cols = if dtype == DType::BF16 { cols.checked_next_multiple_of(BLOCK)? } else { cols };
+    cols.checked_mul(panel_rows(dtype) * dtype.size())?.checked_next_multiple_of(ALIGN)
 }
 
 /// Bytes kept for a `rows x cols` matrix; `None` when that overflows.
 pub(crate) fn packed_bytes(rows: usize, cols: usize, dtype: DType) -> Option<usize> {
-    panel_bytes(cols, dtype)?.checked_mul(rows.div_ceil(LANES))
+    panel_bytes(cols, dtype)?.checked_mul(rows.div_ceil(panel_rows(dtype)))
 }
 
 impl CpuWeight {
@@ -51,7 +59,7 @@ impl CpuWeight {
         let packed = CpuWeight(Arc::new(Packed { memory, rows, cols, dtype }));
         match dtype {
             DType::F32 => packed.fill::<f32>(&weight.parts),
-            DType::BF16 => packed.fill::<bf16>(&weight.parts),
+            DType::BF16 => packed.fill_pairs(&weight.parts),
             _ => packed.fill::<f16>(&weight.parts),
         }
         Ok(packed)
@@ -67,6 +75,22 @@ impl CpuWeight {
                     DType::F32 => pack_row::<f32, C>(bytes, panel, lane),
                     DType::BF16 => pack_row::<bf16, C>(bytes, panel, lane),
                     _ => pack_row::<f16, C>(bytes, panel, lane),
+                }
+            }
+        });
+    }
+
+    fn fill_pairs(&self, parts: &[HostPart<'_>]) {
+        (0..self.panels()).into_par_iter().for_each(|p| {
+            // SAFETY: every panel is visited once, before anyone else has the weight.
+            let panel =
+                unsafe { std::slice::from_raw_parts_mut(self.panel::<bf16>(p).cast_mut(), self.panel_stride()) };
+            for (n, row) in (p * PANEL..self.rows().min((p + 1) * PANEL)).enumerate() {
+                let (dtype, bytes) = row_bytes(parts, row, self.cols());
+                match dtype {
+                    DType::F32 => pack_pairs::<f32>(bytes, panel, n),
+                    DType::BF16 => pack_pairs::<bf16>(bytes, panel, n),
+                    _ => pack_pairs::<f16>(bytes, panel, n),
                 }
             }
         });
@@ -88,15 +112,15 @@ impl CpuWeight {
     pub fn bytes(&self) -> usize {
         self.0.memory.len()
     }
-    /// Panels of sixteen rows, the last one padded.
+    /// Panels, the last one padded.
     pub(crate) fn panels(&self) -> usize {
-        self.rows().div_ceil(LANES)
+        self.rows().div_ceil(panel_rows(self.dtype()))
     }
     /// Elements from one panel to the next.
     pub(crate) fn panel_stride(&self) -> usize {
         self.bytes() / self.panels().max(1) / self.dtype().size()
     }
-    /// First element of panel `p`: `cols * 16` elements.
+    /// First element of panel `p`.
     ///
     /// # Panics
     /// When there is no such panel or `C` is not its type: bugs of this crate.
@@ -127,12 +151,24 @@ fn pack_row<From: Cell, To: Cell>(bytes: &[u8], panel: &mut [To], lane: usize) {
     }
 }
 
+/// Writes one row, converted, into its places in a panel of pairs.
+fn pack_pairs<From: Cell>(bytes: &[u8], panel: &mut [bf16], n: usize) {
+    let cells = bytes.chunks_exact(size_of::<From>()).map(bytemuck::pod_read_unaligned::<From>);
+    for (k, cell) in cells.enumerate() {
+        panel[pairs::place(n, k)] = bf16::narrow(cell.widen());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// Element (row, col) of a packed weight.
     fn at<C: Cell>(weight: &CpuWeight, row: usize, col: usize) -> f32 {
+        if weight.dtype() == DType::BF16 {
+            // SAFETY: inside the panel.
+            return unsafe { *weight.panel::<bf16>(row / PANEL).add(pairs::place(row % PANEL, col)) }.to_f32();
+        }
         // SAFETY: inside the panel.
         unsafe { *weight.panel::<C>(row / LANES).add(col * LANES + row % LANES) }.widen()
     }
@@ -161,7 +197,7 @@ mod tests {
                 store: WeightFormat::Float(store),
             };
             let packed = CpuWeight::pack(&host).unwrap();
-            assert_eq!((packed.rows(), packed.cols(), packed.panels()), (20, cols, 2));
+            assert_eq!((packed.rows(), packed.cols()), (20, cols));
             assert_eq!(Some(packed.bytes()), packed_bytes(20, cols, store));
             for row in 0..32 {
                 for col in 0..cols {

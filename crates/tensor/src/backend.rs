@@ -22,6 +22,9 @@ pub struct Caps {
     pub activations: Vec<DType>,
     /// Formats [`Backend::load`] takes as [`HostWeight::store`].
     pub weights: Vec<WeightFormat>,
+    /// Formats whose products round the activations first, to nearest even, and to what. Products of
+    /// other formats take them as they are.
+    pub operands: Vec<(WeightFormat, DType)>,
     /// KV-cache types.
     pub kv: Vec<DType>,
     /// Tokens per KV page the backend prefers; it takes any page size from 1 up.
@@ -30,6 +33,13 @@ pub struct Caps {
     pub memory: DeviceMemory,
     /// Largest single buffer in bytes.
     pub max_buffer: Option<u64>,
+}
+
+impl Caps {
+    /// What activations are rounded to before they meet a weight of this format, if anything.
+    pub fn operand(&self, weight: WeightFormat) -> Option<DType> {
+        self.operands.iter().find(|(format, _)| *format == weight).map(|&(_, dtype)| dtype)
+    }
 }
 
 /// A transfer from the device that may still be under way.

@@ -22,6 +22,7 @@ impl Default for NullBackend {
                 numerics: "null".into(),
                 activations: floats.to_vec(),
                 weights: floats.map(WeightFormat::Float).to_vec(),
+                operands: Vec::new(),
                 kv: floats.to_vec(),
                 page_size: 16,
                 memory: DeviceMemory::default(),

@@ -2,11 +2,11 @@
 use crate::case::{OpCase, Selection, Types, live_of};
 use crate::expect::{Expected, Tolerance, Want};
 use crate::matrix::{Matrix, Spread};
-use crate::number::{UNIT_F32, encode, unit_roundoff};
+use crate::number::{UNIT_F32, encode, round_all, unit_roundoff};
 use crate::rng::Rng;
 use crate::stage::{Placement, Stage, Staged};
 use anyfleet_tensor::ops::Linear;
-use anyfleet_tensor::{Backend, DType, Encoder, Live, Result, Tensor, WeightFormat};
+use anyfleet_tensor::{Backend, Caps, DType, Encoder, Live, Result, Tensor, WeightFormat};
 
 /// What is added to the product at the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,6 +179,13 @@ impl OpCase for LinearCase {
             enc.linear(Linear { out: &out, x: &x, weight: &weight, bias, residual, live });
         });
         stage.finish(live, selection.rows.len(), record)
+    }
+
+    fn rounded(&self, host: Host, caps: &Caps) -> Host {
+        match caps.operand(self.weight) {
+            Some(dtype) => Host { x: round_all(dtype, host.x), ..host },
+            None => host,
+        }
     }
 
     fn expect(&self, host: &Host, selection: &Selection) -> Vec<Expected> {

@@ -3,11 +3,11 @@ use super::{act_mul, linear};
 use crate::case::{OpCase, Piece, Selection, Types, live_of};
 use crate::expect::{Expected, Tolerance, Want};
 use crate::matrix::{Matrix, Spread};
-use crate::number::unit_roundoff;
+use crate::number::{round_all, unit_roundoff};
 use crate::rng::Rng;
 use crate::stage::{Placement, Stage, Staged};
 use anyfleet_tensor::ops::{Activation, LinearActMul};
-use anyfleet_tensor::{Backend, DType, Encoder, Live, Result, WeightFormat};
+use anyfleet_tensor::{Backend, Caps, DType, Encoder, Live, Result, WeightFormat};
 
 /// Parameters of one case.
 #[derive(Clone, Debug)]
@@ -98,6 +98,13 @@ impl OpCase for LinearActMulCase {
             enc.linear_act_mul(LinearActMul { out: &out, gate_up, x: &x, weight: &weight, bias, activation, live });
         });
         stage.finish(live, selection.rows.len(), record)
+    }
+
+    fn rounded(&self, host: Host, caps: &Caps) -> Host {
+        match caps.operand(self.weight) {
+            Some(dtype) => Host { x: round_all(dtype, host.x), ..host },
+            None => host,
+        }
     }
 
     fn expect(&self, host: &Host, selection: &Selection) -> Vec<Expected> {

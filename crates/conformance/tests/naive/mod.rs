@@ -62,6 +62,7 @@ impl Naive {
             numerics: "naive".into(),
             activations: vec![DType::F32, DType::BF16],
             weights: [DType::F32, DType::BF16].map(WeightFormat::Float).to_vec(),
+            operands: Vec::new(),
             kv: vec![DType::BF16],
             page_size: 16,
             memory: DeviceMemory::default(),

@@ -1,5 +1,6 @@
 //! `embed`: rows gathered out of the packed matrix.
 use crate::CpuBackend;
+use crate::pairs::{self, PANEL};
 use crate::plan::Context;
 use crate::simd::{Cell, LANES};
 use crate::view::{View, check_apart};
@@ -33,7 +34,7 @@ impl EmbedOp {
                 let out = unsafe { self.out.slice_mut::<f32>(row) };
                 match self.weight.dtype() {
                     DType::F32 => gather::<f32>(&self.weight, id, out),
-                    DType::BF16 => gather::<bf16>(&self.weight, id, out),
+                    DType::BF16 => gather_pairs(&self.weight, id, out),
                     _ => gather::<f16>(&self.weight, id, out),
                 }
             }
@@ -46,6 +47,14 @@ fn gather<C: Cell>(weight: &CpuWeight, id: usize, out: &mut [f32]) {
     for (k, value) in out.iter_mut().enumerate().take(weight.cols()) {
         // SAFETY: a panel has sixteen lanes for each of `cols` features.
         *value = unsafe { *lane.add(k * LANES) }.widen();
+    }
+}
+
+fn gather_pairs(weight: &CpuWeight, id: usize, out: &mut [f32]) {
+    let panel = weight.panel::<bf16>(id / PANEL);
+    for (k, value) in out.iter_mut().enumerate().take(weight.cols()) {
+        // SAFETY: a place for each of `cols` features of the panel's rows.
+        *value = unsafe { *panel.add(pairs::place(id % PANEL, k)) }.to_f32();
     }
 }
 

@@ -5,6 +5,8 @@
 //! cache, a K block of two panels in the first-level cache, and all rows of the group use it.
 use crate::CpuBackend;
 use crate::matmul::{self, Block, K_BLOCK, packed_k};
+use crate::pairs::pack::{Packed, Rows};
+use crate::pairs::{self, BLOCK, PANEL, Product, STEP};
 use crate::plan::Context;
 use crate::scratch::with_scratch;
 use crate::simd::{Cell, LANES};
@@ -33,6 +35,15 @@ const PANEL_GROUP: usize = 16;
 /// Panels of that block.
 const PAIR: usize = 2;
 
+/// Most rows of bf16 products whose panels are read as one stream.
+const FEW: usize = 32;
+/// Rows whose packed form and sums stay in the second-level cache.
+const CHUNK: usize = 512;
+/// Most panels of a task over such rows.
+const CHUNK_PANELS: usize = 8;
+/// Blocks of a panel that stay in the first-level cache.
+const BLOCKS: usize = 16;
+
 impl LinearOp {
     pub(crate) fn new(op: &Linear<'_, CpuBackend>) -> Result<Self> {
         let view = |tensor| View::new("linear", tensor);
@@ -45,12 +56,74 @@ impl LinearOp {
         Ok(LinearOp { out, x, weight: op.weight.clone(), bias, residual, live: op.live })
     }
 
-    pub(crate) fn execute(&self, ctx: &Context) {
+    pub(crate) fn execute(&self, ctx: &Context, packed: &mut Rows) {
         match self.weight.dtype() {
             DType::F32 => self.multiply::<f32>(ctx),
-            DType::BF16 => self.multiply::<bf16>(ctx),
+            DType::BF16 => self.multiply_pairs(ctx, packed),
             _ => self.multiply::<f16>(ctx),
         }
+    }
+
+    fn multiply_pairs(&self, ctx: &Context, packed: &mut Rows) {
+        let (rows, panels) = (ctx.live(self.live, self.out.rows()), self.weight.panels());
+        for first in (0..rows).step_by(CHUNK) {
+            let chunk = first..rows.min(first + CHUNK);
+            let x = packed.pack(ctx, &self.x, chunk.clone());
+            if chunk.len() <= FEW {
+                let elements = PANEL * self.weight.cols();
+                ctx.split(panels, elements, |range| self.stream_panels(ctx, x, chunk.clone(), range));
+            } else {
+                let width = panels.div_ceil(ctx.threads * 3).min(CHUNK_PANELS);
+                ctx.each(panels.div_ceil(width), |task| {
+                    let range = task * width..panels.min((task + 1) * width);
+                    self.block_panels(ctx, x, chunk.clone(), range);
+                });
+            }
+        }
+    }
+
+    /// A few rows times panels that are read once, one after the other.
+    fn stream_panels(&self, ctx: &Context, x: Packed, rows: Range<usize>, panels: Range<usize>) {
+        with_scratch([rows.len().next_multiple_of(16) * PANEL], |[acc]| {
+            for panel in panels {
+                let product = Product {
+                    x: x.at(ctx.kernels, 0, 0),
+                    group_bytes: x.group_bytes,
+                    rows: rows.len(),
+                    w: self.weight.panel::<bf16>(panel),
+                    blocks: self.weight.cols().div_ceil(BLOCK),
+                    acc: acc.as_mut_ptr(),
+                    acc_stride: PANEL,
+                    resume: false,
+                };
+                // SAFETY: x, the panel and the sums have these shapes.
+                unsafe { pairs::multiply(ctx.kernels, std::iter::once(product)) };
+                self.finish(rows.clone(), panel * PANEL, PANEL, acc, PANEL);
+            }
+        });
+    }
+
+    /// Many rows: a part of a panel stays in the first-level cache while all rows use it.
+    fn block_panels(&self, ctx: &Context, x: Packed, rows: Range<usize>, panels: Range<usize>) {
+        let (blocks, width) = (self.weight.cols().div_ceil(BLOCK), panels.len() * PANEL);
+        with_scratch([rows.len().next_multiple_of(16) * width], |[acc]| {
+            let sums = acc.as_mut_ptr();
+            let products =
+                (0..blocks).step_by(BLOCKS).flat_map(|block| panels.clone().map(move |panel| (block, panel)));
+            let products = products.map(|(block, panel)| Product {
+                x: x.at(ctx.kernels, 0, block),
+                group_bytes: x.group_bytes,
+                rows: rows.len(),
+                w: self.weight.panel::<bf16>(panel).wrapping_add(block * STEP),
+                blocks: BLOCKS.min(blocks - block),
+                acc: sums.wrapping_add((panel - panels.start) * PANEL),
+                acc_stride: width,
+                resume: block > 0,
+            });
+            // SAFETY: x, the panels and the sums have these shapes.
+            unsafe { pairs::multiply(ctx.kernels, products) };
+            self.finish(rows.clone(), panels.start * PANEL, width, acc, width);
+        });
     }
 
     fn multiply<C: Cell>(&self, ctx: &Context) {
@@ -163,11 +236,24 @@ impl LinearOp {
 mod tests {
     use crate::ops::testing::*;
     use anyfleet_tensor::ops::{ActMul, Activation, Linear, LinearActMul};
-    use anyfleet_tensor::{Backend, Live};
+    use anyfleet_tensor::{Backend, DType, Live};
 
-    /// The definition: one accumulator, fused multiply-adds in order, then bias, then residual.
-    fn naive(x: &[f32], w: &[f32], bias: Option<f32>, residual: Option<f32>) -> f32 {
-        let sum = x.iter().zip(w).fold(0.0f32, |sum, (&x, &w)| x.mul_add(w, sum));
+    /// The definition: one accumulator, fused multiply-adds in order, then bias, then residual; for
+    /// bf16 that of `pairs`.
+    fn naive(x: &[f32], w: &[f32], bias: Option<f32>, residual: Option<f32>, store: DType) -> f32 {
+        let dot = |x: &[f32], w: &[f32]| x.iter().zip(w).fold(0.0f32, |sum, (&x, &w)| x.mul_add(w, sum));
+        let sum = match store {
+            DType::BF16 => x.chunks(32).zip(w.chunks(32)).fold(0.0f32, |sum, (x, w)| {
+                let every_other =
+                    |v: &[f32], first| v.iter().skip(first).step_by(2).map(|&v| round(v, store)).collect();
+                let [even, odd] = [0, 1].map(|first| {
+                    let (x, w): (Vec<f32>, Vec<f32>) = (every_other(x, first), every_other(w, first));
+                    dot(&x, &w)
+                });
+                sum + (even + odd)
+            }),
+            _ => dot(x, w),
+        };
         let sum = bias.map_or(sum, |b| sum + b);
         residual.map_or(sum, |r| sum + r)
     }
@@ -182,7 +268,9 @@ mod tests {
             (7, 33, 100),
             (13, 50, 300),
             (29, 65, 31),
+            (33, 70, 65),
             (110, 35, 260),
+            (530, 40, 40),
         ] {
             for store in FLOATS {
                 let (x, w) = (random(6, rows * k), random(7, n * k));
@@ -190,7 +278,7 @@ mod tests {
                 let rounded: Vec<f32> = w.iter().map(|&v| round(v, store)).collect();
                 let want = |r: usize, c: usize, full: bool| {
                     let (b, s) = (full.then_some(bias[c]), full.then_some(residual[r * n + c]));
-                    naive(&x[r * k..][..k], &rounded[c * k..][..k], b, s)
+                    naive(&x[r * k..][..k], &rounded[c * k..][..k], b, s, store)
                 };
                 for device in devices() {
                     let weight = weight(&device, &w, k, store);

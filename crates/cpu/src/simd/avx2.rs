@@ -93,6 +93,29 @@ impl Simd for Avx2 {
         unsafe { [_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast()))] }
     }
     #[inline(always)]
+    unsafe fn load_pairs(self, p: *const half::bf16) -> (V, V) {
+        // SAFETY: and the caller promises 32 elements.
+        unsafe {
+            let pairs = [0, 16].map(|i| _mm256_loadu_si256(p.add(i).cast()));
+            let mask = _mm256_set1_epi32(0xFFFF_0000_u32 as i32);
+            let first = pairs.map(|v| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v)));
+            (first, pairs.map(|v| _mm256_castsi256_ps(_mm256_and_si256(v, mask))))
+        }
+    }
+    #[inline(always)]
+    fn round_bf16(self, v: V) -> V {
+        // SAFETY: see `splat`.
+        v.map(|v| unsafe {
+            let bits = _mm256_castps_si256(v);
+            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+            let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
+            let bits = _mm256_blendv_epi8(rounded, quiet, nan);
+            _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(0xFFFF_0000_u32 as i32)))
+        })
+    }
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: V) {
         // SAFETY: and the caller promises sixteen elements.
         unsafe {

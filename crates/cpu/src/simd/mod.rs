@@ -27,7 +27,11 @@ pub(crate) trait Simd: Copy {
     unsafe fn load(self, p: *const f32) -> Self::V;
     unsafe fn load_bf16(self, p: *const half::bf16) -> Self::V;
     unsafe fn load_f16(self, p: *const half::f16) -> Self::V;
+    /// Sixteen pairs: the first elements, then the second ones. 32 elements must be readable.
+    unsafe fn load_pairs(self, p: *const half::bf16) -> (Self::V, Self::V);
     unsafe fn store(self, p: *mut f32, v: Self::V);
+    /// Rounded to bf16, to nearest, ties to even; a NaN stays one.
+    fn round_bf16(self, v: Self::V) -> Self::V;
     /// `a * b + c`, rounded once.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
@@ -165,6 +169,8 @@ pub(crate) trait Kernel {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Isa {
+    /// x86-64 with AMX tiles for bf16, and AVX-512 as below.
+    Amx,
     /// x86-64 with AVX-512 F, BW, DQ and VL.
     Avx512,
     /// x86-64 with AVX2, FMA and F16C.
@@ -177,11 +183,12 @@ pub enum Isa {
 
 impl Isa {
     /// All of them, fastest first.
-    pub const ALL: [Isa; 4] = [Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Portable];
+    pub const ALL: [Isa; 5] = [Isa::Amx, Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Portable];
 
     /// The name `ANYFLEET_CPU` takes.
     pub const fn name(self) -> &'static str {
         match self {
+            Isa::Amx => "amx",
             Isa::Avx512 => "avx512",
             Isa::Avx2 => "avx2",
             Isa::Neon => "neon",
@@ -209,6 +216,8 @@ impl KernelSet {
     pub(crate) fn new(isa: Isa) -> Option<KernelSet> {
         let present = match isa {
             #[cfg(target_arch = "x86_64")]
+            Isa::Amx => Isa::Avx512.is_supported() && crate::pairs::amx::is_supported(),
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => {
                 is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
@@ -232,7 +241,7 @@ impl KernelSet {
 
     /// Whether the matrix kernels use their wide shapes.
     pub(crate) fn wide(self) -> bool {
-        self.0 == Isa::Avx512
+        matches!(self.0, Isa::Amx | Isa::Avx512)
     }
 
     /// Which one.
@@ -246,7 +255,7 @@ impl KernelSet {
         match self.0 {
             // SAFETY: `new` saw the features the entry needs.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { avx512::run(kernel) },
+            Isa::Amx | Isa::Avx512 => unsafe { avx512::run(kernel) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => unsafe { avx2::run(kernel) },

@@ -92,6 +92,26 @@ impl Simd for Neon {
         lanes!(I => widen_f16(vld1_u16(p.cast::<u16>().add(4 * I))))
     }
     #[inline(always)]
+    unsafe fn load_pairs(self, p: *const half::bf16) -> (V, V) {
+        let pairs = lanes!(I => vld1q_u32(p.cast::<u32>().add(4 * I)));
+        let mask = 0xFFFF_0000_u32;
+        (
+            lanes!(I => vreinterpretq_f32_u32(vshlq_n_u32::<16>(pairs[I]))),
+            lanes!(I => vreinterpretq_f32_u32(vandq_u32(pairs[I], vdupq_n_u32(mask)))),
+        )
+    }
+    #[inline(always)]
+    fn round_bf16(self, v: V) -> V {
+        lanes!(I => {
+            let bits = vreinterpretq_u32_f32(v[I]);
+            let odd = vandq_u32(vshrq_n_u32::<16>(bits), vdupq_n_u32(1));
+            let rounded = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7FFF)));
+            let quiet = vorrq_u32(bits, vdupq_n_u32(0x0040_0000));
+            let bits = vbslq_u32(vceqq_f32(v[I], v[I]), rounded, quiet);
+            vreinterpretq_f32_u32(vandq_u32(bits, vdupq_n_u32(0xFFFF_0000)))
+        })
+    }
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: V) {
         lanes!(I => vst1q_f32(p.add(4 * I), v[I]));
     }

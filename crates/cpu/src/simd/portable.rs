@@ -51,6 +51,16 @@ impl Simd for Portable {
         unsafe { p.cast::<[half::f16; LANES]>().read_unaligned() }.map(half::f16::to_f32)
     }
     #[inline(always)]
+    unsafe fn load_pairs(self, p: *const half::bf16) -> (V, V) {
+        // SAFETY: the caller promises 32 elements.
+        let pairs = unsafe { p.cast::<[[half::bf16; 2]; LANES]>().read_unaligned() };
+        (pairs.map(|[first, _]| first.to_f32()), pairs.map(|[_, second]| second.to_f32()))
+    }
+    #[inline(always)]
+    fn round_bf16(self, v: V) -> V {
+        v.map(|x| half::bf16::from_f32(x).to_f32())
+    }
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: V) {
         // SAFETY: the caller promises sixteen elements.
         unsafe { p.cast::<V>().write_unaligned(v) }
