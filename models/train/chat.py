@@ -1,6 +1,6 @@
 """How a conversation reads as text, and which of it the model learns to write.
 
-The one truth is `chat_template.jinja`; `segments` says the same in pieces, and `prepare.py` checks on its
+The one truth is `models/pocket/chat_template.jinja`; `segments` says the same in pieces, and `prepare.py` checks on its
 first thousand conversations that the pieces joined are what the template renders.
 """
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 END_OF_TEXT, TURN, END_OF_TURN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 TOOL_CALL, END_OF_TOOL_CALL = "<tool_call>", "</tool_call>"
-TEMPLATE = Path(__file__).with_name("chat_template.jinja")
+TEMPLATE = Path(__file__).parent.parent / "pocket" / "chat_template.jinja"
 
 
 def segments(conversation):

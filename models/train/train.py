@@ -35,7 +35,7 @@ MUON_RATE, ADAM_RATE, WEIGHT_DECAY = 0.02, 0.004, 0.1
 
 
 class Stream:
-    """Documents of one kind, drawn in an order of its own for each pass."""
+    """Documents of one kind, drawn at random."""
 
     def __init__(self, path: Path):
         with numpy.load(path) as arrays:
@@ -191,7 +191,7 @@ def main():
         training.model.load_state_dict(state["model"])
     print(f"{training.model.parameter_count():,} parameters, from step {training.step} of {arguments.steps}", flush=True)
     loss_of = torch.compile(training.model, dynamic=False) if arguments.compile else training.model
-    start, seconds, recent = time.time(), 0.0, []
+    start, recent = time.time(), []
     with log.open("a", newline="") as file:
         table = csv.writer(file)
         while training.step < (arguments.stop_at or arguments.steps):

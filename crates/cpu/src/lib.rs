@@ -1,4 +1,4 @@
-//! The CPU backend of anyfleet: AVX-512, AVX2, NEON or plain Rust, chosen when it is opened.
+//! The CPU backend of anyfleet: AMX, AVX-512, AVX2, NEON or plain Rust, chosen when it is opened.
 //!
 //! ```
 //! use anyfleet_cpu::{CpuBackend, CpuOptions};
@@ -18,7 +18,7 @@
 //! - A row's bits depend on that row's inputs alone: not on the other rows, the number of threads, the
 //!   page size, or the kernel set.
 //! - A plan runs inside one `install` of the backend's own thread pool; operations allocate nothing
-//!   once every thread's scratch has reached its size.
+//!   once every thread's scratch, and the packed activations, have reached their size.
 //! - Padding is never computed: operations read the live counts when they run.
 //!
 //! What this crate does **not** know: models, requests, files, other backends.

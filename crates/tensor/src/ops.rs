@@ -3,7 +3,8 @@
 //! Letters in shapes: `T` token rows, `S` sequences, `R` logit rows, `D` model width, `H` query
 //! heads, `G` key/value heads, `d` head size, `V` vocabulary, `P` pages, `p` tokens per page.
 //! Activations are f32, bf16 or f16 as the backend's [`Caps`](crate::Caps) say; arithmetic and
-//! accumulation are in f32. A row's result depends on that row's inputs alone, bit for bit.
+//! accumulation are in f32, products after the rounding that [`Caps::operands`](crate::Caps::operands)
+//! states. A row's result depends on that row's inputs alone, bit for bit.
 use crate::{Backend, DType, Error, Live, Result, TOP_LOGPROBS, Tensor};
 
 fn shape_error(op: &'static str, what: &'static str, details: String) -> Error {

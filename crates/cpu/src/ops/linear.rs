@@ -1,6 +1,6 @@
 //! `linear`: activations times a packed weight, with bias and residual.
 //!
-//! Up to twelve rows (six on narrow sets) go straight over the stored panels, which are then the only
+//! bf16 weights go the way of [`pairs`](crate::pairs). With others, up to twelve rows (six on narrow sets) go straight over the stored panels, which are then the only
 //! memory that matters. More rows are cut into groups: a group's x and sums stay in the second-level
 //! cache, a K block of two panels in the first-level cache, and all rows of the group use it.
 use crate::CpuBackend;

@@ -26,7 +26,7 @@ impl TileConfig {
     fn new(first_rows: u8, second_rows: u8) -> TileConfig {
         let mut config = TileConfig { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
         config.row_bytes[..8].fill(64);
-        // A tile without rows may not be used, but must not be described either.
+        // The processor refuses a tile with bytes a row but no rows, used or not.
         let (first, second) = (first_rows, second_rows.max(1));
         config.rows[..8].copy_from_slice(&[first, first, second, second, first, second, 16, 16]);
         config
