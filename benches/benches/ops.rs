@@ -1,8 +1,10 @@
 //! One benchmark for each op at the shapes of a 0.6B and an 8B model.
 use anyfleet_conformance::case::OpCase;
 use anyfleet_conformance::cases::attention::{AttentionCase, Length};
+use anyfleet_conformance::cases::embed::EmbedCase;
 use anyfleet_conformance::cases::linear::LinearCase;
 use anyfleet_conformance::cases::norm::NormCase;
+use anyfleet_conformance::cases::rope_kv::RopeKvCase;
 use anyfleet_conformance::cases::sample::{Logits, SampleCase};
 use anyfleet_conformance::matrix::Spread;
 use anyfleet_cpu::{CpuBackend, CpuOptions};
@@ -80,12 +82,57 @@ fn norm(criterion: &mut Criterion, device: &CpuBackend) {
     }
 }
 
+/// Heads of a 0.6B model.
+fn rope_kv(criterion: &mut Criterion, device: &CpuBackend) {
+    let (heads, groups, size, kv) = (16, 8, 128, DType::BF16);
+    for rows in [1, 512] {
+        let case = RopeKvCase {
+            rows,
+            padding: 0,
+            heads,
+            groups,
+            size,
+            rotary: size,
+            interleaved: false,
+            qk_norm: true,
+            page: device.caps().page_size,
+            activation: DType::F32,
+            kv,
+            spread: Spread::Normal,
+            live: Live::All,
+            offset: 0,
+        };
+        let bytes = rows * size * (4 * (2 * heads + 2 * groups) + kv.size() * 2 * groups);
+        run(
+            criterion,
+            device,
+            &format!("bf16 {heads}+{groups}x{size} rows={rows}"),
+            Throughput::Bytes(bytes as u64),
+            &case,
+        );
+    }
+}
+
+fn embed(criterion: &mut Criterion, device: &CpuBackend) {
+    for rows in [1, 512] {
+        let (vocab, width, weight) = (16_384, 1024, WeightFormat::Float(DType::BF16));
+        let case = EmbedCase { rows, padding: 0, vocab, width, activation: DType::F32, weight, live: Live::All };
+        let work = Throughput::Bytes((rows * width * (2 + 4)) as u64);
+        run(criterion, device, &format!("bf16 1024 rows={rows}"), work, &case);
+    }
+}
+
 fn sample(criterion: &mut Criterion, device: &CpuBackend) {
-    for (name, mode) in [("greedy", SampleMode::Greedy), ("random", SampleMode::Random)] {
+    let modes = [
+        ("greedy", SampleMode::Greedy, false),
+        ("random", SampleMode::Random, false),
+        ("random, penalties", SampleMode::Random, true),
+    ];
+    for (name, mode, adjusted) in modes {
         for rows in [1, 16] {
             let vocab = 151_936;
             let (mode, logits, live) = (Some(mode), Logits::Smooth, Live::All);
-            let case = SampleCase { rows, padding: 0, vocab, logits, mode, live };
+            let case = SampleCase { rows, padding: 0, vocab, logits, mode, adjusted, live };
             let work = Throughput::Bytes((rows * vocab * 4) as u64);
             run(criterion, device, &format!("{name} 152k rows={rows}"), work, &case);
         }
@@ -98,6 +145,8 @@ fn ops(criterion: &mut Criterion) {
     linear(criterion, &device);
     attention(criterion, &device);
     norm(criterion, &device);
+    rope_kv(criterion, &device);
+    embed(criterion, &device);
     sample(criterion, &device);
 }
 

@@ -1,34 +1,27 @@
-//! Conformance cases as benchmarks: the same shapes, staged contiguously, replayed from a plan.
-use anyfleet_conformance::case::{OpCase, Selection};
-use anyfleet_conformance::rng::Rng;
-use anyfleet_conformance::stage::{Placement, Staged};
-use anyfleet_tensor::{Backend, Result};
+//! The measuring stick: what this machine can do at best, and how much of it whole models and single ops
+//! reach.
+//!
+//! - [`device`]: ceilings, measured with kernels that do nothing else.
+//! - [`run`]: a model through the real runtime; prefill, decode, latency, bytes, memory.
+//! - [`perplexity`]: what a quantization costs in quality.
+//! - [`Prepared`]: conformance cases as op benches (`cargo bench -p bench --bench ops`).
+//!
+//! The binary `bench` is a command line over the first three. Nothing depends on this crate.
+pub mod args;
+pub mod checkpoint;
+pub mod device;
+pub mod memory;
+pub mod options;
+pub mod perplexity;
+mod prepared;
+pub mod report;
+pub mod run;
+pub mod stats;
 
-/// A case on a device with its recorded plan.
-pub struct Prepared<B: Backend> {
-    plan: B::Plan,
-    /// Keeps the operands alive on devices whose plans do not.
-    _staged: Staged<B>,
-}
+pub use prepared::Prepared;
 
-impl<B: Backend> Prepared<B> {
-    /// Draws the case's inputs, the same in every run, and records its op.
-    ///
-    /// # Errors
-    /// The backend's.
-    pub fn new<C: OpCase>(backend: &B, case: &C) -> Result<Self> {
-        let host = case.draw(&mut Rng::new(1));
-        let selection = Selection::all(case.rows(), case.padding());
-        let staged = case.stage(backend, &host, &selection, Placement::Plain)?;
-        staged.reset(backend, staged.live())?;
-        Ok(Prepared { plan: staged.record(backend)?, _staged: staged })
-    }
+/// A failure that the user caused or the system; one line.
+pub type Failure = String;
 
-    /// Runs the op once.
-    ///
-    /// # Errors
-    /// The backend's.
-    pub fn run(&self, backend: &B) -> Result<()> {
-        backend.replay(&self.plan)
-    }
-}
+/// Result of the crate.
+pub type Result<T> = std::result::Result<T, Failure>;

@@ -1,0 +1,178 @@
+//! What a step has to read and compute: the work that times are compared with.
+use crate::device::{Ceilings, Rate};
+use crate::options::{Quantize, is_integer};
+use anyfleet::MemoryPlan;
+use anyfleet_models::{DecoderSpec, LayerSpec, WeightMap};
+use anyfleet_runtime::CacheKind;
+use anyfleet_tensor::DType;
+
+/// Bytes and operations of a model as it was loaded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Account {
+    /// Bytes of weights that every step reads once: all that was packed, but of an embedding that is not
+    /// also the head only the rows of its tokens.
+    pub weights_per_step: u64,
+    /// Per layer: keys and values of a token in elements, and the tokens attention looks back.
+    kv: Vec<(usize, f64)>,
+    /// Bytes of an element of keys and values, scales included.
+    kv_element: f64,
+    /// Elements of matrices that every prompt token is multiplied with.
+    layer_elements: u64,
+    /// Elements of the head, which the last prompt token alone is multiplied with.
+    head_elements: u64,
+    /// Per layer: query heads times head size, and the tokens attention looks back.
+    attention: Vec<(usize, f64)>,
+}
+
+/// The tokens a layer's attention looks back at most.
+fn window(layer: &LayerSpec) -> f64 {
+    layer.attention.window.map_or(f64::INFINITY, |window| window as f64)
+}
+
+impl Account {
+    /// Of a model that is loaded by `plan`. `embedding` is the bytes its packed embedding takes.
+    pub fn new(spec: &DecoderSpec, plan: &MemoryPlan, embedding: u64) -> Account {
+        let map = WeightMap::new(spec);
+        let kv_elements = |layer: &LayerSpec| 2 * layer.attention.kv_heads * layer.attention.head_dim;
+        // Bytes of the cache over its elements: whatever type it has, and with whatever scales.
+        let len = plan.limits.max_model_len;
+        let cache = &plan.limits.cache;
+        let planned: u64 = spec
+            .layers
+            .iter()
+            .map(|layer| {
+                let kind = match layer.attention.window.filter(|&window| window < len) {
+                    Some(window) => CacheKind::Window(window as u32),
+                    None => CacheKind::Paged,
+                };
+                let pages = cache.groups.iter().find(|g| g.kind == kind).map_or(0, |g| g.pages);
+                u64::from(pages) * u64::from(cache.page_size) * kv_elements(layer) as u64
+            })
+            .sum();
+        let matrices = map.layers.iter().flat_map(|l| [&l.qkv, &l.output, &l.gate_up, &l.down]);
+        Account {
+            weights_per_step: if spec.tied_head { plan.weights } else { plan.weights.saturating_sub(embedding) },
+            kv: spec.layers.iter().map(|l| (kv_elements(l), window(l))).collect(),
+            kv_element: plan.kv_cache as f64 / planned.max(1) as f64,
+            layer_elements: matrices.map(|m| (m.rows() * m.cols) as u64).sum(),
+            head_elements: (spec.vocab_size * spec.hidden_size) as u64,
+            attention: spec.layers.iter().map(|l| (l.attention.heads * l.attention.head_dim, window(l))).collect(),
+        }
+    }
+
+    /// Bytes of keys and values that a step of `batch` sequences reads, of `context` tokens each on average.
+    pub fn kv_per_step(&self, batch: usize, context: f64) -> f64 {
+        let sequence: f64 = self.kv.iter().map(|&(elements, window)| elements as f64 * context.min(window)).sum();
+        batch as f64 * sequence * self.kv_element
+    }
+
+    /// Bytes that a decode step reads at least.
+    pub fn bytes_per_step(&self, batch: usize, context: f64) -> f64 {
+        self.weights_per_step as f64 + self.kv_per_step(batch, context)
+    }
+
+    /// Operations of the prefill of `prompt` tokens up to its first new token; a multiply-add is two. Half of
+    /// the score matrix is masked and not counted.
+    pub fn prefill_operations(&self, prompt: usize) -> f64 {
+        let linear = 2.0 * (self.layer_elements as f64 * prompt as f64 + self.head_elements as f64);
+        let keys = |window: f64| -> f64 { (1..=prompt).map(|position| (position as f64).min(window)).sum() };
+        // Scores, then the weighted sum of values.
+        let attention: f64 = self.attention.iter().map(|&(width, window)| 4.0 * width as f64 * keys(window)).sum();
+        linear + attention
+    }
+
+    /// Matrix elements: parameters without norms and biases, a tied head counted once.
+    pub fn layer_and_head_elements(&self) -> u64 {
+        self.layer_elements + self.head_elements
+    }
+}
+
+/// The rate that bounds products of this kind on this machine, and its name.
+pub fn matrix_rate(ceilings: &Ceilings, dtype: DType, quantize: Quantize) -> Option<(&'static str, f64)> {
+    fn of<'a>(name: &'static str, rate: Option<&'a Rate>) -> Option<(&'static str, &'a Rate)> {
+        rate.map(|rate| (name, rate))
+    }
+    let fma = of("f32 multiply-add", ceilings.fma.as_ref());
+    let int8 =
+        || of("int8 tiles", ceilings.amx_int8.as_ref().ok()).or(of("int8 dot products", ceilings.vnni.as_ref().ok()));
+    let found = match dtype {
+        _ if is_integer(quantize) => int8().or(fma),
+        DType::BF16 => of("bf16 tiles", ceilings.amx_bf16.as_ref().ok()).or(fma),
+        _ => fma,
+    };
+    found.map(|(name, rate)| (name, rate.all))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::example;
+    use anyfleet::{DTypeSpec, Engine};
+    use anyfleet_models::open_model;
+    use std::path::{Path, PathBuf};
+
+    fn fixture(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/parity/fixtures").join(name)
+    }
+
+    fn account(name: &str, dtype: DTypeSpec, embedding: u64) -> (DecoderSpec, MemoryPlan, Account) {
+        let dir = fixture(name);
+        let spec = open_model(&dir).unwrap().spec;
+        let plan = Engine::builder(dir.to_str().unwrap()).dtype(dtype).plan().unwrap();
+        let account = Account::new(&spec, &plan, embedding);
+        (spec, plan, account)
+    }
+
+    #[test]
+    fn a_tied_embedding_is_read_once_as_the_head() {
+        let (spec, plan, account) = account("qwen3-tied", DTypeSpec::F32, 1);
+        assert!(spec.tied_head);
+        assert_eq!(account.weights_per_step, plan.weights);
+    }
+
+    #[test]
+    fn another_embedding_is_not_read() {
+        let (spec, plan, account) = account("llama2", DTypeSpec::F32, 4096);
+        assert!(!spec.tied_head);
+        assert_eq!(account.weights_per_step, plan.weights - 4096);
+    }
+
+    #[test]
+    fn keys_and_values_have_the_planned_size() {
+        for (dtype, size) in [(DTypeSpec::F32, 4.0), (DTypeSpec::Bf16, 2.0)] {
+            for name in ["llama2", "qwen3", "mistral-window", "qwen2-window"] {
+                let (spec, _, account) = account(name, dtype, 0);
+                assert_eq!(account.kv_element, size, "{name}");
+                let token: usize = spec.layers.iter().map(|l| 2 * l.attention.kv_heads * l.attention.head_dim).sum();
+                assert_eq!(account.kv_per_step(3, 2.0), 3.0 * 2.0 * token as f64 * size, "{name}");
+                let full = account.kv_per_step(1, 1e6) == 1e6 * token as f64 * size;
+                assert_eq!(full, spec.layers.iter().all(|l| l.attention.window.is_none()), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn operations_of_a_prefill() {
+        let (spec, _, account) = account("llama2", DTypeSpec::F32, 0);
+        let attention = &spec.layers[0].attention;
+        let width = attention.heads * attention.head_dim;
+        let per_layer = spec.hidden_size * (width + 2 * attention.kv_heads * attention.head_dim)
+            + width * spec.hidden_size
+            + 3 * spec.hidden_size * spec.layers[0].mlp.intermediate_size;
+        let head = spec.vocab_size * spec.hidden_size;
+        let linear = 2 * (5 * spec.layers.len() * per_layer + head);
+        let attended = 4 * spec.layers.len() * width * (1 + 2 + 3 + 4 + 5);
+        assert_eq!(account.prefill_operations(5), (linear + attended) as f64);
+        assert_eq!(account.layer_and_head_elements(), (spec.layers.len() * per_layer + head) as u64);
+    }
+
+    #[test]
+    fn the_rate_that_bounds() {
+        let rate = |dtype| matrix_rate(&example(), dtype, Quantize::None).unwrap();
+        assert_eq!(rate(DType::BF16), ("bf16 tiles", 4e12));
+        assert_eq!(rate(DType::F32), ("f32 multiply-add", 2e11));
+        let without = Ceilings { amx_bf16: Err("none"), ..example() };
+        assert_eq!(matrix_rate(&without, DType::BF16, Quantize::None), Some(("f32 multiply-add", 2e11)));
+        assert_eq!(matrix_rate(&Ceilings { fma: None, ..without }, DType::BF16, Quantize::None), None);
+    }
+}
