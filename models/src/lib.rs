@@ -4,6 +4,7 @@ mod family;
 mod llama;
 mod load;
 mod mistral;
+mod pack;
 #[cfg(feature = "pocket")]
 mod pocket;
 mod qwen2;

@@ -1,8 +1,10 @@
 //! Brings a checkpoint's weights onto a device.
 use crate::decoder::{Decoder, Layer, Projection};
+use crate::pack::Packs;
 use crate::{DecoderSpec, LayerWeights, Model, RopeSpec, WeightMap, rope_table};
-use anyfleet_tensor::{Backend, DType, Tensor, WeightFormat};
+use anyfleet_tensor::{Backend, DType, HostWeight, Tensor, WeightFormat};
 use anyfleet_weights::{MatrixSpec, ModelDir, VectorSpec};
+use std::path::PathBuf;
 
 /// Why weights could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +22,7 @@ struct Loader<'a, B: Backend> {
     device: &'a B,
     dir: &'a ModelDir,
     store: WeightFormat,
+    packs: Packs<B>,
     /// Matrix elements done and to do.
     done: u64,
     total: u64,
@@ -29,8 +32,17 @@ struct Loader<'a, B: Backend> {
 type Result<T> = std::result::Result<T, LoadError>;
 
 impl<B: Backend> Loader<'_, B> {
-    fn matrix(&mut self, spec: &MatrixSpec) -> Result<B::Weight> {
-        let weight = self.device.load(self.dir.matrix(spec, self.store)?)?;
+    fn matrix(&mut self, spec: &MatrixSpec, role: Role) -> Result<B::Weight> {
+        let (store, gated) = (stored_as(self.store, role, spec.cols), role == Role::Gated);
+        let weight = match self.packs.take(self.device, spec, store, gated) {
+            Some(weight) => weight,
+            None => {
+                let weight = self.device.load(HostWeight { gated, ..self.dir.matrix(spec, store)? })?;
+                self.dir.release(spec);
+                self.packs.keep(spec, store, gated, &weight);
+                weight
+            }
+        };
         self.done += elements(spec);
         (self.progress)(self.done, self.total);
         Ok(weight)
@@ -41,25 +53,61 @@ impl<B: Backend> Loader<'_, B> {
         Ok(upload(self.device, &values, &[values.len()])?)
     }
 
-    fn projection(&mut self, weight: &MatrixSpec, bias: Option<&VectorSpec>) -> Result<Projection<B>> {
-        Ok(Projection { weight: self.matrix(weight)?, bias: bias.map(|b| self.vector(b)).transpose()? })
+    fn projection(&mut self, weight: &MatrixSpec, role: Role, bias: Option<&VectorSpec>) -> Result<Projection<B>> {
+        Ok(Projection { weight: self.matrix(weight, role)?, bias: bias.map(|b| self.vector(b)).transpose()? })
     }
 
     fn layer(&mut self, weights: &LayerWeights, rope: Option<usize>) -> Result<Layer<B>> {
         Ok(Layer {
             input_norm: self.vector(&weights.input_norm)?,
-            qkv: self.projection(&weights.qkv, weights.qkv_bias.as_ref())?,
+            qkv: self.projection(&weights.qkv, Role::Plain, weights.qkv_bias.as_ref())?,
             qk_norm: match (&weights.q_norm, &weights.k_norm) {
                 (Some(q), Some(k)) => Some((self.vector(q)?, self.vector(k)?)),
                 _ => None,
             },
             rope,
-            output: self.projection(&weights.output, weights.output_bias.as_ref())?,
+            output: self.projection(&weights.output, Role::Output, weights.output_bias.as_ref())?,
             mlp_norm: self.vector(&weights.mlp_norm)?,
-            gate_up: self.projection(&weights.gate_up, weights.gate_up_bias.as_ref())?,
-            down: self.projection(&weights.down, weights.down_bias.as_ref())?,
+            gate_up: self.projection(&weights.gate_up, Role::Gated, weights.gate_up_bias.as_ref())?,
+            down: self.projection(&weights.down, Role::Plain, weights.down_bias.as_ref())?,
         })
     }
+}
+
+/// What a matrix is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// Embedding or head.
+    Table,
+    /// Attention's output projection.
+    Output,
+    /// Gates, and what they gate.
+    Gated,
+    /// Any other.
+    Plain,
+}
+
+/// Most input features of a matrix that keeps eight bits where others have four.
+const NARROW: usize = 64;
+
+/// The format of a matrix. Some keep eight bits where the model has four: embedding and head, whose errors no
+/// layer averages; the attention's output projection, where four bits cost the most for its size; and narrow
+/// matrices, whose sums have too few terms for their errors to average, and which are small.
+fn stored_as(store: WeightFormat, role: Role, cols: usize) -> WeightFormat {
+    match (store, role) {
+        (WeightFormat::Q4, Role::Table | Role::Output) => WeightFormat::Q8,
+        (WeightFormat::Q4, _) if cols <= NARROW => WeightFormat::Q8,
+        _ => store,
+    }
+}
+
+/// Every matrix with its format, and whether it is gated; embedding and head first.
+pub(crate) fn stored(map: &WeightMap, store: WeightFormat) -> impl Iterator<Item = (&MatrixSpec, WeightFormat, bool)> {
+    let layers = map.layers.iter().flat_map(|l| {
+        [(&l.qkv, Role::Plain), (&l.output, Role::Output), (&l.gate_up, Role::Gated), (&l.down, Role::Plain)]
+    });
+    let tables = [&map.embed].into_iter().chain(&map.head).map(|m| (m, Role::Table));
+    tables.chain(layers).map(move |(m, role)| (m, stored_as(store, role, m.cols), role == Role::Gated))
 }
 
 fn elements(spec: &MatrixSpec) -> u64 {
@@ -87,7 +135,8 @@ impl<B: Backend> Decoder<B> {
     /// Device bytes of the packed weights of `spec`, norms and biases included.
     pub fn weight_bytes(device: &B, spec: &DecoderSpec, store: WeightFormat) -> usize {
         let map = WeightMap::new(spec);
-        let matrices: usize = map.matrices().map(|m| device.weight_bytes(m.rows(), m.cols, store)).sum();
+        let bytes = |(m, store, _): (&MatrixSpec, WeightFormat, bool)| device.weight_bytes(m.rows(), m.cols, store);
+        let matrices: usize = stored(&map, store).map(bytes).sum();
         matrices + map.vector_elements() * DType::F32.size()
     }
 
@@ -105,7 +154,8 @@ impl<B: Backend> Decoder<B> {
     pub fn load(device: &B, model: &Model, options: LoadOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<Self> {
         let Model { dir, spec, weights } = model;
         let total = weights.matrices().map(elements).sum();
-        let mut loader = Loader { device, dir, store: options.store, done: 0, total, progress };
+        let packs = Packs::open(device, model, options.store, options.packs.as_deref());
+        let mut loader = Loader { device, dir, store: options.store, packs, done: 0, total, progress };
         let distinct = distinct_ropes(spec);
         let mut ropes = Vec::with_capacity(distinct.len());
         for rope in &distinct {
@@ -114,8 +164,11 @@ impl<B: Backend> Decoder<B> {
         }
         let rope_of =
             |i: usize| spec.layers[i].attention.rope.as_ref().and_then(|r| distinct.iter().position(|d| *d == r));
-        Ok(Decoder {
-            embed: loader.matrix(&weights.embed)?,
+        // The largest matrices first: for a moment they are in memory twice.
+        let embed = loader.matrix(&weights.embed, Role::Table)?;
+        let head = weights.head.as_ref().map(|h| loader.matrix(h, Role::Table)).transpose()?;
+        let decoder = Decoder {
+            embed,
             layers: weights
                 .layers
                 .iter()
@@ -123,18 +176,23 @@ impl<B: Backend> Decoder<B> {
                 .map(|(i, l)| loader.layer(l, rope_of(i)))
                 .collect::<Result<_>>()?,
             final_norm: loader.vector(&weights.final_norm)?,
-            head: weights.head.as_ref().map(|h| loader.matrix(h)).transpose()?,
+            head,
             ropes,
             spec: spec.clone(),
-        })
+        };
+        loader.packs.finish();
+        Ok(decoder)
     }
 }
 
 /// How to load a decoder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
-    /// Format of matrices on the device.
+    /// Format of matrices on the device; with four bits, some have eight.
     pub store: WeightFormat,
     /// Positions the rotary tables cover.
     pub positions: usize,
+    /// Folder of packed weights ([`pack`](anyfleet_weights::pack)): they come from there, or are written
+    /// there once they are loaded. Without one, nothing is kept.
+    pub packs: Option<PathBuf>,
 }

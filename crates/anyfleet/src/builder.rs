@@ -1,7 +1,10 @@
 //! From a model's name to a running engine.
 use crate::engine::Shared;
 use crate::worker::{Board, Worker};
-use crate::{ChatTemplate, DTypeSpec, DeviceSpec, Engine, EngineInfo, Error, Result, SamplingParams, Tokenizer};
+use crate::{
+    ChatTemplate, DTypeSpec, DeviceSpec, Engine, EngineInfo, Error, PackCache, QuantizeSpec, Result, SamplingParams,
+    Tokenizer,
+};
 use anyfleet_executor::{ExecutorOptions, MemoryPlan, ModelExecutor, plan};
 use anyfleet_models::{Decoder, LoadOptions, Model, open_model};
 use anyfleet_runtime::{Executor, Runtime, RuntimeOptions};
@@ -45,6 +48,7 @@ pub struct EngineBuilder {
     bundle: Option<Bundle>,
     device: DeviceSpec,
     dtype: DTypeSpec,
+    quantize: QuantizeSpec,
     max_model_len: Option<usize>,
     kv_cache_bytes: Option<u64>,
     max_num_seqs: usize,
@@ -53,6 +57,7 @@ pub struct EngineBuilder {
     prefix_cache: bool,
     max_queue: usize,
     threads: Option<usize>,
+    pack_cache: PackCache,
     on_progress: OnProgress,
 }
 
@@ -72,6 +77,7 @@ impl EngineBuilder {
             bundle,
             device: DeviceSpec::Auto,
             dtype: DTypeSpec::Auto,
+            quantize: QuantizeSpec::None,
             max_model_len: None,
             kv_cache_bytes: None,
             max_num_seqs: 64,
@@ -80,6 +86,7 @@ impl EngineBuilder {
             prefix_cache: true,
             max_queue: 1024,
             threads: None,
+            pack_cache: PackCache::Off,
             on_progress: Arc::new(|_| {}),
         }
     }
@@ -95,6 +102,13 @@ impl EngineBuilder {
     #[must_use]
     pub fn dtype(mut self, dtype: DTypeSpec) -> Self {
         self.dtype = dtype;
+        self
+    }
+
+    /// Whether weights are kept as integers; as floats by default. The KV cache keeps its type.
+    #[must_use]
+    pub fn quantize(mut self, quantize: QuantizeSpec) -> Self {
+        self.quantize = quantize;
         self
     }
 
@@ -157,6 +171,13 @@ impl EngineBuilder {
         self
     }
 
+    /// Where packed weights are kept between starts; nowhere by default.
+    #[must_use]
+    pub fn pack_cache(mut self, packs: PackCache) -> Self {
+        self.pack_cache = packs;
+        self
+    }
+
     /// Called while the model is downloaded and loaded, from the loading thread.
     #[must_use]
     pub fn on_progress(mut self, call: impl Fn(Progress) + Send + Sync + 'static) -> Self {
@@ -189,12 +210,16 @@ impl EngineBuilder {
     /// [`Error::Plan`] when the model does not fit.
     pub fn build(self) -> Result<Engine> {
         let model = self.open()?;
-        // Small files first: a broken tokenizer should not cost the time of loading weights.
-        let (tokenizer, template) = load_text(model.dir.files()).map_err(model_error)?;
+        // A tokenizer of megabytes takes as long as weights that are only mapped.
+        let (text, loaded) = std::thread::scope(|scope| {
+            let text = scope.spawn(|| load_text(model.dir.files()).map_err(model_error));
+            let loaded = self.on_device(Load(&self, &model));
+            (text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), loaded)
+        });
+        let ((tokenizer, template), loaded) = (text?, loaded?);
         let (eos_token_ids, mut warnings) = eos_token_ids(&model);
         let (defaults, defaults_warning) = default_params(&model);
         warnings.extend(unused_warning(&model).into_iter().chain(defaults_warning));
-        let loaded = self.on_device(Load(&self, &model))?;
         let options = RuntimeOptions {
             eos_token_ids: eos_token_ids.clone(),
             tokenizer: tokenizer.clone(),
@@ -270,9 +295,16 @@ impl EngineBuilder {
             DTypeSpec::Auto => model.dir.main_dtype().unwrap_or(DType::F32),
         };
         let caps = device.caps();
-        let weights = WeightFormat::Float(dtype);
-        if !caps.weights.contains(&weights) || !caps.kv.contains(&dtype) {
+        let weights = match self.quantize {
+            QuantizeSpec::None => WeightFormat::Float(dtype),
+            QuantizeSpec::Q8 => WeightFormat::Q8,
+            QuantizeSpec::Q4 => WeightFormat::Q4,
+        };
+        if !caps.weights.contains(&WeightFormat::Float(dtype)) || !caps.kv.contains(&dtype) {
             return Err(Error::Device(format!("{} does not support --dtype {dtype}; use another dtype", caps.device)));
+        }
+        if !caps.weights.contains(&weights) {
+            return Err(Error::Device(format!("{} does not support --quantize {weights}; use none", caps.device)));
         }
         let activation = caps.activations.first().copied().unwrap_or(DType::F32);
         Ok(ExecutorOptions {
@@ -314,7 +346,11 @@ impl OnBackend for Load<'_> {
         let Load(builder, model) = self;
         let options = builder.executor_options(&*device, model)?;
         let plan = plan(&*device, &model.spec, &options).map_err(|e| Error::Plan(e.to_string()))?;
-        let load = LoadOptions { store: options.weights, positions: plan.limits.max_model_len };
+        let load = LoadOptions {
+            store: options.weights,
+            positions: plan.limits.max_model_len,
+            packs: builder.pack_cache.folder(plan.weights),
+        };
         let mut progress = |done, total| (builder.on_progress)(Progress::Weights { done, total });
         let decoder = Decoder::load(&*device, model, load, &mut progress).map_err(|e| Error::Model(e.to_string()))?;
         let caps = device.caps();

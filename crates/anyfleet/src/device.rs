@@ -73,6 +73,42 @@ impl FromStr for DTypeSpec {
     }
 }
 
+/// Whether weight matrices are kept as integers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum QuantizeSpec {
+    /// As floats of the chosen type.
+    #[default]
+    None,
+    /// A byte a weight with a scale per output feature, activations as bytes with a scale per row.
+    Q8,
+    /// Four bits a weight with a scale per 32 of them; embedding, head, the attention's output projection and
+    /// matrices of at most 64 input features as [`QuantizeSpec::Q8`].
+    Q4,
+}
+
+impl fmt::Display for QuantizeSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            QuantizeSpec::None => "none",
+            QuantizeSpec::Q8 => "q8",
+            QuantizeSpec::Q4 => "q4",
+        })
+    }
+}
+
+impl FromStr for QuantizeSpec {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "none" => Ok(QuantizeSpec::None),
+            "q8" => Ok(QuantizeSpec::Q8),
+            "q4" => Ok(QuantizeSpec::Q4),
+            _ => Err(format!("quantization \"{name}\" is unknown; use none, q8 or q4")),
+        }
+    }
+}
+
 /// One device of this machine, or why a kind of device cannot be used.
 #[derive(Clone, Debug)]
 pub struct DeviceInfo {

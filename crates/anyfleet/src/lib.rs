@@ -43,6 +43,7 @@ mod builder;
 mod device;
 mod engine;
 mod error;
+mod pack_cache;
 mod request;
 mod stream;
 mod worker;
@@ -54,8 +55,9 @@ pub use anyfleet_runtime::{
 };
 pub use anyfleet_text::{ChatInput, ChatTemplate, Detokenizer, Tokenizer};
 pub use builder::{EngineBuilder, Progress};
-pub use device::{DTypeSpec, DeviceInfo, DeviceSpec, list_devices};
+pub use device::{DTypeSpec, DeviceInfo, DeviceSpec, QuantizeSpec, list_devices};
 pub use engine::{Engine, EngineInfo};
 pub use error::{Error, Result};
+pub use pack_cache::PackCache;
 pub use request::{Choice, Completion, GenerateRequest, Prompt};
 pub use stream::{StreamEvent, TokenStream};

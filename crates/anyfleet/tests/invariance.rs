@@ -2,12 +2,22 @@
 //! prefix hit, after preemption, with one thread and with two.
 mod common;
 
-use anyfleet::{Completion, DTypeSpec, Engine, EngineBuilder, GenerateRequest, SamplingParams, TokenStream};
+use anyfleet::{
+    Completion, DTypeSpec, Engine, EngineBuilder, GenerateRequest, QuantizeSpec, SamplingParams, TokenStream,
+};
 use common::fixtures_dir;
 
 /// Fixtures that cover: full attention, a window in every layer, windows mixed with full attention,
 /// QK-norm with everything else.
 const MODELS: [&str; 4] = ["llama3", "mistral-window", "qwen2-window", "qwen3-mixed"];
+
+/// Types of weights and keys, and quantizations.
+const KINDS: [(DTypeSpec, QuantizeSpec); 4] = [
+    (DTypeSpec::F32, QuantizeSpec::None),
+    (DTypeSpec::Bf16, QuantizeSpec::None),
+    (DTypeSpec::Bf16, QuantizeSpec::Q8),
+    (DTypeSpec::Bf16, QuantizeSpec::Q4),
+];
 
 fn builder(model: &str) -> EngineBuilder {
     let dir = fixtures_dir().join(model);
@@ -69,17 +79,18 @@ fn assert_same(what: &str, found: &[Vec<u32>], want: &[Vec<u32>]) {
 #[test]
 fn bits_do_not_depend_on_the_company() {
     for model in MODELS {
-        for dtype in [DTypeSpec::F32, DTypeSpec::Bf16] {
-            let base = builder(model).dtype(dtype);
+        for (dtype, quantize) in KINDS {
+            let base = builder(model).dtype(dtype).quantize(quantize);
+            let kind = format!("{model} {dtype} {quantize}");
             let requests = requests(24);
             let want = alone(&base.clone().prefix_cache(false).threads(1).build().expect("engine"), &requests);
             let engine = base.clone().threads(2).build().expect("engine");
             for batch in [2, 7, 24] {
                 for (chunk, want) in requests.chunks(batch).zip(want.chunks(batch)) {
-                    assert_same(&format!("{model} {dtype}, batch of {batch}"), &together(&engine, chunk), want);
+                    assert_same(&format!("{kind}, batch of {batch}"), &together(&engine, chunk), want);
                 }
             }
-            assert_same(&format!("{model} {dtype}, after prefix hits"), &alone(&engine, &requests), &want);
+            assert_same(&format!("{kind}, after prefix hits"), &alone(&engine, &requests), &want);
             assert!(engine.stats().prefix_hits > 0, "no prefix was hit: the test does not test");
         }
     }
@@ -87,14 +98,16 @@ fn bits_do_not_depend_on_the_company() {
 
 #[test]
 fn bits_do_not_depend_on_chunk_and_page_size() {
-    for model in MODELS {
+    let quantized = [QuantizeSpec::Q8, QuantizeSpec::Q4].map(|quantize| (MODELS[0], quantize));
+    for (model, quantize) in MODELS.map(|model| (model, QuantizeSpec::None)).into_iter().chain(quantized) {
+        let builder = |model| builder(model).quantize(quantize);
         let requests = requests(12);
         let want = alone(&builder(model).prefix_cache(false).build().expect("engine"), &requests);
         for (page, tokens, threads) in [(1, 512, 2), (3, 64, 1), (64, 13, 2), (16, 9, 1), (5, 40, 2)] {
             let engine =
                 builder(model).page_size(page).max_batch_tokens(tokens).max_num_seqs(9.min(tokens)).threads(threads);
             let found = together(&engine.build().expect("engine"), &requests);
-            assert_same(&format!("{model}, pages of {page}, steps of {tokens}"), &found, &want);
+            assert_same(&format!("{model} {quantize}, pages of {page}, steps of {tokens}"), &found, &want);
         }
     }
 }

@@ -35,6 +35,18 @@ pub(crate) fn cases<B: Backend>(caps: &Caps) -> Cases<B> {
     // The vocabulary head, at the widths of an 8B model.
     let head = LinearCase { sampled: 400, f32_out: true, ..LinearCase::plain(3, VOCAB, 4096, activation, weight) };
     cases.push(Box::new(head.clone()));
+    // Integers, through every path: one row, a few, many.
+    for format in [WeightFormat::Q8, WeightFormat::Q4].into_iter().filter(|format| caps.weights.contains(format)) {
+        for (rows, sampled) in [(1, 0), (19, 200), (512, 40)] {
+            let spread = Spread::Outliers;
+            cases.push(Box::new(LinearCase {
+                spread,
+                sampled,
+                ..LinearCase::plain(rows, 4096, 14_336, activation, format)
+            }));
+        }
+        cases.push(Box::new(gate_up(activation, format)));
+    }
     let wide = WeightFormat::Float(DType::F32);
     if caps.weights.contains(&wide) && wide != weight {
         // A matrix of more than 2 GiB.
@@ -46,7 +58,8 @@ pub(crate) fn cases<B: Backend>(caps: &Caps) -> Cases<B> {
     cases.push(Box::new(norm(activation)));
     cases.push(Box::new(act_mul(activation)));
     for logits in [Logits::Smooth, Logits::Ties] {
-        let sample = SampleCase { rows: 8, padding: 2, vocab: VOCAB, logits, mode: None, live: Live::LogitRows };
+        let sample =
+            SampleCase { rows: 8, padding: 2, vocab: VOCAB, logits, mode: None, adjusted: true, live: Live::LogitRows };
         cases.push(Box::new(sample));
     }
     let long = AttentionCase {

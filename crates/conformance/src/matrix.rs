@@ -1,7 +1,7 @@
 //! Weight matrices as they would lie in a checkpoint.
 use crate::number::{decode, encode, round};
 use crate::rng::Rng;
-use anyfleet_tensor::{Backend, DType, HostPart, HostWeight, Result, WeightFormat};
+use anyfleet_tensor::{Backend, DType, HostPart, HostWeight, Result, WeightFormat, quant};
 
 /// Magnitudes of drawn values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +63,10 @@ impl Matrix {
         while left > 0 {
             let small = rows * cols < LARGE;
             let take = if small && parts.len() < 2 { rng.range(1, left) } else { left };
-            let WeightFormat::Float(kept) = store else { unreachable!("only float weights are drawn so far") };
+            let kept = match store {
+                WeightFormat::Float(dtype) => dtype,
+                _ => DType::BF16,
+            };
             let dtype = if small { rng.pick(&[DType::F32, DType::BF16, DType::F16, kept]) } else { kept };
             let mut bytes = vec![0; 1 + take * cols * dtype.size()];
             for row in bytes[1..].chunks_exact_mut(cols * dtype.size()) {
@@ -85,30 +88,53 @@ impl Matrix {
         self.cols
     }
 
-    /// One output row as the device keeps it: rounded to the stored type.
-    pub fn row(&self, mut row: usize) -> Vec<f32> {
-        let WeightFormat::Float(kept) = self.store else { unreachable!("only float weights are drawn so far") };
+    /// One output row as the device keeps it: rounded to the stored type, or what its integers stand for.
+    pub fn row(&self, row: usize) -> Vec<f32> {
+        let drawn = self.drawn(row);
+        match self.store {
+            WeightFormat::Float(kept) => drawn.into_iter().map(|v| round(kept, v)).collect(),
+            WeightFormat::Q8 => {
+                let mut q = vec![0; drawn.len()];
+                let scale = quant::q8_row(&drawn, &mut q);
+                q.into_iter().map(|q| f32::from(q) * scale).collect()
+            }
+            WeightFormat::Q4 => {
+                let mut q = [0; quant::GROUP];
+                let mut values = Vec::with_capacity(drawn.len());
+                for group in drawn.chunks(quant::GROUP) {
+                    let scale = quant::q4_group(group, &mut q).to_f32();
+                    values.extend(q[..group.len()].iter().map(|&q| f32::from(q) * scale));
+                }
+                values
+            }
+            other => unreachable!("format {other} is not drawn"),
+        }
+    }
+
+    /// One output row as it was drawn.
+    fn drawn(&self, mut row: usize) -> Vec<f32> {
         for part in &self.parts {
             if row < part.rows {
                 let bytes = &part.bytes[1 + row * self.cols * part.dtype.size()..];
-                return (0..self.cols).map(|c| round(kept, decode(part.dtype, bytes, c) as f32)).collect();
+                return (0..self.cols).map(|c| decode(part.dtype, bytes, c) as f32).collect();
             }
             row -= part.rows;
         }
         panic!("row past the end of a drawn matrix");
     }
 
-    /// Packs it on a device.
+    /// Packs it on a device; the first half of the rows are gates if it is `gated`.
     ///
     /// # Errors
     /// The backend's.
-    pub fn load<B: Backend>(&self, backend: &B) -> Result<B::Weight> {
+    pub fn load<B: Backend>(&self, backend: &B, gated: bool) -> Result<B::Weight> {
         let parts = self.parts.iter().map(|p| HostPart { dtype: p.dtype, rows: p.rows, bytes: &p.bytes[1..] });
         backend.load(HostWeight {
             name: "conformance.weight".into(),
             cols: self.cols,
             parts: parts.collect(),
             store: self.store,
+            gated,
         })
     }
 }

@@ -1,5 +1,6 @@
 //! Element types as the reference sees them: exact conversions, and rounding to nearest even.
-use anyfleet_tensor::DType;
+use anyfleet_tensor::quant::ByteRow;
+use anyfleet_tensor::{DType, Operand};
 use half::{bf16, f16};
 
 /// Largest relative error of one rounding to f32.
@@ -30,6 +31,15 @@ pub fn round_all(dtype: DType, mut values: Vec<f32>) -> Vec<f32> {
         values.iter_mut().for_each(|v| *v = round(dtype, *v));
     }
     values
+}
+
+/// Rows of `width` activations as a product takes them.
+pub fn as_operand(operand: Option<Operand>, values: Vec<f32>, width: usize) -> Vec<f32> {
+    match operand {
+        None => values,
+        Some(Operand::Rounded(dtype)) => round_all(dtype, values),
+        Some(Operand::Bytes) => values.chunks(width.max(1)).flat_map(|row| ByteRow::new(row).values()).collect(),
+    }
 }
 
 /// Little-endian elements of a float `dtype`.

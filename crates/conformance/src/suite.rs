@@ -326,10 +326,11 @@ fn sample<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng) {
         for logits in [Logits::Smooth, Logits::Ties, Logits::Odd] {
             let (rows, padding) = ([33, 1, 16][i % 3], [0, 3][i % 2]);
             let live = live_for(rng, padding, Live::LogitRows);
-            with_rows(cases, SampleCase { rows, padding, vocab, logits, mode: None, live });
+            with_rows(cases, SampleCase { rows, padding, vocab, logits, mode: None, adjusted: true, live });
         }
     }
     let mode = Some(SampleMode::Random);
-    let random = SampleCase { rows: 200, padding: 0, vocab: 100, logits: Logits::Smooth, mode, live: Live::All };
+    let random =
+        SampleCase { rows: 200, padding: 0, vocab: 100, logits: Logits::Smooth, mode, adjusted: true, live: Live::All };
     cases.push(Box::new(random));
 }

@@ -5,8 +5,11 @@ use crate::memory;
 use crate::plan::{CpuPlan, Workspace};
 use crate::simd::{Isa, KernelSet};
 use crate::view::View;
-use crate::weight::{CpuWeight, packed_bytes};
-use anyfleet_tensor::{Backend, Caps, DType, Encoder, Error, HostWeight, Readback, Result, Tensor, WeightFormat};
+use crate::weight::{CpuWeight, FORMATS, LAYOUT, packed_bytes};
+use anyfleet_tensor::{
+    Backend, Caps, DType, Encoder, Error, HostWeight, Operand, PackedWeight, Readback, Result, SharedBytes, Tensor,
+    WeightFormat,
+};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -22,7 +25,7 @@ pub struct CpuOptions {
 
 /// The processor this program runs on.
 ///
-/// Every kernel set computes the same bits (`numerics` is `cpu-fma2` for all): each sum has one
+/// Every kernel set computes the same bits (`numerics` is `cpu-fma3` for all): each sum has one
 /// accumulator and fused multiply-adds in index order, or sixteen strided partial sums and one
 /// reduction tree; products with bf16 weights round activations to bf16 and sum by pairs, as AMX does.
 pub struct CpuBackend {
@@ -34,7 +37,7 @@ pub struct CpuBackend {
 }
 
 /// Name of the arithmetic, the same for every kernel set.
-const NUMERICS: &str = "cpu-fma2";
+const NUMERICS: &str = "cpu-fma3";
 
 /// More threads than the largest machines have processors: their start alone would take minutes.
 const MAX_THREADS: usize = 2048;
@@ -73,8 +76,13 @@ impl CpuBackend {
             ),
             numerics: NUMERICS.into(),
             activations: vec![DType::F32],
-            weights: floats.map(WeightFormat::Float).to_vec(),
-            operands: vec![(WeightFormat::Float(DType::BF16), DType::BF16)],
+            weights: FORMATS.to_vec(),
+            operands: vec![
+                (WeightFormat::Float(DType::BF16), Operand::Rounded(DType::BF16)),
+                (WeightFormat::Q8, Operand::Bytes),
+                (WeightFormat::Q4, Operand::Bytes),
+            ],
+            attention_operands: vec![(DType::BF16, DType::BF16)],
             kv: floats.to_vec(),
             page_size: 16,
             memory: memory::measure(),
@@ -161,7 +169,7 @@ impl Backend for CpuBackend {
     }
 
     fn load(&self, weight: HostWeight<'_>) -> Result<CpuWeight> {
-        self.pool.install(|| CpuWeight::pack(&weight))
+        self.pool.install(|| CpuWeight::pack(self.kernels, &weight))
     }
 
     fn weight_shape(weight: &CpuWeight) -> (usize, usize) {
@@ -169,10 +177,19 @@ impl Backend for CpuBackend {
     }
 
     fn weight_bytes(&self, rows: usize, cols: usize, store: WeightFormat) -> usize {
-        match store {
-            WeightFormat::Float(dtype) => packed_bytes(rows, cols, dtype).unwrap_or(usize::MAX),
-            other => other.bytes(rows, cols),
-        }
+        packed_bytes(rows, cols, store).unwrap_or(usize::MAX)
+    }
+
+    fn layout(&self) -> Option<String> {
+        Some(LAYOUT.into())
+    }
+
+    fn export(weight: &CpuWeight) -> Option<&[u8]> {
+        Some(weight.all_bytes())
+    }
+
+    fn adopt(&self, weight: &PackedWeight, bytes: SharedBytes) -> Result<CpuWeight> {
+        CpuWeight::adopt(weight, bytes)
     }
 
     fn write(&self, dst: &Tensor<Self>, bytes: &[u8]) -> Result<()> {

@@ -10,7 +10,7 @@ use crate::ops::rope_kv::RopeKvOp;
 use crate::ops::sample::SampleOp;
 use crate::plan::{CpuPlan, Step};
 use crate::view::View;
-use anyfleet_tensor::ops::{ActMul, Attention, Embed, Gather, Linear, Norm, RopeKv, Sample};
+use anyfleet_tensor::ops::{ActMul, Attention, Embed, Gather, Linear, LinearActMul, Norm, RopeKv, Sample};
 use anyfleet_tensor::{DType, Error, Live, Recorder, Result, Tensor};
 
 /// Collects operations; the views in it keep their buffers alive.
@@ -73,6 +73,14 @@ impl Recorder<CpuBackend> for CpuRecorder {
     }
     fn linear(&mut self, op: Linear<'_, CpuBackend>) -> Result<()> {
         self.push("linear", op.live, Step::Linear(LinearOp::new(&op)?))
+    }
+    fn linear_act_mul(&mut self, op: LinearActMul<'_, CpuBackend>) -> Result<()> {
+        if op.weight.is_gated() {
+            return self.push("linear_act_mul", op.live, Step::Linear(LinearOp::gated(&op)?));
+        }
+        let LinearActMul { out, gate_up, x, weight, bias, activation, live } = op;
+        self.linear(Linear { out: gate_up, x, weight, bias, residual: None, live })?;
+        self.act_mul(ActMul { out, gate_up, activation, live })
     }
     fn act_mul(&mut self, op: ActMul<'_, CpuBackend>) -> Result<()> {
         self.push("act_mul", op.live, Step::ActMul(ActMulOp::new(&op)?))

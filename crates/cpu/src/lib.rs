@@ -28,7 +28,7 @@ mod encoder;
 mod matmul;
 mod memory;
 mod ops;
-mod pairs;
+mod panels;
 mod plan;
 mod scratch;
 mod simd;

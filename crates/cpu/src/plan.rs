@@ -7,7 +7,7 @@ use crate::ops::linear::LinearOp;
 use crate::ops::norm::NormOp;
 use crate::ops::rope_kv::RopeKvOp;
 use crate::ops::sample::SampleOp;
-use crate::pairs::pack::Rows;
+use crate::panels::pack::Rows;
 use crate::simd::KernelSet;
 use crate::view::View;
 use anyfleet_tensor::{Live, StepHeader};

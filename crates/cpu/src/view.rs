@@ -48,12 +48,15 @@ impl View {
         })
     }
 
+    #[inline]
     pub(crate) fn rows(&self) -> usize {
         self.rows
     }
+    #[inline]
     pub(crate) fn cols(&self) -> usize {
         self.cols
     }
+    #[inline]
     pub(crate) fn dtype(&self) -> DType {
         self.dtype
     }
@@ -62,6 +65,7 @@ impl View {
     ///
     /// # Panics
     /// When there is no such row, or `T` has another size than the elements: bugs of this crate.
+    #[inline]
     pub(crate) fn row<T>(&self, row: usize) -> *mut T {
         assert!(row < self.rows && size_of::<T>() == self.dtype.size(), "row {row} of {} {}", self.rows, self.dtype);
         // SAFETY: `new` checked that the row lies in the buffer.
@@ -72,6 +76,7 @@ impl View {
     ///
     /// # Safety
     /// Nothing writes the row while the slice lives.
+    #[inline]
     pub(crate) unsafe fn slice<T: bytemuck::Pod>(&self, row: usize) -> &[T] {
         let start = self.row::<T>(row);
         // SAFETY: the row lies in the buffer, is aligned, and is any bit pattern of a Pod type.
@@ -82,6 +87,7 @@ impl View {
     ///
     /// # Safety
     /// Nothing else reads or writes the row while the slice lives.
+    #[inline]
     #[expect(clippy::mut_from_ref, reason = "the buffer has interior mutability; see CpuBuffer")]
     pub(crate) unsafe fn slice_mut<T: bytemuck::Pod>(&self, row: usize) -> &mut [T] {
         let start = self.row::<T>(row);
@@ -93,6 +99,7 @@ impl View {
     ///
     /// # Panics
     /// When it is past the end.
+    #[inline]
     pub(crate) fn u32_at(&self, i: usize) -> u32 {
         let (row, col) = (i / self.cols.max(1), i % self.cols.max(1));
         assert!(col < self.cols && self.dtype == DType::U32);
@@ -104,6 +111,7 @@ impl View {
     ///
     /// # Panics
     /// When it has gaps: shape rules make it one row or one column.
+    #[inline]
     pub(crate) fn flat<T>(&self) -> *const T {
         assert!(self.rows <= 1 || self.row_stride == self.cols);
         if self.rows == 0 { std::ptr::dangling() } else { self.row::<T>(0) }

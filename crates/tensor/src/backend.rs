@@ -1,5 +1,5 @@
 //! What a device offers.
-use crate::{DType, Encoder, HostWeight, Recorder, Result, Tensor, WeightFormat};
+use crate::{DType, Encoder, Error, HostWeight, PackedWeight, Recorder, Result, SharedBytes, Tensor, WeightFormat};
 
 /// Memory of a device, as far as it can be asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,9 +22,11 @@ pub struct Caps {
     pub activations: Vec<DType>,
     /// Formats [`Backend::load`] takes as [`HostWeight::store`].
     pub weights: Vec<WeightFormat>,
-    /// Formats whose products round the activations first, to nearest even, and to what. Products of
-    /// other formats take them as they are.
-    pub operands: Vec<(WeightFormat, DType)>,
+    /// Formats whose products take activations in a narrower form, and which. Products of other formats
+    /// take them as they are.
+    pub operands: Vec<(WeightFormat, Operand)>,
+    /// KV-cache types whose attention rounds queries and softmax weights first, and to what.
+    pub attention_operands: Vec<(DType, DType)>,
     /// KV-cache types.
     pub kv: Vec<DType>,
     /// Tokens per KV page the backend prefers; it takes any page size from 1 up.
@@ -36,10 +38,25 @@ pub struct Caps {
 }
 
 impl Caps {
-    /// What activations are rounded to before they meet a weight of this format, if anything.
-    pub fn operand(&self, weight: WeightFormat) -> Option<DType> {
-        self.operands.iter().find(|(format, _)| *format == weight).map(|&(_, dtype)| dtype)
+    /// The form activations are brought into before they meet a weight of this format, if any.
+    pub fn operand(&self, weight: WeightFormat) -> Option<Operand> {
+        self.operands.iter().find(|(format, _)| *format == weight).map(|&(_, operand)| operand)
     }
+
+    /// What queries and softmax weights are rounded to before they meet keys and values of this type, if
+    /// anything.
+    pub fn attention_operand(&self, kv: DType) -> Option<DType> {
+        self.attention_operands.iter().find(|(cache, _)| *cache == kv).map(|&(_, dtype)| dtype)
+    }
+}
+
+/// The form in which activations enter a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Operand {
+    /// Rounded to this type, to nearest, ties to even.
+    Rounded(DType),
+    /// Signed bytes with one scale a row, as [`quant::ByteRow`](crate::quant::ByteRow) states.
+    Bytes,
 }
 
 /// A transfer from the device that may still be under way.
@@ -47,8 +64,8 @@ pub trait Readback: Send {
     /// Waits for the bytes and copies them into `out`.
     ///
     /// # Errors
-    /// [`Error::Transfer`](crate::Error::Transfer) when `out` has another size than the tensor,
-    /// [`Error::Device`](crate::Error::Device) when the device failed meanwhile.
+    /// [`Error::Transfer`] when `out` has another size than the tensor,
+    /// [`Error::Device`] when the device failed meanwhile.
     fn wait(self, out: &mut [u8]) -> Result<()>;
 }
 
@@ -73,14 +90,14 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// Allocates `bytes` bytes, at least 64-byte aligned, contents unspecified.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    /// [`Error::OutOfMemory`].
     fn alloc(&self, bytes: usize) -> Result<Self::Buffer>;
 
     /// Packs a weight, converting to [`HostWeight::store`].
     ///
     /// # Errors
-    /// [`Error::Weight`](crate::Error::Weight) for a malformed or unsupported weight,
-    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    /// [`Error::Weight`] for a malformed or unsupported weight,
+    /// [`Error::OutOfMemory`].
     fn load(&self, weight: HostWeight<'_>) -> Result<Self::Weight>;
 
     /// Rows and columns of a packed weight (`out_features`, `in_features`).
@@ -89,17 +106,41 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// Device bytes [`Backend::load`] will keep for a `rows x cols` matrix, padding included.
     fn weight_bytes(&self, rows: usize, cols: usize, store: WeightFormat) -> usize;
 
+    /// Name and version of what [`Backend::load`] makes of a weight: equal for two backends exactly where
+    /// one may [`adopt`](Backend::adopt) what the other [exported](Backend::export). `None`, the default,
+    /// where packed weights cannot be kept.
+    fn layout(&self) -> Option<String> {
+        None
+    }
+
+    /// The bytes to keep of a packed weight; `None`, the default, where there are none on the host.
+    fn export(weight: &Self::Weight) -> Option<&[u8]> {
+        let _ = weight;
+        None
+    }
+
+    /// Takes bytes that [`Backend::export`] gave for the same matrix, without a copy where it can. They
+    /// start on a cache line and do not change.
+    ///
+    /// # Errors
+    /// [`Error::Weight`] for bytes of another size, and where packed weights cannot be kept.
+    fn adopt(&self, weight: &PackedWeight, bytes: SharedBytes) -> Result<Self::Weight> {
+        let _ = bytes;
+        let reason = format!("{} takes no packed weights; load it from the checkpoint", self.caps().device);
+        Err(Error::Weight { name: weight.name.clone(), reason })
+    }
+
     /// Copies `bytes` over the start of the contiguous tensor `dst`; `bytes` may be shorter than
     /// the tensor, the rest stays.
     ///
     /// # Errors
-    /// [`Error::Transfer`](crate::Error::Transfer) when `bytes` is longer than the tensor.
+    /// [`Error::Transfer`] when `bytes` is longer than the tensor.
     fn write(&self, dst: &Tensor<Self>, bytes: &[u8]) -> Result<()>;
 
     /// Starts copying the contiguous tensor `src` to the host.
     ///
     /// # Errors
-    /// [`Error::Device`](crate::Error::Device).
+    /// [`Error::Device`].
     fn read(&self, src: &Tensor<Self>) -> Result<Self::Readback>;
 
     /// Records operations and executes them once.
@@ -118,6 +159,6 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// Executes a recorded plan with the live counts now in its header tensor.
     ///
     /// # Errors
-    /// [`Error::Device`](crate::Error::Device).
+    /// [`Error::Device`].
     fn replay(&self, plan: &Self::Plan) -> Result<()>;
 }

@@ -18,6 +18,7 @@ pub enum DType {
 
 impl DType {
     /// Size of one element in bytes.
+    #[inline]
     pub const fn size(self) -> usize {
         match self {
             DType::F32 | DType::U32 => 4,
@@ -55,6 +56,11 @@ impl fmt::Display for DType {
 pub enum WeightFormat {
     /// One float per element; never [`DType::U32`] or [`DType::U8`].
     Float(DType),
+    /// A signed byte per element and an f32 scale per output feature: [`quant::q8_row`](crate::quant::q8_row).
+    Q8,
+    /// Four bits per element and a bf16 scale per output feature and 32 input features:
+    /// [`quant::q4_group`](crate::quant::q4_group).
+    Q4,
 }
 
 impl WeightFormat {
@@ -62,6 +68,8 @@ impl WeightFormat {
     pub const fn bytes(self, rows: usize, cols: usize) -> usize {
         match self {
             WeightFormat::Float(dtype) => rows * cols * dtype.size(),
+            WeightFormat::Q8 => rows * (cols + 4),
+            WeightFormat::Q4 => rows * (cols.div_ceil(2) + 2 * cols.div_ceil(crate::quant::GROUP)),
         }
     }
 }
@@ -70,6 +78,8 @@ impl fmt::Display for WeightFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             WeightFormat::Float(dtype) => dtype.fmt(f),
+            WeightFormat::Q8 => f.write_str("q8"),
+            WeightFormat::Q4 => f.write_str("q4"),
         }
     }
 }

@@ -23,6 +23,7 @@ impl Default for NullBackend {
                 activations: floats.to_vec(),
                 weights: floats.map(WeightFormat::Float).to_vec(),
                 operands: Vec::new(),
+                attention_operands: Vec::new(),
                 kv: floats.to_vec(),
                 page_size: 16,
                 memory: DeviceMemory::default(),

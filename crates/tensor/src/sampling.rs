@@ -48,11 +48,13 @@ pub fn draw(bits: u64, total: u64) -> u64 {
 }
 
 /// NaN becomes minus infinity and -0 becomes +0; everything else stays.
+#[inline]
 pub fn clean(logit: f32) -> f32 {
     if logit.is_nan() { f32::NEG_INFINITY } else { logit + 0.0 }
 }
 
 /// Applies penalties, bias and ban to a cleaned logit, each operation rounded to f32.
+#[inline]
 pub fn adjusted(logit: f32, entry: &Adjust, params: &SampleParams) -> f32 {
     let mut l = logit;
     if entry.output_count > 0 || entry.flags & Adjust::IN_PROMPT != 0 {
@@ -83,6 +85,7 @@ pub const EXP_SERIES: [f32; 8] = [1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 
 
 /// `e^x` in f32 with fused multiply-adds in a fixed order, so that every device can compute the same
 /// bits; within 2 units in the last place. `-inf` gives 0, `+inf` gives `+inf`, NaN gives NaN.
+#[inline]
 pub fn exp(x: f32) -> f32 {
     if x < EXP_ZERO {
         return 0.0;
@@ -99,21 +102,25 @@ pub fn exp(x: f32) -> f32 {
 
 /// `(l - max) * inv_temperature`, the exponent of a token's weight; 0 for the highest tokens even
 /// where they are infinite.
+#[inline]
 pub fn exponent(logit: f32, max: f32, inv_temperature: f32) -> f32 {
     if logit < max { (logit - max) * inv_temperature } else { 0.0 }
 }
 
 /// Fixed-point form of `e = exp(exponent)`, `e` in 0..=1.
+#[inline]
 pub fn fixed_point(e: f32) -> u64 {
     (e * WEIGHT_ONE as f32) as u64
 }
 
 /// Integer weight of a token; see the module's text.
+#[inline]
 pub fn weight(logit: f32, max: f32, inv_temperature: f32) -> u64 {
     fixed_point(exp(exponent(logit, max, inv_temperature)))
 }
 
 /// A key that orders tokens: a higher cleaned logit, then a lower id, has the higher key.
+#[inline]
 pub fn rank_key(logit: f32, id: u32) -> u64 {
     let bits = logit.to_bits();
     let ordered = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };

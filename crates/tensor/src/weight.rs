@@ -24,6 +24,9 @@ pub struct HostWeight<'a> {
     pub parts: Vec<HostPart<'a>>,
     /// The format the device shall keep.
     pub store: WeightFormat,
+    /// The first half of the rows are gates, the second half what they are multiplied with
+    /// ([`LinearActMul`](crate::ops::LinearActMul)): a device may keep a row and its gate side by side.
+    pub gated: bool,
 }
 
 impl HostWeight<'_> {

@@ -1,8 +1,8 @@
 //! A model directory: configuration and tensors.
 use crate::error::{quote, show_path};
 use crate::header::Entry;
-use crate::shard::Shard;
-use crate::{Config, Error, GenerationConfig, ModelFiles, Result};
+use crate::shard::{Shard, Stamp};
+use crate::{Config, Error, GenerationConfig, MatrixSpec, ModelFiles, Result};
 use anyfleet_tensor::DType;
 use safetensors::Dtype;
 use serde::Deserialize;
@@ -196,6 +196,20 @@ impl ModelDir {
             }
         }
         sums.into_iter().max_by_key(|&(_, bytes)| bytes).map(|(dtype, _)| dtype)
+    }
+
+    /// Lets the system take back the memory that the tensors of a matrix were read into: a matrix that was
+    /// copied to a device should not be in memory twice. It can be read again.
+    pub fn release(&self, spec: &MatrixSpec) {
+        for (shard, entry) in spec.parts.iter().filter_map(|(name, _)| self.tensors.get(name)) {
+            self.shards[*shard].release(entry);
+        }
+    }
+
+    /// What the files of tensors were when they were opened, and their headers; nothing where one cannot be
+    /// asked, or where they are part of the program.
+    pub(crate) fn stamps(&self) -> Option<Vec<(&Stamp, &[u8])>> {
+        self.shards.iter().map(Shard::stamp).collect()
     }
 
     /// By name: dtype name, shape and bytes, for the identity.

@@ -26,6 +26,7 @@ mod generation;
 mod header;
 mod hub;
 mod identity;
+pub mod pack;
 mod shard;
 mod weight;
 

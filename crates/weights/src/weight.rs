@@ -17,6 +17,11 @@ impl MatrixSpec {
         self.parts.iter().map(|(_, rows)| rows).sum()
     }
 
+    /// Its tensors' names, joined by `+`.
+    pub fn name(&self) -> String {
+        self.parts.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join("+")
+    }
+
     /// The tensors with their shapes `[rows, cols]`.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, [usize; 2])> {
         self.parts.iter().map(|(name, rows)| (name.as_str(), [*rows, self.cols]))
@@ -53,8 +58,7 @@ impl ModelDir {
             let view = self.tensor_of_shape(name, &[rows, cols])?;
             parts.push(HostPart { dtype: view.dtype, rows, bytes: view.bytes });
         }
-        let names: Vec<&str> = spec.parts.iter().map(|(name, _)| name.as_str()).collect();
-        let weight = HostWeight { name: names.join("+"), cols: spec.cols, parts, store };
+        let weight = HostWeight { name: spec.name(), cols: spec.cols, parts, store, gated: false };
         weight.check().map_err(|e| Error::file(&self.files().root(), e.to_string()))?;
         Ok(weight)
     }

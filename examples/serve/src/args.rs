@@ -2,7 +2,7 @@
 use crate::progress::LoadBar;
 use crate::size::parse_size;
 use crate::{Failure, banner};
-use anyfleet::{DTypeSpec, DeviceSpec, Engine, EngineBuilder};
+use anyfleet::{DTypeSpec, DeviceSpec, Engine, EngineBuilder, PackCache, QuantizeSpec};
 use anyfleet_openai::ServerState;
 use clap::Parser;
 use std::time::Duration;
@@ -29,6 +29,9 @@ pub(crate) struct Args {
     /// Type of weights and KV cache; auto is the checkpoint's own
     #[arg(long, value_name = "auto|bf16|f16|f32", default_value = "auto", help_heading = "Model")]
     pub dtype: String,
+    /// Keep weights as integers of 8 or 4 bits; the KV cache keeps its type
+    #[arg(long, value_name = "none|q8|q4", default_value = "none", help_heading = "Model")]
+    pub quantize: String,
     /// Tokens per sequence, prompt and output [default: the model's limit, or what the KV cache holds]
     #[arg(long, value_name = "TOKENS", value_parser = positive, help_heading = "Model")]
     pub max_model_len: Option<usize>,
@@ -45,6 +48,9 @@ pub(crate) struct Args {
     /// Memory for keys and values, e.g. 64MiB or 2GiB [default: what --max-num-seqs needs, up to 4GiB, if it fits]
     #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Device")]
     pub kv_cache_memory: Option<u64>,
+    /// Folder where packed weights are kept for the next start; off keeps none
+    #[arg(long, value_name = "DIR|default|off", default_value = "default", help_heading = "Device")]
+    pub pack_cache: PackCache,
 
     /// Address to listen on; 0.0.0.0 is all of them
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1", help_heading = "Server")]
@@ -110,6 +116,8 @@ impl Args {
         let mut builder = builder
             .device(self.device.parse::<DeviceSpec>()?)
             .dtype(self.dtype.parse::<DTypeSpec>()?)
+            .quantize(self.quantize.parse::<QuantizeSpec>()?)
+            .pack_cache(self.pack_cache.clone())
             .prefix_cache(!self.no_prefix_cache)
             .on_progress(move |p| progress.update(p));
         builder = option(builder, self.max_model_len, |b, n| b.max_model_len(n));

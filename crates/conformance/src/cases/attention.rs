@@ -9,7 +9,7 @@ use crate::operand::{Role, Spec};
 use crate::rng::Rng;
 use crate::stage::{Placement, Stage, Staged};
 use anyfleet_tensor::ops::Attention;
-use anyfleet_tensor::{Backend, DType, Encoder, Live, Result, SeqMeta, Tensor};
+use anyfleet_tensor::{Backend, Caps, DType, Encoder, Live, Result, SeqMeta, Tensor};
 
 /// One sequence of a case: its last `rows` positions are queries.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -92,6 +92,8 @@ pub struct Host {
     sequences: Vec<Sequence>,
     pub(crate) batch: Batch,
     heads: u64,
+    /// Largest relative error of a softmax weight's rounding before it meets the values.
+    weight_error: f64,
 }
 
 /// The device side of a batch's pages.
@@ -241,7 +243,8 @@ impl AttentionCase {
     }
 
     /// One head of one query row: softmax-weighted values in f64, and the scale of their error.
-    fn head(&self, sequence: &Sequence, row: usize, position: usize, head: usize) -> Vec<Want> {
+    fn head(&self, host: &Host, sequence: usize, row: usize, position: usize, head: usize) -> Vec<Want> {
+        let sequence = &host.sequences[sequence];
         let d = self.size;
         let q = &sequence.q[(row * self.heads + head) * d..][..d];
         let group = head / (self.heads / self.groups);
@@ -268,7 +271,9 @@ impl AttentionCase {
         }
         // An error in a score multiplies its weight: twice in numerator and denominator, and again
         // where the score less the maximum is rounded.
-        let spread = (1.0 + 4.0 * magnitude) / total;
+        // Rounded weights err in numerator and denominator, in units of the tolerance's arithmetic.
+        let rounded = 2.0 * host.weight_error / self.tolerance().arithmetic;
+        let spread = (1.0 + 4.0 * magnitude + rounded) / total;
         value.iter().zip(scale).map(|(v, s)| Want::Near { value: v / total, scale: s * spread }).collect()
     }
 }
@@ -310,7 +315,7 @@ impl OpCase for AttentionCase {
         }
         tokens += if self.gaps { 2 } else { 0 };
         let batch = Batch { spans, tokens, page: self.page, drop_pages: self.drop_pages, seed: rng.bits() };
-        Host { sequences, batch, heads: rng.bits() }
+        Host { sequences, batch, heads: rng.bits(), weight_error: 0.0 }
     }
 
     fn stage<B: Backend>(
@@ -322,6 +327,13 @@ impl OpCase for AttentionCase {
     ) -> Result<Staged<B>> {
         assert_eq!(selection.rows.len(), host.batch.spans.len(), "attention is staged as drawn");
         self.stage_batch(backend, host, &host.batch, selection.padding, placement)
+    }
+
+    fn rounded(&self, host: Host, caps: &Caps) -> Host {
+        let Some(dtype) = caps.attention_operand(self.kv) else { return host };
+        let round = |sequence: Sequence| Sequence { q: round_all(dtype, sequence.q), ..sequence };
+        let sequences = host.sequences.into_iter().map(round).collect();
+        Host { sequences, weight_error: unit_roundoff(dtype), ..host }
     }
 
     fn expect(&self, host: &Host, _selection: &Selection) -> Vec<Expected> {
@@ -336,7 +348,7 @@ impl OpCase for AttentionCase {
                     count => (0..count).map(|_| rng.below(self.heads)).collect(),
                 };
                 for head in heads {
-                    let values = self.head(&host.sequences[span.sequence], row, position, head);
+                    let values = self.head(host, span.sequence, row, position, head);
                     wants[head * self.size..][..self.size].copy_from_slice(&values);
                 }
                 rows.push((span.row_start + row, wants));
@@ -349,12 +361,15 @@ impl OpCase for AttentionCase {
         let longest = self.sequences.iter().map(|s| s.context).max().unwrap_or(0);
         let arithmetic = dot_error(longest.max(self.size));
         let rounding = unit_roundoff(self.activation);
+        // Weights may be rounded to the values' type where that is bf16.
+        let weights = if self.kv == DType::BF16 { unit_roundoff(DType::BF16) } else { 0.0 };
         // With outliers one score in a thousand is in the thousands, and so is its error's factor.
         let factor = if self.spread == Spread::Normal { 64.0 } else { 8192.0 };
         Tolerance {
-            nmse: (arithmetic * factor).powi(2) + rounding.powi(2),
+            nmse: (arithmetic * factor).powi(2) + rounding.powi(2) + weights.powi(2),
             arithmetic,
-            reason: "f32 scores, whose error the exponential multiplies, and f32 sums over the keys",
+            reason: "f32 scores, whose error the exponential multiplies, f32 sums over the keys, and weights rounded \
+                     like bf16 values",
         }
     }
 }

@@ -65,7 +65,7 @@ impl OpCase for EmbedCase {
         selection: &Selection,
         placement: Placement,
     ) -> Result<Staged<B>> {
-        let weight = host.weight.load(backend)?;
+        let weight = host.weight.load(backend, false)?;
         let mut stage = Stage::new(backend, placement);
         let capacity = selection.capacity();
         let ids = stage.indices("ids", &[capacity], &selection.gather(&host.ids, 1))?;

@@ -2,7 +2,7 @@
 use crate::case::{OpCase, Selection, Types, live_of};
 use crate::expect::{Expected, Tolerance, Want};
 use crate::matrix::{Matrix, Spread};
-use crate::number::{UNIT_F32, encode, round_all, unit_roundoff};
+use crate::number::{UNIT_F32, as_operand, encode, unit_roundoff};
 use crate::rng::Rng;
 use crate::stage::{Placement, Stage, Staged};
 use anyfleet_tensor::ops::Linear;
@@ -148,7 +148,7 @@ impl OpCase for LinearCase {
         selection: &Selection,
         placement: Placement,
     ) -> Result<Staged<B>> {
-        let weight = host.weight.load(backend)?;
+        let weight = host.weight.load(backend, false)?;
         let mut stage = Stage::new(backend, placement);
         let capacity = selection.capacity();
         let rows = selection.gather(&host.x, self.k);
@@ -182,10 +182,7 @@ impl OpCase for LinearCase {
     }
 
     fn rounded(&self, host: Host, caps: &Caps) -> Host {
-        match caps.operand(self.weight) {
-            Some(dtype) => Host { x: round_all(dtype, host.x), ..host },
-            None => host,
-        }
+        Host { x: as_operand(caps.operand(self.weight), host.x, self.k), ..host }
     }
 
     fn expect(&self, host: &Host, selection: &Selection) -> Vec<Expected> {

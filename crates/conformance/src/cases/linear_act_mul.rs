@@ -3,7 +3,7 @@ use super::{act_mul, linear};
 use crate::case::{OpCase, Piece, Selection, Types, live_of};
 use crate::expect::{Expected, Tolerance, Want};
 use crate::matrix::{Matrix, Spread};
-use crate::number::{round_all, unit_roundoff};
+use crate::number::{as_operand, unit_roundoff};
 use crate::rng::Rng;
 use crate::stage::{Placement, Stage, Staged};
 use anyfleet_tensor::ops::{Activation, LinearActMul};
@@ -85,7 +85,7 @@ impl OpCase for LinearActMulCase {
         selection: &Selection,
         placement: Placement,
     ) -> Result<Staged<B>> {
-        let weight = host.weight.load(backend)?;
+        let weight = host.weight.load(backend, true)?;
         let mut stage = Stage::new(backend, placement);
         let capacity = selection.capacity();
         let x = stage.input("x", self.activation, &[capacity, self.k], &selection.gather(&host.x, self.k))?;
@@ -101,10 +101,7 @@ impl OpCase for LinearActMulCase {
     }
 
     fn rounded(&self, host: Host, caps: &Caps) -> Host {
-        match caps.operand(self.weight) {
-            Some(dtype) => Host { x: round_all(dtype, host.x), ..host },
-            None => host,
-        }
+        Host { x: as_operand(caps.operand(self.weight), host.x, self.k), ..host }
     }
 
     fn expect(&self, host: &Host, selection: &Selection) -> Vec<Expected> {

@@ -33,6 +33,8 @@ pub struct SampleCase {
     pub logits: Logits,
     /// All rows in this mode; `None` mixes them.
     pub mode: Option<SampleMode>,
+    /// With penalties, biases and bans.
+    pub adjusted: bool,
     /// Which count bounds the rows.
     pub live: Live,
 }
@@ -70,7 +72,7 @@ impl SampleCase {
     fn draw_params(&self, rng: &mut Rng, row: usize, adjust: &mut Vec<Adjust>) -> SampleParams {
         let modes = [SampleMode::Random, SampleMode::Greedy, SampleMode::Random, SampleMode::Score];
         let mode = self.mode.unwrap_or(modes[row % modes.len()]);
-        let (adjust_start, adjust_len) = self.draw_adjust(rng, row, adjust);
+        let (adjust_start, adjust_len) = if self.adjusted { self.draw_adjust(rng, row, adjust) } else { (0, 0) };
         let bits = rng.bits();
         SampleParams {
             mode: mode as u32,

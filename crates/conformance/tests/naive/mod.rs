@@ -63,6 +63,7 @@ impl Naive {
             activations: vec![DType::F32, DType::BF16],
             weights: [DType::F32, DType::BF16].map(WeightFormat::Float).to_vec(),
             operands: Vec::new(),
+            attention_operands: Vec::new(),
             kv: vec![DType::BF16],
             page_size: 16,
             memory: DeviceMemory::default(),

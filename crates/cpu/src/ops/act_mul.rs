@@ -20,15 +20,8 @@ impl ActMulOp {
     pub(crate) fn new(op: &ActMul<'_, CpuBackend>) -> Result<Self> {
         let (out, gate_up) = (View::new("act_mul", op.out)?, View::new("act_mul", op.gate_up)?);
         check_apart("act_mul", &out, &gate_up)?;
-        match op.activation {
-            Activation::Silu | Activation::GeluTanh => {
-                Ok(ActMulOp { out, gate_up, activation: op.activation, live: op.live })
-            }
-            other => Err(Error::Device {
-                device: "cpu".into(),
-                reason: format!("act_mul: activation {other:?} is not supported; use another backend"),
-            }),
-        }
+        check_activation("act_mul", op.activation)?;
+        Ok(ActMulOp { out, gate_up, activation: op.activation, live: op.live })
     }
 
     pub(crate) fn execute(&self, ctx: &Context) {
@@ -45,6 +38,18 @@ impl ActMulOp {
                 ctx.kernels.run(Gated { out, gate, up, len: COLUMNS.min(cols - start), activation: self.activation });
             }
         });
+    }
+}
+
+/// # Errors
+/// [`Error::Device`] for an activation this backend does not have.
+pub(super) fn check_activation(op: &str, activation: Activation) -> Result<()> {
+    match activation {
+        Activation::Silu | Activation::GeluTanh => Ok(()),
+        other => Err(Error::Device {
+            device: "cpu".into(),
+            reason: format!("{op}: activation {other:?} is not supported; use another backend"),
+        }),
     }
 }
 
@@ -73,14 +78,20 @@ impl Kernel for Gated {
             unsafe {
                 let gate = load_up_to(s, self.gate.add(i), left);
                 let up = load_up_to(s, self.up.add(i), left);
-                let z = match self.activation {
-                    Activation::GeluTanh => s.mul(gate, s.fma(s.mul(gate, gate), s.splat(GELU_B), s.splat(GELU_A))),
-                    _ => gate,
-                };
-                store_up_to(s, self.out.add(i), s.mul(math::times_sigmoid(s, gate, z), up), left);
+                store_up_to(s, self.out.add(i), s.mul(activated(s, self.activation, gate), up), left);
             }
         }
     }
+}
+
+/// The activation of a gate.
+#[inline(always)]
+pub(super) fn activated<S: Simd>(s: S, activation: Activation, gate: S::V) -> S::V {
+    let z = match activation {
+        Activation::GeluTanh => s.mul(gate, s.fma(s.mul(gate, gate), s.splat(GELU_B), s.splat(GELU_A))),
+        _ => gate,
+    };
+    math::times_sigmoid(s, gate, z)
 }
 
 #[cfg(test)]

@@ -11,8 +11,12 @@
 //! 3. l = l * exp(m - m') + sum(p), the sum over 16 strided lanes and their tree;
 //! 4. o = o * exp(m - m'), then o += p * v by fused multiply-adds over the keys it sees, in order.
 //!
+//! bf16 keys and values are multiplied by pairs, after rounding queries and weights: see [`pairs`].
+//!
 //! A key the row does not see therefore changes no bit, whatever lies in its memory, and neither does
 //! a chunk without keys that it sees: those are skipped.
+mod pairs;
+
 use crate::CpuBackend;
 use crate::matmul::{self, Block, K_BLOCK, packed_k};
 use crate::plan::Context;
@@ -21,7 +25,7 @@ use crate::simd::{Cell, Kernel, LANES, Simd, load_partial, load_up_to, math, sto
 use crate::view::{View, check_apart};
 use anyfleet_tensor::ops::Attention;
 use anyfleet_tensor::{DType, Live, Result, SeqMeta};
-use half::{bf16, f16};
+use half::f16;
 use std::ops::Range;
 
 pub(crate) struct AttentionOp {
@@ -44,8 +48,9 @@ pub(crate) struct AttentionOp {
 /// Keys per chunk.
 const CHUNK: usize = 64;
 
-/// Rows (queries times heads of a group) a tile of several queries has at most.
+/// Rows (queries times heads of a group) a tile of several queries has at most, and a tile of pairs.
 const TILE_ROWS: usize = 48;
+const TILE_ROWS_OF_PAIRS: usize = 128;
 
 /// A tile: queries `first .. first + count` of a sequence, and a key/value head.
 #[derive(Clone, Copy)]
@@ -86,7 +91,8 @@ impl AttentionOp {
         if self.group_heads == 0 {
             return;
         }
-        let tile = (TILE_ROWS / self.group_heads).max(1);
+        let most = if self.k_cache.dtype() == DType::BF16 { TILE_ROWS_OF_PAIRS } else { TILE_ROWS };
+        let tile = (most / self.group_heads).max(1);
         for s in 0..ctx.live(self.live, self.seqs.rows()) {
             let seq = self.sequence(s);
             for first in (0..seq.rows as usize).step_by(tile) {
@@ -97,7 +103,7 @@ impl AttentionOp {
         let tasks = &*tasks;
         ctx.each(tasks.len(), |i| match self.k_cache.dtype() {
             DType::F32 => self.tile::<f32>(ctx, &tasks[i]),
-            DType::BF16 => self.tile::<bf16>(ctx, &tasks[i]),
+            DType::BF16 => pairs::tile(self, ctx, &tasks[i]),
             _ => self.tile::<f16>(ctx, &tasks[i]),
         });
     }
@@ -129,9 +135,9 @@ impl AttentionOp {
             unsafe { matmul::pack_rows(ctx.kernels, rows, self.size, row_q, q) };
             let mut tile = Tile { op: self, ctx, task, q, scores, sums, keys, values, max, total };
             let (mut start, end) = (tile.visible(0).start / CHUNK * CHUNK, tile.visible(rows - 1).end);
-            let mut rows = tile.locate::<C>(start);
+            let mut rows = self.cached::<C>(task, start, tile.needed(start));
             while start < end {
-                let next = tile.locate::<C>(start + CHUNK);
+                let next = self.cached::<C>(task, start + CHUNK, tile.needed(start + CHUNK));
                 ctx.kernels.run(Prefetch { rows: &next, bytes: self.size * size_of::<C>() });
                 tile.chunk(start, &rows);
                 (start, rows) = (start + CHUNK, next);
@@ -153,6 +159,24 @@ impl AttentionOp {
         unsafe { view.row::<T>(row).add(head * self.size) }
     }
 
+    /// Where the cache keeps the `needed` keys and values of the chunk at `start`.
+    fn cached<C: Cell>(&self, task: &Task, start: usize, needed: Range<usize>) -> Cached<C> {
+        let mut rows = [(std::ptr::null::<C>(), std::ptr::null::<C>()); CHUNK];
+        let mut i = needed.start;
+        while i < needed.end {
+            let (page, offset) = self.locate(task, start + i);
+            let run = (self.page_size - offset).min(needed.end - i);
+            let first = (task.group * self.page_size + offset) * self.size;
+            for (j, row) in rows[i..i + run].iter_mut().enumerate() {
+                let at = first + j * self.size;
+                // SAFETY: group, and offset + j, are below the page's dimensions.
+                *row = unsafe { (self.k_cache.row::<C>(page).add(at), self.v_cache.row::<C>(page).add(at)) };
+            }
+            i += run;
+        }
+        rows
+    }
+
     /// The page that holds the token at `position`, and the token's offset in it.
     fn locate(&self, task: &Task, position: usize) -> (usize, usize) {
         let (index, offset) = (position / self.page_size, position % self.page_size);
@@ -163,6 +187,19 @@ impl AttentionOp {
         assert!(page < pages, "attention: page {page} of {pages}");
         (page, offset)
     }
+}
+
+/// Positions row `r` of a task sees.
+fn visible(op: &AttentionOp, task: &Task, r: usize) -> Range<usize> {
+    let Task { seq, first, .. } = task;
+    let end = (seq.context_len - seq.rows) as usize + first + r / op.group_heads + 1;
+    end.saturating_sub(op.window.unwrap_or(end))..end
+}
+
+/// Keys of the chunk at `start` that row `r` sees, counted from `start`.
+fn visible_in(op: &AttentionOp, task: &Task, r: usize, start: usize) -> Range<usize> {
+    let Range { start: low, end } = visible(op, task, r);
+    low.max(start).min(start + CHUNK) - start..end.clamp(start, start + CHUNK) - start
 }
 
 /// A task's scratch and running state. Row `r` is head `r % group_heads` of query `r / group_heads`.
@@ -185,17 +222,12 @@ struct Tile<'a> {
 }
 
 impl Tile<'_> {
-    /// Positions row `r` sees.
     fn visible(&self, r: usize) -> Range<usize> {
-        let Task { seq, first, .. } = self.task;
-        let end = (seq.context_len - seq.rows) as usize + first + r / self.op.group_heads + 1;
-        end.saturating_sub(self.op.window.unwrap_or(end))..end
+        visible(self.op, self.task, r)
     }
 
-    /// Keys of the chunk at `start` that row `r` sees, counted from `start`.
     fn visible_in(&self, r: usize, start: usize) -> Range<usize> {
-        let Range { start: low, end } = self.visible(r);
-        low.max(start).min(start + CHUNK) - start..end.clamp(start, start + CHUNK) - start
+        visible_in(self.op, self.task, r, start)
     }
 
     /// Keys of the chunk at `start` that some row sees: the rows in order see ranges that move to the
@@ -226,25 +258,6 @@ impl Tile<'_> {
                 }
             }
         }
-    }
-
-    /// Finds the needed keys and values of the chunk at `start` in the cache.
-    fn locate<C: Cell>(&self, start: usize) -> Cached<C> {
-        let (op, size, needed) = (self.op, self.op.size, self.needed(start));
-        let mut rows = [(std::ptr::null::<C>(), std::ptr::null::<C>()); CHUNK];
-        let mut i = needed.start;
-        while i < needed.end {
-            let (page, offset) = op.locate(self.task, start + i);
-            let run = (op.page_size - offset).min(needed.end - i);
-            let first = (self.task.group * op.page_size + offset) * size;
-            for (j, row) in rows[i..i + run].iter_mut().enumerate() {
-                let at = first + j * size;
-                // SAFETY: group, and offset + j, are below the page's dimensions.
-                *row = unsafe { (op.k_cache.row::<C>(page).add(at), op.v_cache.row::<C>(page).add(at)) };
-            }
-            i += run;
-        }
-        rows
     }
 
     /// Scores of a block of rows against the panels of sixteen keys that hold `needed`.

@@ -1,13 +1,13 @@
 //! `embed`: rows gathered out of the packed matrix.
 use crate::CpuBackend;
-use crate::pairs::{self, PANEL};
+use crate::panels::Form;
 use crate::plan::Context;
-use crate::simd::{Cell, LANES};
+use crate::simd::LANES;
 use crate::view::{View, check_apart};
 use crate::weight::CpuWeight;
 use anyfleet_tensor::ops::Embed;
-use anyfleet_tensor::{DType, Live, Result};
-use half::{bf16, f16};
+use anyfleet_tensor::{Live, Result};
+use half::bf16;
 
 pub(crate) struct EmbedOp {
     out: View,
@@ -32,29 +32,33 @@ impl EmbedOp {
                 assert!(id < self.weight.rows(), "embed: id {id} of a vocabulary of {}", self.weight.rows());
                 // SAFETY: each task has its own output rows.
                 let out = unsafe { self.out.slice_mut::<f32>(row) };
-                match self.weight.dtype() {
-                    DType::F32 => gather::<f32>(&self.weight, id, out),
-                    DType::BF16 => gather_pairs(&self.weight, id, out),
-                    _ => gather::<f16>(&self.weight, id, out),
-                }
+                gather(&self.weight, id, out);
             }
         });
     }
 }
 
-fn gather<C: Cell>(weight: &CpuWeight, id: usize, out: &mut [f32]) {
-    let lane = weight.panel::<C>(id / LANES).wrapping_add(id % LANES);
-    for (k, value) in out.iter_mut().enumerate().take(weight.cols()) {
-        // SAFETY: a panel has sixteen lanes for each of `cols` features.
-        *value = unsafe { *lane.add(k * LANES) }.widen();
-    }
-}
-
-fn gather_pairs(weight: &CpuWeight, id: usize, out: &mut [f32]) {
-    let panel = weight.panel::<bf16>(id / PANEL);
-    for (k, value) in out.iter_mut().enumerate().take(weight.cols()) {
-        // SAFETY: a place for each of `cols` features of the panel's rows.
-        *value = unsafe { *panel.add(pairs::place(id % PANEL, k)) }.to_f32();
+/// Row `id`, as numbers.
+fn gather(weight: &CpuWeight, id: usize, out: &mut [f32]) {
+    let (panel, n) = weight.place_of(id);
+    match weight.form() {
+        Some(form @ Form::Pairs) => {
+            for (k, pair) in out.chunks_mut(2).enumerate() {
+                // SAFETY: a pair of features stands together in the panel, padded to whole pairs.
+                let values = unsafe { *weight.panel(panel).add(form.place(n, 2 * k).0).cast::<[bf16; 2]>() };
+                pair.iter_mut().zip(values).for_each(|(out, value)| *out = value.to_f32());
+            }
+        }
+        Some(form @ Form::Bytes) => {
+            // SAFETY: a panel has a scale for each of its 32 rows.
+            let scale = unsafe { *weight.scales(panel).add(n) };
+            for (k, four) in out.chunks_mut(4).enumerate() {
+                // SAFETY: four features stand together in the panel, padded to whole fours.
+                let values = unsafe { *weight.panel(panel).add(form.place(n, 4 * k).0).cast::<[i8; 4]>() };
+                four.iter_mut().zip(values).for_each(|(out, value)| *out = f32::from(value) * scale);
+            }
+        }
+        _ => out.iter_mut().enumerate().for_each(|(k, value)| *value = weight.at(id, k)),
     }
 }
 

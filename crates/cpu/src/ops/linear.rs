@@ -1,20 +1,23 @@
-//! `linear`: activations times a packed weight, with bias and residual.
+//! `linear` and `linear_act_mul`: activations times a packed weight, with the epilogue.
 //!
-//! bf16 weights go the way of [`pairs`](crate::pairs). With others, up to twelve rows (six on narrow sets) go straight over the stored panels, which are then the only
-//! memory that matters. More rows are cut into groups: a group's x and sums stay in the second-level
-//! cache, a K block of two panels in the first-level cache, and all rows of the group use it.
+//! bf16, q8 and q4 weights go the way of [`panels`](crate::panels): a few rows read the panels as one stream;
+//! more keep a part of a panel in the first-level cache while all rows use it. f32 and f16 weights are in
+//! [`floats`].
+mod finish;
+mod floats;
+
+use super::act_mul::check_activation;
 use crate::CpuBackend;
-use crate::matmul::{self, Block, K_BLOCK, packed_k};
-use crate::pairs::pack::{Packed, Rows};
-use crate::pairs::{self, BLOCK, PANEL, Product, STEP};
+use crate::panels::pack::{Packed, Rows};
+use crate::panels::{self, Form, PANEL, Product};
 use crate::plan::Context;
 use crate::scratch::with_scratch;
-use crate::simd::{Cell, LANES};
+use crate::simd::Isa;
 use crate::view::{View, check_apart};
 use crate::weight::CpuWeight;
-use anyfleet_tensor::ops::Linear;
-use anyfleet_tensor::{DType, Live, Result};
-use half::{bf16, f16};
+use anyfleet_tensor::ops::{Activation, Linear, LinearActMul};
+use anyfleet_tensor::{DType, Live, Result, WeightFormat};
+use half::f16;
 use std::ops::Range;
 
 pub(crate) struct LinearOp {
@@ -23,24 +26,22 @@ pub(crate) struct LinearOp {
     weight: CpuWeight,
     bias: Option<View>,
     residual: Option<View>,
+    /// The output is `activation(gate) * up` of a gated weight.
+    activation: Option<Activation>,
     live: Live,
 }
 
-/// Panels whose sums a task of few rows holds at a time.
-const STRIP: usize = 8;
-/// Rows that share a K block of the weight while it is in the first-level cache.
-const ROW_GROUP: usize = 96;
-/// Most panels of a task of many rows.
-const PANEL_GROUP: usize = 16;
-/// Panels of that block.
-const PAIR: usize = 2;
-
-/// Most rows of bf16 products whose panels are read as one stream.
+/// Most packed rows whose panels are read as one stream.
 const FEW: usize = 32;
+/// Bytes ahead of their use that products ask for.
+const AHEAD: usize = 16 * 1024;
 /// Rows whose packed form and sums stay in the second-level cache.
 const CHUNK: usize = 512;
-/// Most panels of a task over such rows.
+/// Most panels of a task over such rows, and their bytes.
 const CHUNK_PANELS: usize = 8;
+const CHUNK_BYTES: usize = 768 * 1024;
+/// Packed rows the matrix unit takes at a time.
+const GROUP: usize = 32;
 /// Blocks of a panel that stay in the first-level cache.
 const BLOCKS: usize = 16;
 
@@ -53,209 +54,195 @@ impl LinearOp {
         for input in bias.iter().chain(residual.as_ref().filter(|r| !r.same_place(&out))) {
             check_apart("linear", &out, input)?;
         }
-        Ok(LinearOp { out, x, weight: op.weight.clone(), bias, residual, live: op.live })
+        Ok(LinearOp { out, x, weight: op.weight.clone(), bias, residual, activation: None, live: op.live })
+    }
+
+    /// The fused form, for a weight that keeps gates beside what they gate.
+    pub(crate) fn gated(op: &LinearActMul<'_, CpuBackend>) -> Result<Self> {
+        check_activation("linear_act_mul", op.activation)?;
+        let view = |tensor| View::new("linear_act_mul", tensor);
+        let (out, x, bias) = (view(op.out)?, view(op.x)?, op.bias.map(view).transpose()?);
+        for input in bias.iter().chain([&x]) {
+            check_apart("linear_act_mul", &out, input)?;
+        }
+        let (weight, activation) = (op.weight.clone(), Some(op.activation));
+        Ok(LinearOp { out, x, weight, bias, residual: None, activation, live: op.live })
     }
 
     pub(crate) fn execute(&self, ctx: &Context, packed: &mut Rows) {
-        match self.weight.dtype() {
-            DType::F32 => self.multiply::<f32>(ctx),
-            DType::BF16 => self.multiply_pairs(ctx, packed),
-            _ => self.multiply::<f16>(ctx),
+        match (self.weight.form(), self.weight.format()) {
+            (Some(form), _) => self.multiply_panels(ctx, form, packed),
+            (None, WeightFormat::Float(DType::F32)) => self.multiply_floats::<f32>(ctx),
+            (None, _) => self.multiply_floats::<f16>(ctx),
         }
     }
 
-    fn multiply_pairs(&self, ctx: &Context, packed: &mut Rows) {
+    fn multiply_panels(&self, ctx: &Context, form: Form, packed: &mut Rows) {
         let (rows, panels) = (ctx.live(self.live, self.out.rows()), self.weight.panels());
         for first in (0..rows).step_by(CHUNK) {
             let chunk = first..rows.min(first + CHUNK);
-            let x = packed.pack(ctx, &self.x, chunk.clone());
-            if chunk.len() <= FEW {
-                let elements = PANEL * self.weight.cols();
-                ctx.split(panels, elements, |range| self.stream_panels(ctx, x, chunk.clone(), range));
+            let x = packed.pack(ctx, form, &self.x, chunk.clone());
+            if x.rows() <= FEW {
+                ctx.split(panels, self.weight.panel_stride() / 2, |range| {
+                    self.stream_panels(ctx, form, &x, chunk.clone(), range);
+                });
             } else {
-                let width = panels.div_ceil(ctx.threads * 3).min(CHUNK_PANELS);
+                let fit = CHUNK_BYTES / self.weight.panel_stride();
+                let width = panels.div_ceil(ctx.threads * 3).min(fit).clamp(1, CHUNK_PANELS);
                 ctx.each(panels.div_ceil(width), |task| {
                     let range = task * width..panels.min((task + 1) * width);
-                    self.block_panels(ctx, x, chunk.clone(), range);
+                    self.block_panels(ctx, form, &x, chunk.clone(), range);
                 });
             }
         }
     }
 
+    /// Blocks `blocks` of panel `panel`, for all packed rows.
+    fn product(&self, form: Form, x: &Packed<'_>, panel: usize, blocks: Range<usize>) -> Product {
+        Product {
+            form,
+            x: x.at(blocks.start),
+            group_bytes: x.group_bytes,
+            rows: x.rows(),
+            sums: x.sums_at(blocks.start),
+            sums_stride: x.sums_stride,
+            w: self.weight.panel(panel).wrapping_add(blocks.start * form.block_bytes()),
+            ahead: AHEAD,
+            blocks: blocks.len(),
+            acc: std::ptr::null_mut(),
+            acc_stride: PANEL,
+            resume: blocks.start > 0,
+        }
+    }
+
     /// A few rows times panels that are read once, one after the other.
-    fn stream_panels(&self, ctx: &Context, x: Packed, rows: Range<usize>, panels: Range<usize>) {
-        with_scratch([rows.len().next_multiple_of(16) * PANEL], |[acc]| {
+    fn stream_panels(&self, ctx: &Context, form: Form, x: &Packed<'_>, rows: Range<usize>, panels: Range<usize>) {
+        let blocks = form.blocks(self.weight.cols());
+        with_scratch([x.rows().next_multiple_of(16) * PANEL], |[acc]| {
             for panel in panels {
-                let product = Product {
-                    x: x.at(ctx.kernels, 0, 0),
-                    group_bytes: x.group_bytes,
-                    rows: rows.len(),
-                    w: self.weight.panel::<bf16>(panel),
-                    blocks: self.weight.cols().div_ceil(BLOCK),
-                    acc: acc.as_mut_ptr(),
-                    acc_stride: PANEL,
-                    resume: false,
-                };
+                let product = Product { acc: acc.as_mut_ptr(), ..self.product(form, x, panel, 0..blocks) };
                 // SAFETY: x, the panel and the sums have these shapes.
-                unsafe { pairs::multiply(ctx.kernels, std::iter::once(product)) };
-                self.finish(rows.clone(), panel * PANEL, PANEL, acc, PANEL);
+                unsafe { panels::multiply(ctx.kernels, std::iter::once(product)) };
+                self.finish(ctx, Done { x, first: 0, rows: 0..rows.len(), start: rows.start }, panel..panel + 1, acc);
             }
         });
     }
 
-    /// Many rows: a part of a panel stays in the first-level cache while all rows use it.
-    fn block_panels(&self, ctx: &Context, x: Packed, rows: Range<usize>, panels: Range<usize>) {
-        let (blocks, width) = (self.weight.cols().div_ceil(BLOCK), panels.len() * PANEL);
-        with_scratch([rows.len().next_multiple_of(16) * width], |[acc]| {
+    /// Many rows times panels that stay in a cache while all rows use them: on the matrix unit all of each
+    /// in the second level, elsewhere a part of each in the first level.
+    fn block_panels(&self, ctx: &Context, form: Form, x: &Packed<'_>, rows: Range<usize>, panels: Range<usize>) {
+        let (blocks, width) = (form.blocks(self.weight.cols()), panels.len() * PANEL);
+        // Where every row is one packed row, a group's sums become outputs while they are at hand.
+        let whole = ctx.kernels.isa() == Isa::Amx && form != Form::Nibbles;
+        let (part, step) = if whole { (blocks, GROUP) } else { (BLOCKS, usize::MAX) };
+        let step = if x.rows() == rows.len() { step } else { usize::MAX };
+        with_scratch([x.rows().min(step).next_multiple_of(16) * width], |[acc]| {
             let sums = acc.as_mut_ptr();
-            let products =
-                (0..blocks).step_by(BLOCKS).flat_map(|block| panels.clone().map(move |panel| (block, panel)));
-            let products = products.map(|(block, panel)| Product {
-                x: x.at(ctx.kernels, 0, block),
-                group_bytes: x.group_bytes,
-                rows: rows.len(),
-                w: self.weight.panel::<bf16>(panel).wrapping_add(block * STEP),
-                blocks: BLOCKS.min(blocks - block),
-                acc: sums.wrapping_add((panel - panels.start) * PANEL),
-                acc_stride: width,
-                resume: block > 0,
-            });
-            // SAFETY: x, the panels and the sums have these shapes.
-            unsafe { pairs::multiply(ctx.kernels, products) };
-            self.finish(rows.clone(), panels.start * PANEL, width, acc, width);
-        });
-    }
-
-    fn multiply<C: Cell>(&self, ctx: &Context) {
-        let (rows, panels) = (ctx.live(self.live, self.out.rows()), self.weight.panels());
-        if rows == 0 {
-            return;
-        }
-        if rows <= matmul::max_block_rows(ctx.kernels) {
-            let strips = panels.div_ceil(STRIP);
-            let elements = STRIP * LANES * self.weight.cols();
-            return ctx.split(strips, elements, |range| {
-                self.few_rows::<C>(ctx, rows, range.start * STRIP..panels.min(range.end * STRIP));
-            });
-        }
-        let row_groups = rows.div_ceil(ROW_GROUP);
-        let wanted = (ctx.threads * 3).div_ceil(row_groups);
-        let width = panels.div_ceil(wanted).next_multiple_of(PAIR).min(PANEL_GROUP);
-        let panel_groups = panels.div_ceil(width);
-        ctx.each(row_groups * panel_groups, |task| {
-            let (r, p) = (task / panel_groups * ROW_GROUP, task % panel_groups * width);
-            self.many_rows::<C>(ctx, r..rows.min(r + ROW_GROUP), p..panels.min(p + width));
-        });
-    }
-
-    /// All of `rows` rows for `panels`, straight from the stored weight.
-    fn few_rows<C: Cell>(&self, ctx: &Context, rows: usize, panels: Range<usize>) {
-        let k = self.weight.cols();
-        let packed = if rows == 1 { 0 } else { packed_k(k) };
-        with_scratch([rows * packed, rows * STRIP * LANES], |[x, acc]| {
-            if rows > 1 {
-                // SAFETY: row `r` of x has k columns.
-                unsafe { matmul::pack_rows(ctx.kernels, rows, k, |r| self.x.row(r), x) };
-            }
-            let x = if rows == 1 { self.x.row(0) } else { x.as_ptr() };
-            for first in panels.clone().step_by(STRIP) {
-                let count = STRIP.min(panels.end - first);
-                for (row, size) in matmul::blocks(ctx.kernels, rows) {
-                    let block = Block {
-                        x: x.wrapping_add(row * packed),
-                        rows: size,
-                        w: self.weight.panel::<C>(first),
-                        panel_stride: self.weight.panel_stride(),
-                        panels: count,
-                        k,
-                        acc: acc[row * STRIP * LANES..].as_mut_ptr(),
-                        acc_stride: STRIP * LANES,
-                        resume: false,
-                    };
-                    // SAFETY: x, the panels and the sums have these shapes.
-                    unsafe { matmul::multiply(ctx.kernels, &block) };
-                }
-                self.finish(0..rows, first * LANES, count * LANES, acc, STRIP * LANES);
-            }
-        });
-    }
-
-    /// A group of rows times a group of panels.
-    fn many_rows<C: Cell>(&self, ctx: &Context, rows: Range<usize>, panels: Range<usize>) {
-        let (k, count, width) = (self.weight.cols(), rows.len(), panels.len() * LANES);
-        with_scratch([count * packed_k(k), count * width], |[x, acc]| {
-            // SAFETY: row `r` of x has k columns.
-            unsafe { matmul::pack_rows(ctx.kernels, count, k, |r| self.x.row(rows.start + r), x) };
-            for start in (0..k).step_by(K_BLOCK) {
-                let len = K_BLOCK.min(k - start);
-                for pair in panels.clone().step_by(PAIR) {
-                    for (row, size) in matmul::blocks(ctx.kernels, count) {
-                        let block = Block {
-                            x: x[row * packed_k(k) + start * size..].as_ptr(),
-                            rows: size,
-                            w: self.weight.panel::<C>(pair).wrapping_add(start * LANES),
-                            panel_stride: self.weight.panel_stride(),
-                            panels: PAIR.min(panels.end - pair),
-                            k: len,
-                            acc: acc[row * width + (pair - panels.start) * LANES..].as_mut_ptr(),
-                            acc_stride: width,
-                            resume: start > 0,
-                        };
-                        // SAFETY: x, the panels and the sums have these shapes.
-                        unsafe { matmul::multiply(ctx.kernels, &block) };
+            for first in (0..x.rows()).step_by(step.min(x.rows())) {
+                let count = step.min(x.rows() - first);
+                let parts = (0..blocks).step_by(part).flat_map(|block| panels.clone().map(move |panel| (block, panel)));
+                let products = parts.map(|(block, panel)| {
+                    let product = self.product(form, x, panel, block..blocks.min(block + part));
+                    Product {
+                        x: product.x.wrapping_add(first / GROUP * (GROUP / 16) * x.group_bytes * usize::from(whole)),
+                        rows: count,
+                        acc: sums.wrapping_add((panel - panels.start) * PANEL),
+                        acc_stride: width,
+                        ..product
                     }
-                }
+                });
+                // SAFETY: x, the panels and the sums have these shapes.
+                unsafe { panels::multiply(ctx.kernels, products) };
+                let done = if count == x.rows() { 0..rows.len() } else { first..first + count };
+                self.finish(ctx, Done { x, first, rows: done, start: rows.start }, panels.clone(), acc);
             }
-            self.finish(rows, panels.start * LANES, width, acc, width);
         });
     }
+}
 
-    /// Adds bias and residual, in this order, and stores `width` columns from `column` on; the last
-    /// panel's padding is dropped. `acc` starts at the first row.
-    fn finish(&self, rows: Range<usize>, column: usize, width: usize, acc: &mut [f32], acc_stride: usize) {
-        let width = width.min(self.out.cols() - column);
-        for (i, row) in rows.enumerate() {
-            let sums = &mut acc[i * acc_stride..][..width];
-            if let Some(bias) = &self.bias {
-                // SAFETY: the bias has `N` elements and is not written meanwhile.
-                let bias = unsafe { std::slice::from_raw_parts(bias.flat::<f32>().add(column), width) };
-                sums.iter_mut().zip(bias).for_each(|(sum, b)| *sum += b);
-            }
-            if let Some(residual) = &self.residual {
-                // SAFETY: these columns of this row belong to this task, also where it is `out`.
-                let residual = unsafe { std::slice::from_raw_parts(residual.row::<f32>(row).add(column), width) };
-                sums.iter_mut().zip(residual).for_each(|(sum, r)| *sum += r);
-            }
-            // SAFETY: these columns of this row belong to this task.
-            unsafe { self.out.row::<f32>(row).add(column).copy_from_nonoverlapping(sums.as_ptr(), width) };
-        }
-    }
+/// Sums that are complete.
+struct Done<'a> {
+    x: &'a Packed<'a>,
+    /// The packed row of the first sums.
+    first: usize,
+    /// Rows they belong to, counted from the first of `x`, which is row `start` of the output.
+    rows: Range<usize>,
+    start: usize,
 }
 
 #[cfg(test)]
 mod tests {
     use crate::ops::testing::*;
+    use crate::weight::FORMATS;
     use anyfleet_tensor::ops::{ActMul, Activation, Linear, LinearActMul};
-    use anyfleet_tensor::{Backend, DType, Live};
+    use anyfleet_tensor::{Backend, DType, Live, WeightFormat, quant};
 
-    /// The definition: one accumulator, fused multiply-adds in order, then bias, then residual; for
-    /// bf16 that of `pairs`.
-    fn naive(x: &[f32], w: &[f32], bias: Option<f32>, residual: Option<f32>, store: DType) -> f32 {
-        let dot = |x: &[f32], w: &[f32]| x.iter().zip(w).fold(0.0f32, |sum, (&x, &w)| x.mul_add(w, sum));
+    /// The definition: one accumulator, fused multiply-adds in order, then bias, then residual; for bf16,
+    /// q8 and q4 that of `panels` and `quant`.
+    fn naive(x: &[f32], w: &[f32], bias: Option<f32>, residual: Option<f32>, store: WeightFormat) -> f32 {
         let sum = match store {
-            DType::BF16 => x.chunks(32).zip(w.chunks(32)).fold(0.0f32, |sum, (x, w)| {
-                let every_other =
-                    |v: &[f32], first| v.iter().skip(first).step_by(2).map(|&v| round(v, store)).collect();
-                let [even, odd] = [0, 1].map(|first| {
-                    let (x, w): (Vec<f32>, Vec<f32>) = (every_other(x, first), every_other(w, first));
-                    dot(&x, &w)
-                });
-                sum + (even + odd)
-            }),
-            _ => dot(x, w),
+            WeightFormat::Float(DType::BF16) => pairs(x, w),
+            WeightFormat::Float(dtype) => dot(x, &w.iter().map(|&v| round(v, dtype)).collect::<Vec<_>>()),
+            WeightFormat::Q8 => {
+                let mut q = vec![0; w.len()];
+                let scale = quant::q8_row(w, &mut q);
+                integers(x, |x| x.iter().zip(&q).map(|(&x, &q)| i32::from(x) * i32::from(q)).sum::<i32>() as f32)
+                    * scale
+            }
+            _ => {
+                let groups: Vec<_> = w
+                    .chunks(quant::GROUP)
+                    .map(|w| {
+                        let mut q = [0; quant::GROUP];
+                        (quant::q4_group(w, &mut q).to_f32(), q)
+                    })
+                    .collect();
+                integers(x, |x| {
+                    x.chunks(quant::GROUP).zip(&groups).fold(0.0f32, |sum, (x, (scale, q))| {
+                        let group: i32 = x.iter().zip(q).map(|(&x, &q)| i32::from(x) * i32::from(q)).sum();
+                        (group as f32).mul_add(*scale, sum)
+                    })
+                })
+            }
         };
         let sum = bias.map_or(sum, |b| sum + b);
         residual.map_or(sum, |r| sum + r)
+    }
+
+    fn dot(x: &[f32], w: &[f32]) -> f32 {
+        x.iter().zip(w).fold(0.0f32, |sum, (&x, &w)| x.mul_add(w, sum))
+    }
+
+    fn pairs(x: &[f32], w: &[f32]) -> f32 {
+        x.chunks(32).zip(w.chunks(32)).fold(0.0f32, |sum, (x, w)| {
+            let every_other =
+                |v: &[f32], first| v.iter().skip(first).step_by(2).map(|&v| round(v, DType::BF16)).collect();
+            let [even, odd] = [0, 1].map(|first| {
+                let (x, w): (Vec<f32>, Vec<f32>) = (every_other(x, first), every_other(w, first));
+                dot(&x, &w)
+            });
+            sum + (even + odd)
+        })
+    }
+
+    /// Sums of a row's bytes, scaled, and of its rest.
+    fn integers(x: &[f32], sum: impl Fn(&[i8]) -> f32) -> f32 {
+        let row = quant::ByteRow::new(x);
+        let whole = sum(&row.bytes) * row.scale;
+        row.rest.map_or(whole, |(scale, bytes)| sum(&bytes).mul_add(scale, whole))
+    }
+
+    /// Some rows have outliers, one is zero.
+    fn activations(seed: u64, rows: usize, k: usize) -> Vec<f32> {
+        let mut x = random(seed, rows * k);
+        for (r, row) in x.chunks_mut(k).enumerate() {
+            match r % 4 {
+                1 => row[r % k] *= 90.0,
+                2 if rows > 20 => row.fill(0.0),
+                _ => {}
+            }
+        }
+        x
     }
 
     #[test]
@@ -272,16 +259,18 @@ mod tests {
             (110, 35, 260),
             (530, 40, 40),
         ] {
-            for store in FLOATS {
-                let (x, w) = (random(6, rows * k), random(7, n * k));
+            for store in FORMATS {
+                let (x, w) = (activations(6, rows, k), random(7, n * k));
                 let (bias, residual) = (random(8, n), random(9, rows * n));
-                let rounded: Vec<f32> = w.iter().map(|&v| round(v, store)).collect();
+                let products: Vec<f32> = (0..rows * n)
+                    .map(|i| naive(&x[i / n * k..][..k], &w[i % n * k..][..k], None, None, store))
+                    .collect();
                 let want = |r: usize, c: usize, full: bool| {
-                    let (b, s) = (full.then_some(bias[c]), full.then_some(residual[r * n + c]));
-                    naive(&x[r * k..][..k], &rounded[c * k..][..k], b, s, store)
+                    let sum = products[r * n + c];
+                    if full { (sum + bias[c]) + residual[r * n + c] } else { sum }
                 };
                 for device in devices() {
-                    let weight = weight(&device, &w, k, store);
+                    let weight = weight_in(&device, &w, k, store, rows % 2 == 0 && n % 2 == 0);
                     let bias_tensor = tensor(&device, &bias, &[n]);
                     let x_tensor = columns_of(&device, &x, rows, k);
                     let plain = tensor(&device, &vec![POISON; (rows + 1) * n], &[rows + 1, n]);
@@ -333,20 +322,52 @@ mod tests {
 
     #[test]
     fn gated_form_is_the_composition() {
-        let (rows, k, width) = (3, 20, 25);
+        for (rows, k, width) in [(1, 20, 25), (3, 20, 25), (40, 70, 33), (2, 64, 16)] {
+            for store in FORMATS {
+                for device in devices() {
+                    let source = random(1, 2 * width * k);
+                    let x = tensor(&device, &activations(2, rows, k), &[rows, k]);
+                    let bias = tensor(&device, &random(3, 2 * width), &[2 * width]);
+                    let poison = vec![POISON; rows * width];
+                    let [a, b] = [(); 2].map(|()| tensor(&device, &poison, &[rows, width]));
+                    let gate_up = tensor(&device, &[poison.clone(), poison].concat(), &[rows, 2 * width]);
+                    let (activation, live, bias) = (Activation::Silu, Live::All, Some(&bias));
+                    let [gated, plain] = [true, false].map(|gated| weight_in(&device, &source, k, store, gated));
+                    bind(&device, 3, |enc| {
+                        let (x, gate_up) = (&x, &gate_up);
+                        enc.linear_act_mul(LinearActMul {
+                            out: &a,
+                            gate_up,
+                            x,
+                            weight: &gated,
+                            bias,
+                            activation,
+                            live,
+                        });
+                        enc.linear(Linear { out: gate_up, x, weight: &plain, bias, residual: None, live });
+                        enc.act_mul(ActMul { out: &b, gate_up, activation, live });
+                    });
+                    assert_eq!(read(&device, &a), read(&device, &b), "{} {store} {rows} rows", device.caps().device);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_that_are_not_finite_become_nan_alone() {
         for device in devices() {
-            let weight = weight(&device, &random(1, 2 * width * k), k, FLOATS[1]);
-            let x = tensor(&device, &random(2, rows * k), &[rows, k]);
-            let [a, b] = [(); 2].map(|()| tensor(&device, &[POISON; 75], &[rows, width]));
-            let gate_up = tensor(&device, &[POISON; 150], &[rows, 2 * width]);
-            let (activation, live) = (Activation::Silu, Live::All);
-            bind(&device, 3, |enc| {
-                let (x, weight, bias) = (&x, &weight, None);
-                enc.linear_act_mul(LinearActMul { out: &a, gate_up: &gate_up, x, weight, bias, activation, live });
-                enc.linear(Linear { out: &gate_up, x, weight, bias, residual: None, live });
-                enc.act_mul(ActMul { out: &b, gate_up: &gate_up, activation, live });
-            });
-            assert_eq!(read(&device, &a), read(&device, &b));
+            for store in [WeightFormat::Q8, WeightFormat::Q4] {
+                let weight = weight_in(&device, &random(1, 20 * 40), 40, store, false);
+                let mut x = random(2, 3 * 40);
+                (x[41], x[100]) = (f32::NAN, f32::INFINITY);
+                let (x, out) = (tensor(&device, &x, &[3, 40]), tensor(&device, &[POISON; 60], &[3, 20]));
+                bind(&device, 3, |enc| {
+                    let (x, weight, live) = (&x, &weight, Live::All);
+                    enc.linear(Linear { out: &out, x, weight, bias: None, residual: None, live });
+                });
+                let got = read(&device, &out);
+                assert!(got[..20].iter().all(|v| v.is_finite()) && got[20..].iter().all(|v| v.is_nan()));
+            }
         }
     }
 }

@@ -43,12 +43,12 @@ impl NormOp {
 
 /// `out = x / sqrt(mean(x^2) + eps) * weight` over one row; `out` may be `x`. Whoever makes the value
 /// promises `len` elements at each pointer.
-pub(crate) struct NormRow {
-    pub(crate) out: *mut f32,
-    pub(crate) x: *const f32,
-    pub(crate) weight: *const f32,
-    pub(crate) len: usize,
-    pub(crate) eps: f32,
+struct NormRow {
+    out: *mut f32,
+    x: *const f32,
+    weight: *const f32,
+    len: usize,
+    eps: f32,
 }
 
 impl Kernel for NormRow {
@@ -57,18 +57,42 @@ impl Kernel for NormRow {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         // SAFETY: see the type.
-        let mean = unsafe { math::mean_square(s, self.x, self.len) };
-        let scale = s.splat(1.0 / (mean + self.eps).sqrt());
-        for i in (0..self.len).step_by(LANES) {
-            let left = self.len - i;
-            // SAFETY: see the type; `left` elements are left.
-            unsafe {
-                let x = s.mul(load_up_to(s, self.x.add(i), left), scale);
-                let w = load_up_to(s, self.weight.add(i), left);
-                store_up_to(s, self.out.add(i), s.mul(x, w), left);
-            }
+        let scale = s.splat(unsafe { scale(s, self.x, self.len, self.eps) });
+        let whole = self.len - self.len % LANES;
+        for i in (0..whole).step_by(LANES) {
+            // SAFETY: see the type; sixteen elements are left.
+            unsafe { self.vector(s, scale, i, LANES) };
+        }
+        if whole < self.len {
+            // SAFETY: see the type; that many are left.
+            unsafe { self.vector(s, scale, whole, self.len - whole) };
         }
     }
+}
+
+impl NormRow {
+    /// Scales up to sixteen elements.
+    ///
+    /// # Safety
+    /// `n` elements are left at `i`.
+    #[inline(always)]
+    unsafe fn vector<S: Simd>(&self, s: S, scale: S::V, i: usize, n: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let x = s.mul(load_up_to(s, self.x.add(i), n), scale);
+            store_up_to(s, self.out.add(i), s.mul(x, load_up_to(s, self.weight.add(i), n)), n);
+        }
+    }
+}
+
+/// `1 / sqrt(mean(x^2) + eps)`.
+///
+/// # Safety
+/// `len` elements are readable at `x`.
+#[inline(always)]
+pub(crate) unsafe fn scale<S: Simd>(s: S, x: *const f32, len: usize, eps: f32) -> f32 {
+    // SAFETY: the caller's promise.
+    1.0 / (unsafe { math::mean_square(s, x, len) } + eps).sqrt()
 }
 
 #[cfg(test)]

@@ -1,9 +1,8 @@
 //! `rope_kv`: per-head norm, rotation, and the store into the KV cache.
 use crate::CpuBackend;
-use crate::ops::norm::NormRow;
+use crate::ops::norm;
 use crate::plan::Context;
-use crate::scratch::with_scratch;
-use crate::simd::{Cell, Kernel, Simd};
+use crate::simd::{Cell, Kernel, LANES, Simd, load_up_to, store_up_to};
 use crate::view::{View, check_apart};
 use anyfleet_tensor::ops::RopeKv;
 use anyfleet_tensor::{DType, Live, Result};
@@ -90,94 +89,189 @@ impl RopeKvOp {
 
     fn row<C: Cell>(&self, ctx: &Context, row: usize) {
         let position = self.positions.u32_at(row) as usize;
-        let table = self.rope.as_ref().map(|rope| {
+        let table = self.rope.as_ref().map_or(&[] as &[f32], |rope| {
             let rows = rope.table.rows();
             assert!(position < rows, "rope_kv: position {position} past the rope table's {rows} rows");
             // SAFETY: nothing writes the table.
             unsafe { rope.table.slice::<f32>(position) }
         });
-        // SAFETY: `qkv` is apart from everything written here.
-        let (q, kv) = unsafe { self.qkv.slice::<f32>(row) }.split_at(self.heads * self.size);
-        let (k, v) = kv.split_at(self.groups * self.size);
-        // SAFETY: each task has its own rows of `q`.
-        let q_out = unsafe { self.q.slice_mut::<f32>(row) };
-        let (q_norm, k_norm) = (self.norm.as_ref().map(|n| &n.q), self.norm.as_ref().map(|n| &n.k));
-        for (head, out) in q.chunks_exact(self.size).zip(q_out.chunks_exact_mut(self.size)) {
-            self.head(ctx, head, out, q_norm, table);
-        }
         let slot = self.slots.u32_at(row);
-        if slot == NO_SLOT {
-            return;
-        }
-        with_scratch([self.size], |[rotated]| {
-            for (group, head) in k.chunks_exact(self.size).enumerate() {
-                self.head(ctx, head, rotated, k_norm, table);
-                self.store::<C>(&self.k_cache, slot, group, rotated);
-            }
-        });
-        for (group, head) in v.chunks_exact(self.size).enumerate() {
-            self.store::<C>(&self.v_cache, slot, group, head);
-        }
+        let caches =
+            (slot != NO_SLOT).then(|| [&self.k_cache, &self.v_cache].map(|cache| self.place::<C>(cache, slot)));
+        // SAFETY: `qkv` is apart from everything written here, and each task has its own rows of `q`.
+        let (qkv, q) = unsafe { (self.qkv.slice::<f32>(row), self.q.slice_mut::<f32>(row)) };
+        ctx.kernels.run(Token { op: self, qkv, q, table, caches });
     }
 
-    /// Normalises and rotates one head into `out`.
-    fn head(&self, ctx: &Context, head: &[f32], out: &mut [f32], norm: Option<&View>, table: Option<&[f32]>) {
-        match (norm, &self.norm) {
-            (Some(weight), Some(NormView { eps, .. })) => {
-                let (x, len) = (head.as_ptr(), head.len());
-                // `out` and `head` have `d` elements, and so has the norm's weight.
-                ctx.kernels.run(NormRow { out: out.as_mut_ptr(), x, weight: weight.flat(), len, eps: *eps });
-            }
-            _ => out.copy_from_slice(head),
-        }
-        if let (Some(table), Some(rope)) = (table, &self.rope) {
-            ctx.kernels.run(Rotate { head: out, table, interleaved: rope.interleaved });
-        }
-    }
-
-    /// Narrows one head into its place in a cache. The slots of a step are distinct, so no other
-    /// task writes there.
-    fn store<C: Cell>(&self, cache: &View, slot: u32, group: usize, head: &[f32]) {
+    /// Where the first head of a slot goes; the others follow a page's tokens apart. The slots of a step
+    /// are distinct, so no other task writes there.
+    fn place<C: Cell>(&self, cache: &View, slot: u32) -> *mut C {
         let (page, offset) = (slot as usize / self.page_size, slot as usize % self.page_size);
         assert!(page < cache.rows(), "rope_kv: slot {slot} past the cache's {} pages", cache.rows());
-        let start = (group * self.page_size + offset) * self.size;
-        let target = cache.row::<C>(page);
-        for (i, &value) in head.iter().enumerate() {
-            // SAFETY: group, offset and i are below the page's dimensions.
-            unsafe { *target.add(start + i) = C::narrow(value) };
-        }
+        cache.row::<C>(page).wrapping_add(offset * self.size)
     }
 }
 
-/// Rotates pairs of the first `r` elements of a head by `r/2` cosines and sines.
-struct Rotate<'a> {
-    head: &'a mut [f32],
+/// Everything of one token. Both places in the caches have room for all groups.
+struct Token<'a, C> {
+    op: &'a RopeKvOp,
+    qkv: &'a [f32],
+    q: &'a mut [f32],
+    /// Cosines, then sines; empty for no rotation.
     table: &'a [f32],
-    interleaved: bool,
+    /// Of the first head in the caches of keys and of values; none for a token that is not kept.
+    caches: Option<[*mut C; 2]>,
 }
 
-impl Kernel for Rotate<'_> {
+impl<C: Cell> Kernel for Token<'_, C> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _s: S) {
-        let half = self.table.len() / 2;
-        let (cos, sin) = self.table.split_at(half);
-        if self.interleaved {
-            for (i, pair) in self.head.chunks_exact_mut(2).take(half).enumerate() {
-                let (a, b) = (pair[0], pair[1]);
-                pair[0] = a * cos[i] - b * sin[i];
-                pair[1] = b * cos[i] + a * sin[i];
-            }
-        } else {
-            let (low, high) = self.head[..2 * half].split_at_mut(half);
-            for i in 0..half {
-                let (a, b) = (low[i], high[i]);
-                low[i] = a * cos[i] - b * sin[i];
-                high[i] = b * cos[i] + a * sin[i];
+    fn run<S: Simd>(self, s: S) {
+        let op = self.op;
+        let (q, kv) = self.qkv.split_at(op.heads * op.size);
+        let (k, v) = kv.split_at(op.groups * op.size);
+        let norm = |weight: fn(&NormView) -> &View| op.norm.as_ref().map(|n| (weight(n).flat(), n.eps));
+        let interleaved = op.rope.as_ref().is_some_and(|rope| rope.interleaved);
+        let [q_norm, k_norm] = [norm(|n| &n.q), norm(|n| &n.k)];
+        for (x, out) in q.chunks_exact(op.size).zip(self.q.chunks_exact_mut(op.size)) {
+            // SAFETY: as many elements are written as read, and a norm's weight has as many.
+            unsafe { Head::new(s, x, q_norm).turn(s, self.table, interleaved, out.as_mut_ptr()) };
+        }
+        let Some([k_cache, v_cache]) = self.caches else { return };
+        let heads = k.chunks_exact(op.size).zip(v.chunks_exact(op.size));
+        for (group, (k, v)) in heads.enumerate() {
+            let start = group * op.page_size * op.size;
+            // SAFETY: as above; the group is one of a page's.
+            unsafe {
+                Head::new(s, k, k_norm).turn(s, self.table, interleaved, k_cache.add(start));
+                Head::new(s, v, None).turn(s, &[], false, v_cache.add(start));
             }
         }
     }
+}
+
+/// A head before its rotation: normalised as it is read.
+struct Head<'a, V> {
+    x: &'a [f32],
+    /// Weight and scale.
+    norm: Option<(*const f32, V)>,
+}
+
+impl<'a, V: Copy> Head<'a, V> {
+    /// # Safety
+    /// A norm's weight has as many elements as `x`.
+    #[inline(always)]
+    unsafe fn new<S: Simd<V = V>>(s: S, x: &'a [f32], norm: Option<(*const f32, f32)>) -> Self {
+        #[expect(clippy::manual_map, reason = "a closure might not be compiled with the instruction set")]
+        let norm = match norm {
+            // SAFETY: the elements of `x`.
+            Some((weight, eps)) => Some((weight, s.splat(unsafe { norm::scale(s, x.as_ptr(), x.len(), eps) }))),
+            None => None,
+        };
+        Head { x, norm }
+    }
+
+    /// Element `i` and up to fifteen that follow, `n` in all; zeros for the rest.
+    ///
+    /// # Safety
+    /// So many are there.
+    #[inline(always)]
+    unsafe fn at<S: Simd<V = V>>(&self, s: S, i: usize, n: usize) -> V {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let x = load_up_to(s, self.x.as_ptr().add(i), n);
+            match self.norm {
+                Some((weight, scale)) => s.mul(s.mul(x, scale), load_up_to(s, weight.add(i), n)),
+                None => x,
+            }
+        }
+    }
+
+    /// Writes the head, its first elements rotated by as many cosines and sines as half of them are.
+    ///
+    /// # Safety
+    /// `out` has room for the head.
+    #[inline(always)]
+    unsafe fn turn<S: Simd<V = V>, C: Cell>(&self, s: S, table: &[f32], interleaved: bool, out: *mut C) {
+        let (half, len) = (table.len() / 2, self.x.len());
+        assert!(2 * half <= len);
+        let table = table.as_ptr();
+        // Whole vectors are told apart from the rest here, so that neither tests for the other.
+        let mut i = 0;
+        while i < half {
+            let n = (half - i).min(LANES);
+            // SAFETY: `i + n <= half`, twice which the head and the table have; sixteen lanes are whole.
+            unsafe {
+                match (interleaved, n) {
+                    (false, LANES) => self.halves(s, table, half, i, LANES, out),
+                    (false, _) => self.halves(s, table, half, i, n, out),
+                    (true, LANES) => self.neighbours(s, table, half, i, LANES, out),
+                    (true, _) => self.neighbours(s, table, half, i, n, out),
+                }
+            }
+            i += LANES;
+        }
+        let mut i = 2 * half;
+        while i < len {
+            // SAFETY: so many are left.
+            unsafe {
+                match len - i {
+                    n @ 0..LANES => store_up_to(s, out.add(i), self.at(s, i, n), n),
+                    _ => C::store(s, out.add(i), self.at(s, i, LANES)),
+                }
+            }
+            i += LANES;
+        }
+    }
+
+    /// Rotates `n` pairs from pair `i` on, of elements half the rotated part apart.
+    ///
+    /// # Safety
+    /// They are there, and in `table` and `out` as well.
+    #[inline(always)]
+    unsafe fn halves<S, C>(&self, s: S, table: *const f32, half: usize, i: usize, n: usize, out: *mut C)
+    where
+        S: Simd<V = V>,
+        C: Cell,
+    {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let turn = (load_up_to(s, table.add(i), n), load_up_to(s, table.add(half + i), n));
+            let (a, b) = rotated(s, (self.at(s, i, n), self.at(s, half + i, n)), turn);
+            store_up_to(s, out.add(i), a, n);
+            store_up_to(s, out.add(half + i), b, n);
+        }
+    }
+
+    /// Rotates `n` pairs from pair `i` on, of neighbours.
+    ///
+    /// # Safety
+    /// They are there, and in `table` and `out` as well.
+    #[inline(always)]
+    unsafe fn neighbours<S, C>(&self, s: S, table: *const f32, half: usize, i: usize, n: usize, out: *mut C)
+    where
+        S: Simd<V = V>,
+        C: Cell,
+    {
+        // Elements in the second vector, which starts at the end when there are none.
+        let (first, second) = ((2 * n).min(LANES), (2 * n).saturating_sub(LANES));
+        // SAFETY: the caller's promise.
+        unsafe {
+            let turn = (load_up_to(s, table.add(i), n), load_up_to(s, table.add(half + i), n));
+            let (low, high) = (self.at(s, 2 * i, first), self.at(s, 2 * i + first, second));
+            let (even, odd) = rotated(s, s.unzip(low, high), turn);
+            let (low, high) = s.zip(even, odd);
+            store_up_to(s, out.add(2 * i), low, first);
+            store_up_to(s, out.add(2 * i + first), high, second);
+        }
+    }
+}
+
+/// Pairs `(a, b)` turned by angles of the given cosines and sines; every product is rounded.
+#[inline(always)]
+fn rotated<S: Simd>(s: S, (a, b): (S::V, S::V), (cos, sin): (S::V, S::V)) -> (S::V, S::V) {
+    (s.sub(s.mul(a, cos), s.mul(b, sin)), s.add(s.mul(b, cos), s.mul(a, sin)))
 }
 
 #[cfg(test)]
@@ -214,12 +308,36 @@ mod tests {
         out.into_iter().map(|v| v as f32).collect()
     }
 
+    /// The same in f32, every operation in the order all kernel sets have.
+    fn exact_head(x: &[f32], norm: Option<&[f32]>, table: &[f32], interleaved: bool) -> Vec<f32> {
+        let mut lanes = [0.0f32; 16];
+        x.iter().enumerate().for_each(|(i, v)| lanes[i % 16] = v.mul_add(*v, lanes[i % 16]));
+        for width in [8, 4, 2, 1] {
+            (0..width).for_each(|i| lanes[i] += lanes[i + width]);
+        }
+        let scale = 1.0 / (lanes[0] / x.len() as f32 + 1e-6).sqrt();
+        let normed: Vec<f32> = (0..x.len()).map(|i| norm.map_or(x[i], |w| x[i] * scale * w[i])).collect();
+        let mut out = normed.clone();
+        let half = table.len() / 2;
+        for i in 0..half {
+            let (a, b) = if interleaved { (2 * i, 2 * i + 1) } else { (i, i + half) };
+            let (cos, sin) = (table[i], table[half + i]);
+            out[a] = normed[a] * cos - normed[b] * sin;
+            out[b] = normed[b] * cos + normed[a] * sin;
+        }
+        out
+    }
+
     #[test]
     fn agrees_with_the_naive_twin() {
         let shapes = [
             Shape { heads: 4, groups: 2, size: 8, rotary: 8, page_size: 4, interleaved: false, norm: true },
             Shape { heads: 3, groups: 3, size: 80, rotary: 32, page_size: 1, interleaved: true, norm: false },
             Shape { heads: 6, groups: 1, size: 18, rotary: 18, page_size: 5, interleaved: false, norm: false },
+            Shape { heads: 2, groups: 1, size: 7, rotary: 0, page_size: 3, interleaved: false, norm: true },
+            Shape { heads: 2, groups: 2, size: 128, rotary: 128, page_size: 4, interleaved: false, norm: true },
+            Shape { heads: 1, groups: 1, size: 99, rotary: 54, page_size: 2, interleaved: true, norm: true },
+            Shape { heads: 2, groups: 1, size: 20, rotary: 12, page_size: 2, interleaved: true, norm: true },
         ];
         for shape in &shapes {
             for kv in FLOATS {
@@ -270,6 +388,8 @@ mod tests {
             for h in 0..heads {
                 let want = naive_head(heads_of_row[h], norm.then_some(&q_weight), angles, interleaved);
                 close(&q[(row * heads + h) * size..][..size], &want, 1e-6);
+                let exact = exact_head(heads_of_row[h], norm.then_some(&q_weight), angles, interleaved);
+                assert_eq!(q[(row * heads + h) * size..][..size], exact);
             }
             for g in 0..groups {
                 let (page, offset) = (slots[row] as usize / page_size, slots[row] as usize % page_size);
@@ -279,6 +399,8 @@ mod tests {
                 let at = ((page * groups + g) * page_size + offset) * size;
                 let want = naive_head(heads_of_row[heads + g], norm.then_some(&k_weight), angles, interleaved);
                 close(&k[at..][..size], &want, if kv == DType::F32 { 1e-6 } else { 4e-3 });
+                let exact = exact_head(heads_of_row[heads + g], norm.then_some(&k_weight), angles, interleaved);
+                assert!(k[at..][..size].iter().zip(exact).all(|(&k, exact)| k == round(exact, kv)));
                 let want: Vec<f32> = heads_of_row[heads + groups + g].iter().map(|&x| round(x, kv)).collect();
                 assert_eq!(v[at..][..size], want[..]);
                 written += size;

@@ -72,8 +72,18 @@ pub(super) fn columns_of(device: &CpuBackend, values: &[f32], rows: usize, cols:
 }
 
 pub(super) fn weight(device: &CpuBackend, values: &[f32], cols: usize, store: DType) -> CpuWeight {
+    weight_in(device, values, cols, WeightFormat::Float(store), false)
+}
+
+pub(super) fn weight_in(
+    device: &CpuBackend,
+    values: &[f32],
+    cols: usize,
+    store: WeightFormat,
+    gated: bool,
+) -> CpuWeight {
     let part = HostPart { dtype: DType::F32, rows: values.len() / cols, bytes: bytemuck::cast_slice(values) };
-    let host = HostWeight { name: "w".into(), cols, parts: vec![part], store: WeightFormat::Float(store) };
+    let host = HostWeight { name: "w".into(), cols, parts: vec![part], store, gated };
     device.load(host).unwrap()
 }
 

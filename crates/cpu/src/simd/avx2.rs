@@ -6,6 +6,15 @@ use std::arch::x86_64::*;
 #[derive(Clone, Copy)]
 pub(super) struct Avx2(());
 
+impl Avx2 {
+    /// # Safety
+    /// The processor has the features of [`run`], and the caller is compiled with them.
+    #[inline(always)]
+    pub(super) unsafe fn new() -> Avx2 {
+        Avx2(())
+    }
+}
+
 /// Lanes 0..8 and 8..16.
 type V = [__m256; 2];
 
@@ -36,6 +45,32 @@ unsafe fn add_exponent(v: __m256, n: __m256) -> __m256 {
     unsafe {
         let n = _mm256_slli_epi32::<23>(_mm256_castps_si256(n));
         _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), n))
+    }
+}
+
+/// Every second of 32 lanes, from the first or the second on.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn unzip<const CHOICE: i32>(low: V, high: V) -> V {
+    // SAFETY: the caller's promise. Shuffles work on halves of registers: put the quarters in order.
+    [low, high].map(|v| unsafe {
+        let mixed = _mm256_castps_pd(_mm256_shuffle_ps::<CHOICE>(v[0], v[1]));
+        _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(mixed))
+    })
+}
+
+/// Lanes in turn.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn zip(even: __m256, odd: __m256) -> V {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (low, high) = (_mm256_unpacklo_ps(even, odd), _mm256_unpackhi_ps(even, odd));
+        [_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high)]
     }
 }
 
@@ -124,6 +159,55 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn zip_bf16(self, a: V, b: V) -> (V, V) {
+        // Unpacking works in halves of a register; the permutations put the quarters in order.
+        let zip = |a: __m256, b: __m256| {
+            // SAFETY: `self` proves AVX2.
+            unsafe {
+                let (a, b) = (_mm256_castps_si256(a), _mm256_castps_si256(b));
+                let (low, high) = (_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b));
+                let first = _mm256_permute2x128_si256::<0x20>(low, high);
+                let second = _mm256_permute2x128_si256::<0x31>(low, high);
+                [_mm256_castsi256_ps(first), _mm256_castsi256_ps(second)]
+            }
+        };
+        (zip(a[0], b[0]), zip(a[1], b[1]))
+    }
+    #[inline(always)]
+    unsafe fn store_i8(self, p: *mut i8, v: V) {
+        // SAFETY: and the caller promises sixteen bytes. Packing interleaves halves of the registers;
+        // the permutation puts them in order.
+        unsafe {
+            let words = _mm256_packs_epi32(_mm256_cvtps_epi32(v[0]), _mm256_cvtps_epi32(v[1]));
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+            let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(p.cast(), bytes);
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_i32(self, p: *const i32) -> V {
+        // SAFETY: and the caller promises sixteen elements.
+        unsafe { [0, 8].map(|i| _mm256_cvtepi32_ps(_mm256_loadu_si256(p.add(i).cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut half::bf16, v: V) {
+        // SAFETY: and the caller promises sixteen elements.
+        unsafe {
+            let bits = self.round_bf16(v).map(|v| _mm256_srli_epi32::<16>(_mm256_castps_si256(v)));
+            // Packing works on halves of registers: put the quarters back in order.
+            let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(bits[0], bits[1]));
+            _mm256_storeu_si256(p.cast(), packed);
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut half::f16, v: V) {
+        // SAFETY: and the caller promises sixteen elements.
+        unsafe {
+            _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v[0]));
+            _mm_storeu_si128(p.add(8).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v[1]));
+        }
+    }
+    #[inline(always)]
     fn fma(self, a: V, b: V, c: V) -> V {
         // SAFETY: see `splat`.
         unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
@@ -164,6 +248,17 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn gt_mask(self, x: V, y: V) -> u32 {
+        // SAFETY: see `splat`.
+        let mask = |i: usize| unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(x[i], y[i])) as u32 };
+        mask(0) | mask(1) << 8
+    }
+    #[inline(always)]
+    fn floor(self, v: V) -> V {
+        // SAFETY: see `splat`.
+        unsafe { [_mm256_floor_ps(v[0]), _mm256_floor_ps(v[1])] }
+    }
+    #[inline(always)]
     fn add_exponent(self, v: V, n: V) -> V {
         // SAFETY: see `splat`.
         unsafe { [add_exponent(v[0], n[0]), add_exponent(v[1], n[1])] }
@@ -187,6 +282,16 @@ impl Simd for Avx2 {
             let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
             _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
         }
+    }
+    #[inline(always)]
+    fn unzip(self, low: V, high: V) -> (V, V) {
+        // SAFETY: see `splat`.
+        unsafe { (unzip::<0b10_00_10_00>(low, high), unzip::<0b11_01_11_01>(low, high)) }
+    }
+    #[inline(always)]
+    fn zip(self, even: V, odd: V) -> (V, V) {
+        // SAFETY: see `splat`.
+        unsafe { (zip(even[0], odd[0]), zip(even[1], odd[1])) }
     }
     #[inline(always)]
     fn transpose(self, rows: &mut [V; 16]) {

@@ -6,6 +6,15 @@ use std::arch::x86_64::*;
 #[derive(Clone, Copy)]
 pub(super) struct Avx512(());
 
+impl Avx512 {
+    /// # Safety
+    /// The processor has the features of [`run`], and the caller is compiled with them.
+    #[inline(always)]
+    pub(super) unsafe fn new() -> Avx512 {
+        Avx512(())
+    }
+}
+
 /// # Safety
 /// The processor has the features named here.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
@@ -67,6 +76,51 @@ impl Simd for Avx512 {
         unsafe { _mm512_storeu_ps(p, v) }
     }
     #[inline(always)]
+    fn zip_bf16(self, a: __m512, b: __m512) -> (__m512, __m512) {
+        // Words 0, 32, 1, 33 ... of both.
+        const ORDER: [[u16; 32]; 2] = {
+            let mut order = [[0; 32]; 2];
+            let mut i = 0;
+            while i < 64 {
+                order[i / 32][i % 32] = (i / 2 + i % 2 * 32) as u16;
+                i += 1;
+            }
+            order
+        };
+        // SAFETY: see `splat`.
+        unsafe {
+            let (a, b) = (_mm512_castps_si512(a), _mm512_castps_si512(b));
+            let zip = |order: &[u16; 32]| {
+                let order = _mm512_loadu_si512(order.as_ptr().cast());
+                _mm512_castsi512_ps(_mm512_permutex2var_epi16(a, order, b))
+            };
+            (zip(&ORDER[0]), zip(&ORDER[1]))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_i8(self, p: *mut i8, v: __m512) {
+        // SAFETY: and the caller promises sixteen bytes.
+        unsafe { _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v))) }
+    }
+    #[inline(always)]
+    unsafe fn load_i32(self, p: *const i32) -> __m512 {
+        // SAFETY: and the caller promises sixteen elements.
+        unsafe { _mm512_cvtepi32_ps(_mm512_loadu_si512(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut half::bf16, v: __m512) {
+        // SAFETY: and the caller promises sixteen elements.
+        unsafe {
+            let bits = _mm512_srli_epi32::<16>(_mm512_castps_si512(self.round_bf16(v)));
+            _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(bits));
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut half::f16, v: __m512) {
+        // SAFETY: and the caller promises sixteen elements.
+        unsafe { _mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
+    }
+    #[inline(always)]
     fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         // SAFETY: see `splat`.
         unsafe { _mm512_fmadd_ps(a, b, c) }
@@ -102,6 +156,16 @@ impl Simd for Avx512 {
         unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, y), b, a) }
     }
     #[inline(always)]
+    fn gt_mask(self, x: __m512, y: __m512) -> u32 {
+        // SAFETY: see `splat`.
+        u32::from(unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, y) })
+    }
+    #[inline(always)]
+    fn floor(self, v: __m512) -> __m512 {
+        // SAFETY: see `splat`.
+        unsafe { _mm512_roundscale_ps::<_MM_FROUND_TO_NEG_INF>(v) }
+    }
+    #[inline(always)]
     fn add_exponent(self, v: __m512, n: __m512) -> __m512 {
         // SAFETY: see `splat`.
         unsafe {
@@ -127,6 +191,24 @@ impl Simd for Avx512 {
             let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
             let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
             _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
+        }
+    }
+    #[inline(always)]
+    fn unzip(self, low: __m512, high: __m512) -> (__m512, __m512) {
+        // SAFETY: see `splat`.
+        unsafe {
+            let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+            let odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+            (_mm512_permutex2var_ps(low, even, high), _mm512_permutex2var_ps(low, odd, high))
+        }
+    }
+    #[inline(always)]
+    fn zip(self, even: __m512, odd: __m512) -> (__m512, __m512) {
+        // SAFETY: see `splat`.
+        unsafe {
+            let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            let high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+            (_mm512_permutex2var_ps(even, low, odd), _mm512_permutex2var_ps(even, high, odd))
         }
     }
     #[inline(always)]

@@ -1,10 +1,16 @@
 //! Functions over sixteen lanes, in the fixed order of [`anyfleet_tensor::sampling`].
-use super::{LANES, Simd, load_up_to};
+use super::{LANES, Simd, load_partial};
 use anyfleet_tensor::sampling;
 
 /// `e^x`: the bits of [`sampling::exp`].
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
+    s.select_gt(x, s.splat(sampling::EXP_INFINITE), s.splat(f32::INFINITY), exp_to_one(s, x))
+}
+
+/// [`exp`] of what is not above 0.
+#[inline(always)]
+pub(crate) fn exp_to_one<S: Simd>(s: S, x: S::V) -> S::V {
     let magic = s.splat(sampling::ROUND_MAGIC);
     let shifted = s.fma(x, s.splat(sampling::LOG2_E), magic);
     let n = s.sub(shifted, magic);
@@ -15,8 +21,7 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
         series = s.fma(series, r, s.splat(c));
     }
     let scaled = s.add_exponent(series, shifted);
-    let scaled = s.select_gt(s.splat(sampling::EXP_ZERO), x, s.splat(0.0), scaled);
-    s.select_gt(x, s.splat(sampling::EXP_INFINITE), s.splat(f32::INFINITY), scaled)
+    s.select_gt(s.splat(sampling::EXP_ZERO), x, s.splat(0.0), scaled)
 }
 
 /// `x * sigmoid(z) = x / (1 + e^-z)`.
@@ -33,12 +38,16 @@ pub(crate) fn times_sigmoid<S: Simd>(s: S, x: S::V, z: S::V) -> S::V {
 #[inline(always)]
 pub(crate) unsafe fn mean_square<S: Simd>(s: S, x: *const f32, n: usize) -> f32 {
     let mut sum = s.splat(0.0);
-    let mut i = 0;
-    while i < n {
-        // SAFETY: `n - i` elements are left.
-        let v = unsafe { load_up_to(s, x.add(i), n - i) };
+    let whole = n - n % LANES;
+    for i in (0..whole).step_by(LANES) {
+        // SAFETY: sixteen elements are left.
+        let v = unsafe { s.load(x.add(i)) };
         sum = s.fma(v, v, sum);
-        i += LANES;
+    }
+    if whole < n {
+        // SAFETY: `n - whole` elements are left.
+        let v = unsafe { load_partial(s, x.add(whole), n - whole) };
+        sum = s.fma(v, v, sum);
     }
     s.reduce_add(sum) / n as f32
 }

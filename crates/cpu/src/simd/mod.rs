@@ -7,6 +7,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub(crate) mod dots;
 pub(crate) mod math;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -30,6 +31,16 @@ pub(crate) trait Simd: Copy {
     /// Sixteen pairs: the first elements, then the second ones. 32 elements must be readable.
     unsafe fn load_pairs(self, p: *const half::bf16) -> (Self::V, Self::V);
     unsafe fn store(self, p: *mut f32, v: Self::V);
+    /// Low bytes of lanes that hold whole numbers in -128..128; sixteen are writable.
+    unsafe fn store_i8(self, p: *mut i8, v: Self::V);
+    /// Sixteen i32 as floats, rounded to nearest, ties to even.
+    unsafe fn load_i32(self, p: *const i32) -> Self::V;
+    /// Sixteen pairs of bf16 each: pairs of their elements, the first sixteen and the others.
+    fn zip_bf16(self, a: Self::V, b: Self::V) -> (Self::V, Self::V);
+    /// Rounds to nearest, ties to even; a NaN stays one and becomes quiet.
+    unsafe fn store_bf16(self, p: *mut half::bf16, v: Self::V);
+    /// Rounds to nearest, ties to even; a NaN stays one and becomes quiet.
+    unsafe fn store_f16(self, p: *mut half::f16, v: Self::V);
     /// Rounded to bf16, to nearest, ties to even; a NaN stays one.
     fn round_bf16(self, v: Self::V) -> Self::V;
     /// `a * b + c`, rounded once.
@@ -42,12 +53,20 @@ pub(crate) trait Simd: Copy {
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
     /// `x > y ? a : b`, so `b` where `x` or `y` is NaN.
     fn select_gt(self, x: Self::V, y: Self::V, a: Self::V, b: Self::V) -> Self::V;
+    /// Bit `i` tells whether `x > y` in lane `i`.
+    fn gt_mask(self, x: Self::V, y: Self::V) -> u32;
+    /// The largest integers not above numbers in `0..=2^22`.
+    fn floor(self, v: Self::V) -> Self::V;
     /// Adds the low nine bits of `n` (as an integer) to the exponent of `v`: the last step of `exp`.
     fn add_exponent(self, v: Self::V, n: Self::V) -> Self::V;
     /// Sum over lanes: lane `i` takes `i + 8`, then `i + 4`, `i + 2`, `i + 1`.
     fn reduce_add(self, v: Self::V) -> f32;
     /// Maximum over lanes in the same tree.
     fn reduce_max(self, v: Self::V) -> f32;
+    /// Of 32 elements in a row: those at even places, then those at odd ones.
+    fn unzip(self, low: Self::V, high: Self::V) -> (Self::V, Self::V);
+    /// The inverse of [`Simd::unzip`].
+    fn zip(self, even: Self::V, odd: Self::V) -> (Self::V, Self::V);
     /// Rows become columns.
     fn transpose(self, rows: &mut [Self::V; 16]);
     /// Asks for the cache line at `p`, which need not be valid.
@@ -57,11 +76,15 @@ pub(crate) trait Simd: Copy {
 /// Lanes of a [`Simd`] vector.
 pub(crate) const LANES: usize = 16;
 
-/// An element type vectors are loaded from: widening to f32 is exact.
+/// An element type vectors are loaded from, widening exactly, and stored as, rounding to nearest, ties
+/// to even.
 pub(crate) trait Cell: bytemuck::Pod + Send + Sync {
     /// # Safety
     /// Sixteen elements are readable at `p`.
     unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V;
+    /// # Safety
+    /// Sixteen elements are writable at `p`.
+    unsafe fn store<S: Simd>(s: S, p: *mut Self, v: S::V);
     fn widen(self) -> f32;
     /// Rounds to nearest, ties to even.
     fn narrow(x: f32) -> Self;
@@ -72,6 +95,11 @@ impl Cell for f32 {
     unsafe fn load<S: Simd>(s: S, p: *const f32) -> S::V {
         // SAFETY: the caller's promise.
         unsafe { s.load(p) }
+    }
+    #[inline(always)]
+    unsafe fn store<S: Simd>(s: S, p: *mut f32, v: S::V) {
+        // SAFETY: the caller's promise.
+        unsafe { s.store(p, v) }
     }
     #[inline(always)]
     fn widen(self) -> f32 {
@@ -90,6 +118,11 @@ impl Cell for half::bf16 {
         unsafe { s.load_bf16(p) }
     }
     #[inline(always)]
+    unsafe fn store<S: Simd>(s: S, p: *mut half::bf16, v: S::V) {
+        // SAFETY: the caller's promise.
+        unsafe { s.store_bf16(p, v) }
+    }
+    #[inline(always)]
     fn widen(self) -> f32 {
         self.to_f32()
     }
@@ -104,6 +137,11 @@ impl Cell for half::f16 {
     unsafe fn load<S: Simd>(s: S, p: *const half::f16) -> S::V {
         // SAFETY: the caller's promise.
         unsafe { s.load_f16(p) }
+    }
+    #[inline(always)]
+    unsafe fn store<S: Simd>(s: S, p: *mut half::f16, v: S::V) {
+        // SAFETY: the caller's promise.
+        unsafe { s.store_f16(p, v) }
     }
     #[inline(always)]
     fn widen(self) -> f32 {
@@ -145,15 +183,15 @@ pub(crate) unsafe fn load_up_to<S: Simd, C: Cell>(s: S, p: *const C, n: usize) -
 /// # Safety
 /// `min(n, 16)` elements are writable at `p`.
 #[inline(always)]
-pub(crate) unsafe fn store_up_to<S: Simd>(s: S, p: *mut f32, v: S::V, n: usize) {
+pub(crate) unsafe fn store_up_to<S: Simd, C: Cell>(s: S, p: *mut C, v: S::V, n: usize) {
     if n >= LANES {
         // SAFETY: the caller's promise.
-        return unsafe { s.store(p, v) };
+        return unsafe { C::store(s, p, v) };
     }
-    let mut lanes = [0.0f32; LANES];
+    let mut lanes = [C::zeroed(); LANES];
     // SAFETY: the array has sixteen elements; the caller promises n at `p`.
     unsafe {
-        s.store(lanes.as_mut_ptr(), v);
+        C::store(s, lanes.as_mut_ptr(), v);
         p.copy_from_nonoverlapping(lanes.as_ptr(), n);
     }
 }
@@ -216,7 +254,7 @@ impl KernelSet {
     pub(crate) fn new(isa: Isa) -> Option<KernelSet> {
         let present = match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx => Isa::Avx512.is_supported() && crate::pairs::amx::is_supported(),
+            Isa::Amx => Isa::Avx512.is_supported() && crate::panels::amx::is_supported(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => {
                 is_x86_feature_detected!("avx512f")
@@ -265,3 +303,6 @@ impl KernelSet {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

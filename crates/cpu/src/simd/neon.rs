@@ -27,6 +27,18 @@ fn widen_f16(bits: uint16x4_t) -> float32x4_t {
     out
 }
 
+/// Four f16 rounded to nearest, ties to even.
+#[inline(always)]
+fn narrow_f16(v: float32x4_t) -> uint16x4_t {
+    let out: uint16x4_t;
+    // SAFETY: reads one vector register and writes another.
+    unsafe {
+        asm!("fcvtn {out:v}.4h, {v:v}.4s", out = out(vreg) out, v = in(vreg) v,
+             options(pure, nomem, nostack, preserves_flags));
+    }
+    out
+}
+
 macro_rules! lanes {
     ($i:ident => $value:expr) => {
         // SAFETY: NEON is always there; loads and stores rest on the caller's promise.
@@ -116,6 +128,42 @@ impl Simd for Neon {
         lanes!(I => vst1q_f32(p.add(4 * I), v[I]));
     }
     #[inline(always)]
+    fn zip_bf16(self, a: V, b: V) -> (V, V) {
+        let zip = |i: usize| {
+            // SAFETY: NEON.
+            unsafe {
+                let (a, b) = (vreinterpretq_u16_f32(a[i]), vreinterpretq_u16_f32(b[i]));
+                [vreinterpretq_f32_u16(vzip1q_u16(a, b)), vreinterpretq_f32_u16(vzip2q_u16(a, b))]
+            }
+        };
+        let ([a, b], [c, d]) = (zip(0), zip(1));
+        let ([e, f], [g, h]) = (zip(2), zip(3));
+        ([a, b, c, d], [e, f, g, h])
+    }
+    #[inline(always)]
+    unsafe fn store_i8(self, p: *mut i8, v: V) {
+        // SAFETY: NEON, and the caller promises sixteen bytes.
+        unsafe {
+            let word = |i: usize| vmovn_s32(vcvtnq_s32_f32(v[i]));
+            let (low, high) = (vcombine_s16(word(0), word(1)), vcombine_s16(word(2), word(3)));
+            vst1q_s8(p, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_i32(self, p: *const i32) -> V {
+        // SAFETY: NEON, and the caller promises sixteen elements.
+        std::array::from_fn(|i| unsafe { vcvtq_f32_s32(vld1q_s32(p.add(4 * i))) })
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut half::bf16, v: V) {
+        let v = self.round_bf16(v);
+        lanes!(I => vst1_u16(p.cast::<u16>().add(4 * I), vshrn_n_u32::<16>(vreinterpretq_u32_f32(v[I]))));
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut half::f16, v: V) {
+        lanes!(I => vst1_u16(p.cast::<u16>().add(4 * I), narrow_f16(v[I])));
+    }
+    #[inline(always)]
     fn fma(self, a: V, b: V, c: V) -> V {
         lanes!(I => vfmaq_f32(c[I], a[I], b[I]))
     }
@@ -145,6 +193,20 @@ impl Simd for Neon {
         lanes!(I => vbslq_f32(vcgtq_f32(x[I], y[I]), a[I], b[I]))
     }
     #[inline(always)]
+    fn gt_mask(self, x: V, y: V) -> u32 {
+        const BITS: [u32; 4] = [1, 2, 4, 8];
+        let bits = lanes!(I => vandq_u32(
+            vcgtq_f32(x[I], y[I]),
+            vshlq_u32(vld1q_u32(BITS.as_ptr()), vdupq_n_s32(4 * I as i32))
+        ));
+        // SAFETY: NEON is always there.
+        unsafe { vaddvq_u32(vorrq_u32(vorrq_u32(bits[0], bits[1]), vorrq_u32(bits[2], bits[3]))) }
+    }
+    #[inline(always)]
+    fn floor(self, v: V) -> V {
+        lanes!(I => vrndmq_f32(v[I]))
+    }
+    #[inline(always)]
     fn add_exponent(self, v: V, n: V) -> V {
         lanes!(I => vreinterpretq_f32_u32(vaddq_u32(
             vreinterpretq_u32_f32(v[I]),
@@ -171,6 +233,16 @@ impl Simd for Neon {
             }
         }
         lanes[0]
+    }
+    #[inline(always)]
+    fn unzip(self, low: V, high: V) -> (V, V) {
+        let v = [low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]];
+        (lanes!(I => vuzp1q_f32(v[2 * I], v[2 * I + 1])), lanes!(I => vuzp2q_f32(v[2 * I], v[2 * I + 1])))
+    }
+    #[inline(always)]
+    fn zip(self, even: V, odd: V) -> (V, V) {
+        let (first, second) = (lanes!(I => vzip1q_f32(even[I], odd[I])), lanes!(I => vzip2q_f32(even[I], odd[I])));
+        ([first[0], second[0], first[1], second[1]], [first[2], second[2], first[3], second[3]])
     }
     #[inline(always)]
     fn transpose(self, rows: &mut [V; 16]) {

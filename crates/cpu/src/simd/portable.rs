@@ -2,7 +2,7 @@
 use super::{Kernel, LANES, Simd};
 
 #[derive(Clone, Copy)]
-struct Portable;
+pub(super) struct Portable;
 
 #[inline(never)]
 pub(super) fn run<K: Kernel>(kernel: K) -> K::Output {
@@ -66,6 +66,32 @@ impl Simd for Portable {
         unsafe { p.cast::<V>().write_unaligned(v) }
     }
     #[inline(always)]
+    fn zip_bf16(self, a: V, b: V) -> (V, V) {
+        let word = |v: V, i: usize| v[i / 2].to_bits() >> (16 * (i % 2)) & 0xFFFF;
+        let zip = |first: usize| std::array::from_fn(|i| f32::from_bits(word(a, first + i) | word(b, first + i) << 16));
+        (zip(0), zip(LANES))
+    }
+    #[inline(always)]
+    unsafe fn store_i8(self, p: *mut i8, v: V) {
+        // SAFETY: the caller promises sixteen bytes.
+        unsafe { p.cast::<[i8; LANES]>().write_unaligned(v.map(|v| v as i8)) }
+    }
+    #[inline(always)]
+    unsafe fn load_i32(self, p: *const i32) -> V {
+        // SAFETY: the caller promises sixteen elements.
+        unsafe { p.cast::<[i32; LANES]>().read_unaligned() }.map(|v| v as f32)
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut half::bf16, v: V) {
+        // SAFETY: the caller promises sixteen elements.
+        unsafe { p.cast::<[half::bf16; LANES]>().write_unaligned(v.map(half::bf16::from_f32)) }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut half::f16, v: V) {
+        // SAFETY: the caller promises sixteen elements.
+        unsafe { p.cast::<[half::f16; LANES]>().write_unaligned(v.map(half::f16::from_f32)) }
+    }
+    #[inline(always)]
     fn fma(self, a: V, b: V, c: V) -> V {
         std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
     }
@@ -94,6 +120,18 @@ impl Simd for Portable {
         std::array::from_fn(|i| if x[i] > y[i] { a[i] } else { b[i] })
     }
     #[inline(always)]
+    fn gt_mask(self, x: V, y: V) -> u32 {
+        (0..LANES).fold(0, |mask, i| mask | u32::from(x[i] > y[i]) << i)
+    }
+    #[inline(always)]
+    fn floor(self, v: V) -> V {
+        // The library's call would be slow where the instruction is missing.
+        v.map(|x| {
+            let nearest = (x + 8_388_608.0) - 8_388_608.0;
+            if nearest > x { nearest - 1.0 } else { nearest }
+        })
+    }
+    #[inline(always)]
     fn add_exponent(self, v: V, n: V) -> V {
         zip(v, n, |v, n| f32::from_bits(v.to_bits().wrapping_add(n.to_bits() << 23)))
     }
@@ -104,6 +142,16 @@ impl Simd for Portable {
     #[inline(always)]
     fn reduce_max(self, v: V) -> f32 {
         fold(v, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn unzip(self, low: V, high: V) -> (V, V) {
+        let at = |i: usize| if i < LANES { low[i] } else { high[i - LANES] };
+        (std::array::from_fn(|i| at(2 * i)), std::array::from_fn(|i| at(2 * i + 1)))
+    }
+    #[inline(always)]
+    fn zip(self, even: V, odd: V) -> (V, V) {
+        let at = |i: usize| if i.is_multiple_of(2) { even[i / 2] } else { odd[i / 2] };
+        (std::array::from_fn(at), std::array::from_fn(|i| at(LANES + i)))
     }
     #[inline(always)]
     fn transpose(self, rows: &mut [V; 16]) {

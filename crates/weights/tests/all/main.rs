@@ -3,3 +3,4 @@ mod bundle;
 mod common;
 mod hostile;
 mod hub;
+mod pack;

@@ -1,12 +1,14 @@
 //! The product on vector registers: weights widened, a sum each for even and odd features.
-use super::{BLOCK, PANEL, Product, STEP, TILE};
+use super::{Form, PANEL, Product};
 use crate::simd::{Kernel, KernelSet, LANES, Simd};
+
+const BLOCK: usize = Form::Pairs.features();
+/// Elements of a tile, and of a block of a panel.
+const TILE: usize = Form::Pairs.tile_bytes() / 2;
+const STEP: usize = Form::Pairs.block_bytes() / 2;
 
 const WIDE_ROWS: usize = 6;
 const NARROW_ROWS: usize = 2;
-
-/// Elements ahead of their use that a group asks for.
-const PREFETCH: usize = 4 * STEP;
 
 pub(super) fn group_rows(kernels: KernelSet) -> usize {
     if kernels.wide() { WIDE_ROWS } else { NARROW_ROWS }
@@ -85,14 +87,14 @@ unsafe fn rows<S: Simd, const R: usize, const T: usize>(s: S, group: &Group<'_>,
     let acc = |r: usize, t: usize| group.acc.wrapping_add(r * product.acc_stride + (tile + t) * LANES);
     for block in 0..product.blocks {
         let x = group.x.wrapping_add(block * group_rows * BLOCK);
-        let w = product.w.wrapping_add(block * STEP + tile * TILE);
+        let w = product.w.cast::<half::bf16>().wrapping_add(block * STEP + tile * TILE);
         let mut even = [[s.splat(0.0); T]; R];
         let mut odd = even;
         for pair in 0..BLOCK / 2 {
             let mut weights = [(s.splat(0.0), s.splat(0.0)); T];
             for (t, weights) in weights.iter_mut().enumerate() {
                 let source = w.wrapping_add(t * TILE + pair * PANEL);
-                s.prefetch(source.wrapping_add(PREFETCH).cast());
+                s.prefetch(source.cast::<u8>().wrapping_add(product.ahead));
                 // SAFETY: the block has these 32 elements.
                 *weights = unsafe { s.load_pairs(source) };
             }

@@ -1,0 +1,367 @@
+//! Attention over bf16 keys and values: both products by pairs, on the matrix unit where there is one.
+//!
+//! Queries and softmax weights are rounded to bf16. Of a chunk of 64 keys, keys become two panels of 32
+//! output features, values a panel for each 32 elements of the head, both in the order of
+//! [`panels`](crate::panels). A row's steps are those of the module above, with sums by pairs of elements
+//! (scores) and by pairs of keys (values); the sum of the weights takes them as rounded.
+use super::{AttentionOp, CHUNK, Cached, Finish, Prefetch, Task, visible, visible_in};
+use crate::panels::{self, Form, PANEL, Product, ROW};
+use crate::plan::Context;
+use crate::scratch::with_scratch;
+use crate::simd::{Isa, Kernel, KernelSet, LANES, Simd, load_up_to, math};
+use half::bf16;
+use std::ops::Range;
+
+const FORM: Form = Form::Pairs;
+/// f32 of scratch a panel's block takes.
+const BLOCK: usize = FORM.block_bytes() / 4;
+/// Blocks of 32 keys in a chunk.
+const KEY_BLOCKS: usize = CHUNK / PANEL;
+
+/// Rows in the order products read: groups of them, a block of 32 columns at a time, bf16 for the matrix
+/// unit and f32 elsewhere.
+#[derive(Clone, Copy)]
+struct Rows {
+    base: *mut u8,
+    /// Rows of a group, bytes of a row of a block, blocks.
+    group: usize,
+    row_bytes: usize,
+    blocks: usize,
+}
+
+impl Rows {
+    fn new(kernels: KernelSet, blocks: usize) -> Rows {
+        let row_bytes = if kernels.isa() == Isa::Amx { ROW } else { 2 * ROW };
+        Rows { base: std::ptr::null_mut(), group: panels::group_rows(kernels), row_bytes, blocks }
+    }
+    fn block_bytes(&self) -> usize {
+        self.group * self.row_bytes
+    }
+    fn group_bytes(&self) -> usize {
+        self.blocks * self.block_bytes()
+    }
+    /// f32 of scratch `rows` rows take.
+    fn len(&self, rows: usize) -> usize {
+        rows.div_ceil(self.group) * self.group_bytes() / 4
+    }
+    /// The place of a row in block `block`.
+    fn at(&self, row: usize, block: usize) -> *mut u8 {
+        let first = row / self.group * self.group_bytes() + block * self.block_bytes();
+        self.base.wrapping_add(first + row % self.group * self.row_bytes)
+    }
+    /// Whether rows are bf16.
+    fn narrow(&self) -> bool {
+        self.row_bytes == ROW
+    }
+}
+
+pub(super) fn tile(op: &AttentionOp, ctx: &Context, task: &Task) {
+    let rows = task.count * op.group_heads;
+    let (blocks, width) = (FORM.blocks(op.size), op.size.next_multiple_of(PANEL));
+    let (q, weights) = (Rows::new(ctx.kernels, blocks), Rows::new(ctx.kernels, KEY_BLOCKS));
+    let whole = rows.next_multiple_of(LANES);
+    let sizes = [
+        q.len(rows),
+        weights.len(rows),
+        whole * CHUNK,
+        whole * width,
+        CHUNK / PANEL * blocks * BLOCK,
+        width / PANEL * KEY_BLOCKS * BLOCK,
+        2 * rows,
+    ];
+    with_scratch(sizes, |[q_area, weights_area, scores, sums, keys, values, state]| {
+        let (max, total) = state.split_at_mut(rows);
+        sums.fill(0.0);
+        max.fill(f32::NEG_INFINITY);
+        total.fill(0.0);
+        let q = Rows { base: q_area.as_mut_ptr().cast(), ..q };
+        let weights = Rows { base: weights_area.as_mut_ptr().cast(), ..weights };
+        for r in 0..rows {
+            let source = op.head::<f32>(&op.q, task, r).cast_const();
+            ctx.kernels.run(PackQuery { source, len: op.size, rows: q, row: r });
+        }
+        let mut tile = Tile { op, ctx, task, rows, q, weights, scores, sums, keys, values, max, total };
+        let mut start = visible(op, task, 0).start / CHUNK * CHUNK;
+        let end = visible(op, task, rows - 1).end;
+        let mut cached = op.cached::<bf16>(task, start, tile.needed(start));
+        while start < end {
+            let next = op.cached::<bf16>(task, start + CHUNK, tile.needed(start + CHUNK));
+            ctx.kernels.run(Prefetch { rows: &next, bytes: op.size * size_of::<bf16>() });
+            tile.chunk(start, &cached);
+            (start, cached) = (start + CHUNK, next);
+        }
+        for r in 0..rows {
+            let out = op.head::<f32>(&op.out, task, r);
+            let sums = tile.sums[r * width..].as_ptr();
+            // SAFETY (of the kernel's promise): a head has `size` elements on both sides.
+            ctx.kernels.run(Finish { out, sums, total: tile.total[r], len: op.size });
+        }
+    });
+}
+
+/// A task's scratch and running state; rows as in the module above.
+struct Tile<'a> {
+    op: &'a AttentionOp,
+    ctx: &'a Context,
+    task: &'a Task,
+    rows: usize,
+    q: Rows,
+    weights: Rows,
+    /// `[rows][CHUNK]`.
+    scores: &'a mut [f32],
+    /// `[rows][width]`: o of the module above.
+    sums: &'a mut [f32],
+    /// Two panels of 32 keys.
+    keys: &'a mut [f32],
+    /// A panel for each 32 elements of the head.
+    values: &'a mut [f32],
+    max: &'a mut [f32],
+    total: &'a mut [f32],
+}
+
+impl Tile<'_> {
+    /// Keys of the chunk at `start` that some row sees.
+    fn needed(&self, start: usize) -> Range<usize> {
+        let first = visible_in(self.op, self.task, 0, start).start;
+        first..visible_in(self.op, self.task, self.rows - 1, start).end
+    }
+
+    fn chunk(&mut self, start: usize, cached: &Cached<bf16>) {
+        let (size, blocks) = (self.op.size, self.q.blocks);
+        let width = size.next_multiple_of(PANEL);
+        self.ctx.kernels.run(LoadKeys { rows: cached, size, target: self.keys.as_mut_ptr() });
+        let (q, keys, scores) = (self.q, self.keys.as_ptr(), self.scores.as_mut_ptr());
+        let scored = (0..CHUNK / PANEL).map(|panel| Product {
+            w: keys.wrapping_add(panel * blocks * BLOCK).cast(),
+            acc: scores.wrapping_add(panel * PANEL),
+            acc_stride: CHUNK,
+            ..self.product(q, false)
+        });
+        // SAFETY: queries, keys and scores have these shapes.
+        unsafe { panels::multiply(self.ctx.kernels, scored) };
+        for r in 0..self.rows {
+            self.weigh(r, visible_in(self.op, self.task, r, start));
+        }
+        self.ctx.kernels.run(LoadValues { rows: cached, size, target: self.values.as_mut_ptr() });
+        let (weights, values, sums) = (self.weights, self.values.as_ptr(), self.sums.as_mut_ptr());
+        let added = (0..width / PANEL).map(|panel| Product {
+            w: values.wrapping_add(panel * KEY_BLOCKS * BLOCK).cast(),
+            acc: sums.wrapping_add(panel * PANEL),
+            acc_stride: width,
+            ..self.product(weights, true)
+        });
+        // SAFETY: weights, values and sums have these shapes.
+        unsafe { panels::multiply(self.ctx.kernels, added) };
+    }
+
+    fn product(&self, x: Rows, resume: bool) -> Product {
+        Product {
+            form: FORM,
+            x: x.base,
+            group_bytes: x.group_bytes(),
+            rows: self.rows,
+            sums: std::ptr::null(),
+            sums_stride: 0,
+            w: std::ptr::null(),
+            ahead: 0,
+            blocks: x.blocks,
+            acc: std::ptr::null_mut(),
+            acc_stride: 0,
+            resume,
+        }
+    }
+
+    /// Turns a row's scores into weights and scales what it has summed so far.
+    fn weigh(&mut self, r: usize, seen: Range<usize>) {
+        let width = self.op.size.next_multiple_of(PANEL);
+        self.ctx.kernels.run(Weigh {
+            scores: &mut self.scores[r * CHUNK..][..CHUNK],
+            seen,
+            weights: self.weights,
+            row: r,
+            sums: &mut self.sums[r * width..][..width],
+            scale: self.op.scale,
+            max: &mut self.max[r],
+            total: &mut self.total[r],
+        });
+    }
+}
+
+/// Stores sixteen columns of a row; `column` is a multiple of sixteen.
+///
+/// # Safety
+/// The row has these columns.
+#[inline(always)]
+unsafe fn store<S: Simd>(s: S, rows: Rows, row: usize, column: usize, v: S::V) {
+    let place = rows.at(row, column / PANEL);
+    // SAFETY: the caller's promise.
+    unsafe {
+        if rows.narrow() {
+            s.store_bf16(place.cast::<bf16>().add(column % PANEL), v);
+        } else {
+            s.store(place.cast::<f32>().add(column % PANEL), s.round_bf16(v));
+        }
+    }
+}
+
+/// One query's way into its group.
+struct PackQuery {
+    /// `len` elements.
+    source: *const f32,
+    len: usize,
+    rows: Rows,
+    row: usize,
+}
+
+impl Kernel for PackQuery {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for column in (0..self.rows.blocks * PANEL).step_by(LANES) {
+            // SAFETY: up to `len` elements are readable, and the row has all of its blocks.
+            unsafe {
+                let v = load_up_to(s, self.source.wrapping_add(column), self.len.saturating_sub(column));
+                store(s, self.rows, self.row, column, v);
+            }
+        }
+    }
+}
+
+/// `len` bf16, at most 32, as sixteen pairs; zeros for the rest, and for a null pointer.
+///
+/// # Safety
+/// They are readable.
+#[inline(always)]
+unsafe fn load_row<S: Simd>(s: S, p: *const bf16, at: usize, len: usize) -> S::V {
+    if p.is_null() {
+        return s.splat(0.0);
+    }
+    let mut cells = [bf16::ZERO; PANEL];
+    // SAFETY: the caller's promise. Pairs of bf16 pass through f32 registers as they are.
+    unsafe {
+        let p = p.add(at);
+        if len - at >= PANEL {
+            return s.load(p.cast());
+        }
+        cells.as_mut_ptr().copy_from_nonoverlapping(p, len - at);
+        s.load(cells.as_ptr().cast())
+    }
+}
+
+/// Brings the keys of a chunk into two panels; keys that nobody needs are zero.
+struct LoadKeys<'a> {
+    rows: &'a Cached<bf16>,
+    size: usize,
+    target: *mut f32,
+}
+
+impl Kernel for LoadKeys<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let blocks = FORM.blocks(self.size);
+        for (tile, keys) in self.rows.chunks_exact(LANES).enumerate() {
+            for block in 0..blocks {
+                let mut square = [s.splat(0.0); LANES];
+                for (vector, key) in square.iter_mut().zip(keys) {
+                    // SAFETY: a key has `size` elements.
+                    *vector = unsafe { load_row(s, key.0, block * PANEL, self.size) };
+                }
+                s.transpose(&mut square);
+                let place = (tile / 2 * blocks + block) * BLOCK + tile % 2 * (BLOCK / 2);
+                for (pair, vector) in square.iter().enumerate() {
+                    // SAFETY: the tile has sixteen vectors.
+                    unsafe { s.store(self.target.add(place + pair * LANES), *vector) };
+                }
+            }
+        }
+    }
+}
+
+/// Brings the values of a chunk into panels of 32 elements; values that nobody needs are zero.
+struct LoadValues<'a> {
+    rows: &'a Cached<bf16>,
+    size: usize,
+    target: *mut f32,
+}
+
+impl Kernel for LoadValues<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (pair, rows) in self.rows.chunks_exact(2).enumerate() {
+            let (block, line) = (pair / LANES, pair % LANES);
+            for panel in 0..FORM.blocks(self.size) {
+                // SAFETY: a value has `size` elements; the block has a line for each pair in both tiles.
+                unsafe {
+                    let [first, second] = [0, 1].map(|i| load_row(s, rows[i].1, panel * PANEL, self.size));
+                    let (low, high) = s.zip_bf16(first, second);
+                    let place = self.target.add((panel * KEY_BLOCKS + block) * BLOCK + line * LANES);
+                    s.store(place, low);
+                    s.store(place.add(BLOCK / 2), high);
+                }
+            }
+        }
+    }
+}
+
+/// Steps 2 and 3 of the module above, and the scaling of step 4.
+struct Weigh<'a> {
+    /// `CHUNK` scores.
+    scores: &'a mut [f32],
+    /// Those that are not masked.
+    seen: Range<usize>,
+    /// Where the weights go.
+    weights: Rows,
+    row: usize,
+    /// A whole number of vectors.
+    sums: &'a mut [f32],
+    scale: f32,
+    max: &'a mut f32,
+    total: &'a mut f32,
+}
+
+impl Kernel for Weigh<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        if self.seen.is_empty() {
+            // SAFETY: the row has a column for each key of the chunk.
+            (0..CHUNK).step_by(LANES).for_each(|i| unsafe { store(s, self.weights, self.row, i, s.splat(0.0)) });
+            return;
+        }
+        self.scores[..self.seen.start].fill(f32::NEG_INFINITY);
+        self.scores[self.seen.end..].fill(f32::NEG_INFINITY);
+        let scores = self.scores.as_ptr();
+        let mut vectors = [s.splat(0.0); CHUNK / LANES];
+        let mut max = s.splat(*self.max);
+        for (i, vector) in vectors.iter_mut().enumerate() {
+            // SAFETY: `CHUNK` scores.
+            *vector = s.mul(unsafe { s.load(scores.add(i * LANES)) }, s.splat(self.scale));
+            max = s.max(*vector, max);
+        }
+        let max = s.reduce_max(max);
+        let mut total = s.splat(0.0);
+        for (i, vector) in vectors.iter().enumerate() {
+            let weight = s.round_bf16(math::exp(s, s.sub(*vector, s.splat(max))));
+            total = s.add(total, weight);
+            // SAFETY: as above.
+            unsafe { store(s, self.weights, self.row, i * LANES, weight) };
+        }
+        if max > *self.max {
+            let shrink = math::exp(s, s.sub(s.splat(*self.max), s.splat(max)));
+            for i in (0..self.sums.len()).step_by(LANES) {
+                let sum = self.sums[i..].as_mut_ptr();
+                // SAFETY: whole vectors.
+                unsafe { s.store(sum, s.mul(s.load(sum), shrink)) };
+            }
+            *self.total *= s.reduce_max(shrink);
+            *self.max = max;
+        }
+        *self.total += s.reduce_add(total);
+    }
+}

@@ -1,0 +1,443 @@
+//! The product on the matrix unit of x86 (AMX).
+//!
+//! Eight tile registers: sums of up to 2 x 2 tiles (32 rows, 32 features), two tiles of activations, two
+//! of weights. The intrinsics are not stable, so a product is one `asm!` block; the instructions are
+//! Intel's (SDM vol. 1, chapter 18).
+use super::pack::PackPairs;
+use super::{Form, Product, UNPACK_ROWS};
+use crate::simd::KernelSet;
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::sync::OnceLock;
+
+/// What `ldtilecfg` reads: palette 1, and rows and bytes a row of each tile.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+struct TileConfig {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+impl TileConfig {
+    /// Sums in tiles 0 to 3 (by row group, then by feature tile), activations in 4 and 5, weights in 6
+    /// and 7.
+    fn new(first_rows: u8, second_rows: u8) -> TileConfig {
+        let mut config = TileConfig { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+        config.row_bytes[..8].fill(64);
+        // The processor refuses a tile with bytes a row but no rows, used or not.
+        let (first, second) = (first_rows, second_rows.max(1));
+        config.rows[..8].copy_from_slice(&[first, first, second, second, first, second, 16, 16]);
+        config
+    }
+}
+
+impl TileConfig {
+    /// # Safety
+    /// The processor has tiles, and the configuration is one it takes.
+    unsafe fn load(&self) {
+        // SAFETY: the caller's promise; the block sees all 64 bytes.
+        unsafe {
+            asm!("ldtilecfg [{0}]", in(reg) &raw const *self, out("tmm0") _, out("tmm1") _, out("tmm2") _,
+                 out("tmm3") _, out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                 options(nostack, readonly, preserves_flags));
+        }
+    }
+}
+
+/// Linux gives the tile registers to a process that asks: `arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)`.
+fn ask_permission() -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        const ARCH_PRCTL: i64 = 158;
+        const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
+        const XTILEDATA: i64 = 18;
+        let result: i64;
+        // SAFETY: a system call that takes two numbers and touches no memory of this process.
+        unsafe {
+            asm!("syscall", inlateout("rax") ARCH_PRCTL => result, in("rdi") ARCH_REQ_XCOMP_PERM,
+                 in("rsi") XTILEDATA, lateout("rcx") _, lateout("r11") _, options(nostack));
+        }
+        result == 0
+    }
+    #[cfg(not(target_os = "linux"))]
+    false
+}
+
+/// Whether the processor says it has tiles for bf16 and bytes and the system saves them.
+fn announced() -> bool {
+    const BF16: u32 = 1 << 22;
+    const TILE: u32 = 1 << 24;
+    const INT8: u32 = 1 << 25;
+    const XSAVED: u64 = 0b11 << 17;
+    if __cpuid(0).eax < 7 || __cpuid(1).ecx & (1 << 27) == 0 {
+        return false;
+    }
+    let leaf = __cpuid_count(7, 0);
+    let (low, high): (u32, u32);
+    // SAFETY: OSXSAVE was seen, so xgetbv of register 0 is allowed; it touches no memory.
+    unsafe { asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack)) };
+    let state = u64::from(high) << 32 | u64::from(low);
+    leaf.edx & (BF16 | TILE | INT8) == BF16 | TILE | INT8 && state & XSAVED == XSAVED
+}
+
+/// Whether tiles work here: announced, granted by the system, and seen to compute.
+pub(crate) fn is_supported() -> bool {
+    static SUPPORTED: OnceLock<bool> = OnceLock::new();
+    *SUPPORTED.get_or_init(|| {
+        let vectors = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+        vectors && announced() && ask_permission() && computes()
+    })
+}
+
+/// Multiplies ones by ones, of both kinds.
+fn computes() -> bool {
+    #[repr(C, align(64))]
+    struct Ones<T>([T; 2048]);
+    let pairs = Ones([half::bf16::ONE.to_bits(); 2048]);
+    let bytes = Ones([1i8; 2048]);
+    let mut acc = [0.0f32; 16 * super::PANEL];
+    let product = |form, ones: *const u8, acc: &mut [f32]| Product {
+        form,
+        x: ones,
+        group_bytes: 1024,
+        rows: 16,
+        sums: std::ptr::null(),
+        sums_stride: 0,
+        w: ones,
+        ahead: 0,
+        blocks: 1,
+        acc: acc.as_mut_ptr(),
+        acc_stride: super::PANEL,
+        resume: false,
+    };
+    let Some(kernels) = KernelSet::new(crate::Isa::Portable) else { return false };
+    let mut multiply_ones = |form, ones| {
+        let product = product(form, ones, &mut acc);
+        // SAFETY: the arrays have the product's shapes, and the processor announced the instructions.
+        unsafe { multiply(kernels, std::iter::once(product)) };
+        acc.map(f32::to_bits)
+    };
+    multiply_ones(Form::Pairs, pairs.0.as_ptr().cast()).iter().all(|&sum| sum == 32.0f32.to_bits())
+        && multiply_ones(Form::Bytes, bytes.0.as_ptr().cast()).iter().all(|&sum| sum == 64)
+}
+
+/// # Safety
+/// As for [`super::multiply`]; [`is_supported`], or about to be found out.
+pub(super) unsafe fn multiply(kernels: KernelSet, products: impl Iterator<Item = Product>) {
+    let mut shape = None;
+    for product in products {
+        if product.form == Form::Nibbles {
+            // SAFETY: the caller's promise.
+            unsafe {
+                if product.rows < UNPACK_ROWS {
+                    super::multiply_vectors(kernels, &product);
+                } else {
+                    nibbles(&product);
+                    shape = None;
+                }
+            }
+            continue;
+        }
+        for first in (0..product.rows).step_by(32) {
+            let rows = (product.rows - first).min(32);
+            if shape != Some(rows) {
+                // SAFETY: a valid configuration.
+                unsafe { TileConfig::new(rows.min(16) as u8, rows.saturating_sub(16) as u8).load() };
+                shape = Some(rows);
+            }
+            let group = Group {
+                x: product.x.wrapping_add(first / 16 * product.group_bytes),
+                acc: product.acc.wrapping_add(first * product.acc_stride),
+                product: &product,
+            };
+            // SAFETY: the caller's promise; the tiles have these rows.
+            unsafe {
+                match (product.form, rows <= 16) {
+                    (Form::Pairs, true) => group.narrow_pairs(),
+                    (Form::Pairs, false) => group.wide_pairs(),
+                    (_, true) => group.narrow_bytes(),
+                    (_, false) => group.wide_bytes(),
+                }
+            }
+        }
+    }
+    // SAFETY: forgets the tiles, so that the system need not save them.
+    unsafe {
+        asm!("tilerelease", out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _,
+             out("tmm5") _, out("tmm6") _, out("tmm7") _, options(nostack, nomem, preserves_flags));
+    }
+}
+
+/// Up to 32 rows of a product.
+struct Group<'a> {
+    x: *const u8,
+    acc: *mut f32,
+    product: &'a Product,
+}
+
+/// The kernels for pairs and bytes, which differ in one instruction.
+macro_rules! tile_kernels {
+    ($narrow:ident, $wide:ident, $dot:literal) => {
+        /// Up to sixteen rows: a panel's blocks are one stream from memory.
+        ///
+        /// # Safety
+        /// As for [`multiply`]; the tiles are configured for these rows.
+        unsafe fn $narrow(&self) {
+            let p = self.product;
+            // SAFETY: `blocks` tiles of activations and twice as many of weights are readable, and sixteen
+            // rows of 32 sums writable; prefetches may point anywhere.
+            unsafe {
+                asm!(
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "test {resume:e}, {resume:e}",
+                    "jz 3f",
+                    "tileloadd tmm0, [{acc} + {acc_stride}*1]",
+                    "tileloadd tmm1, [{acc} + {acc_stride}*1 + 64]",
+                    "3:",
+                    "tileloadd tmm4, [{x} + {stride}*1]",
+                    "tileloadd tmm6, [{w} + {stride}*1]",
+                    "tileloadd tmm7, [{w} + {stride}*1 + 1024]",
+                    concat!($dot, " tmm0, tmm4, tmm6"),
+                    concat!($dot, " tmm1, tmm4, tmm7"),
+                    ".irp line, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
+                    "prefetcht0 [{w} + {prefetch} + \\line*64]",
+                    ".endr",
+                    "add {x}, 1024",
+                    "add {w}, 2048",
+                    "dec {blocks}",
+                    "jnz 3b",
+                    "tilestored [{acc} + {acc_stride}*1], tmm0",
+                    "tilestored [{acc} + {acc_stride}*1 + 64], tmm1",
+                    x = inout(reg) self.x => _,
+                    w = inout(reg) p.w => _,
+                    blocks = inout(reg) p.blocks => _,
+                    resume = in(reg) u32::from(p.resume),
+                    acc = in(reg) self.acc,
+                    acc_stride = in(reg) p.acc_stride * 4,
+                    stride = in(reg) 64usize,
+                    prefetch = in(reg) p.ahead,
+                    out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                );
+            }
+        }
+
+        /// Seventeen to 32 rows.
+        ///
+        /// # Safety
+        /// As for the narrow kernel.
+        unsafe fn $wide(&self) {
+            let p = self.product;
+            // SAFETY: as in the narrow kernel, for two groups of rows.
+            unsafe {
+                asm!(
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    "test {resume:e}, {resume:e}",
+                    "jz 3f",
+                    "tileloadd tmm0, [{acc} + {acc_stride}*1]",
+                    "tileloadd tmm1, [{acc} + {acc_stride}*1 + 64]",
+                    "tileloadd tmm2, [{acc2} + {acc_stride}*1]",
+                    "tileloadd tmm3, [{acc2} + {acc_stride}*1 + 64]",
+                    "3:",
+                    "tileloadd tmm6, [{w} + {stride}*1]",
+                    "tileloadd tmm4, [{x} + {stride}*1]",
+                    "tileloadd tmm7, [{w} + {stride}*1 + 1024]",
+                    concat!($dot, " tmm0, tmm4, tmm6"),
+                    "tileloadd tmm5, [{x2} + {stride}*1]",
+                    concat!($dot, " tmm1, tmm4, tmm7"),
+                    concat!($dot, " tmm2, tmm5, tmm6"),
+                    concat!($dot, " tmm3, tmm5, tmm7"),
+                    // Weights stay in the second-level cache; rows come by once a panel.
+                    ".irp line, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
+                    "prefetcht0 [{x} + 2048 + \\line*64]",
+                    "prefetcht0 [{x2} + 2048 + \\line*64]",
+                    ".endr",
+                    "add {x}, 1024",
+                    "add {x2}, 1024",
+                    "add {w}, 2048",
+                    "dec {blocks}",
+                    "jnz 3b",
+                    "tilestored [{acc} + {acc_stride}*1], tmm0",
+                    "tilestored [{acc} + {acc_stride}*1 + 64], tmm1",
+                    "tilestored [{acc2} + {acc_stride}*1], tmm2",
+                    "tilestored [{acc2} + {acc_stride}*1 + 64], tmm3",
+                    x = inout(reg) self.x => _,
+                    x2 = inout(reg) self.x.wrapping_add(p.group_bytes) => _,
+                    w = inout(reg) p.w => _,
+                    blocks = inout(reg) p.blocks => _,
+                    resume = in(reg) u32::from(p.resume),
+                    acc = in(reg) self.acc,
+                    acc2 = in(reg) self.acc.wrapping_add(16 * p.acc_stride),
+                    acc_stride = in(reg) p.acc_stride * 4,
+                    stride = in(reg) 64usize,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _,
+                    out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                );
+            }
+        }
+    };
+}
+
+impl Group<'_> {
+    tile_kernels!(narrow_pairs, wide_pairs, "tdpbf16ps");
+    tile_kernels!(narrow_bytes, wide_bytes, "tdpbssd");
+}
+
+/// Packs one row as bf16, rounded to nearest even.
+///
+/// # Safety
+/// The source has `k` elements, the target a row of every block, and nothing else accesses it; AVX-512
+/// is there.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) unsafe fn pack_row(row: &PackPairs) {
+    for start in (0..row.k).step_by(32) {
+        let target = row.target.wrapping_add(start / 32 * row.step);
+        let half = |first: usize| {
+            let left = row.k.saturating_sub(first).min(16);
+            let mask = ((1u32 << left) - 1) as __mmask16;
+            // SAFETY: lanes past the row's end are not read.
+            round(unsafe { _mm512_maskz_loadu_ps(mask, row.source.wrapping_add(first)) })
+        };
+        // SAFETY: a row of a block has 64 bytes.
+        unsafe {
+            _mm256_storeu_si256(target.cast(), half(start));
+            _mm256_storeu_si256(target.wrapping_add(32).cast(), half(start + 16));
+        }
+    }
+}
+
+/// Sixteen bf16, rounded to nearest even as [`Simd::round_bf16`](crate::simd::Simd::round_bf16) does.
+#[target_feature(enable = "avx512f,avx512bw")]
+fn round(v: __m512) -> __m256i {
+    let bits = _mm512_castps_si512(v);
+    let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+    let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+    // A NaN stays one, and quiet.
+    let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+    let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+    _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(_mm512_mask_blend_epi32(nan, rounded, quiet)))
+}
+
+/// Blocks of nibbles unpacked at a time: 32 KiB of bytes.
+const UNPACKED: usize = 16;
+
+/// Many rows times a panel of nibbles: blocks are unpacked into bytes, a tile for each group of 32 input
+/// features, and its sums are taken from the tile registers to be scaled.
+///
+/// # Safety
+/// As for [`multiply`].
+unsafe fn nibbles(product: &Product) {
+    #[repr(C, align(64))]
+    struct Bytes([u8; UNPACKED * 2048]);
+    let mut bytes = std::mem::MaybeUninit::<Bytes>::uninit();
+    let bytes = bytes.as_mut_ptr().cast::<u8>();
+    // Activations have a row of 32 bytes, weights eight rows of 64.
+    let mut config = TileConfig { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+    config.row_bytes[..8].copy_from_slice(&[64, 64, 64, 64, 32, 32, 64, 64]);
+    config.rows[..8].copy_from_slice(&[16, 16, 16, 16, 16, 16, 8, 8]);
+    // SAFETY: a valid configuration; the caller's promise for the rest. Rows past the last are read from
+    // the packed rows' last group and written to sums that nobody uses.
+    unsafe {
+        config.load();
+        for first in (0..product.blocks).step_by(UNPACKED) {
+            let count = UNPACKED.min(product.blocks - first);
+            let w = product.w.wrapping_add(first * Form::Nibbles.block_bytes());
+            (0..count).for_each(|b| unpack(w.wrapping_add(b * Form::Nibbles.block_bytes()), bytes.add(b * 2048)));
+            for row in (0..product.rows).step_by(16) {
+                let x = product.x.wrapping_add(row / 16 * product.group_bytes + first * 1024);
+                for tile in 0..2 {
+                    let acc = product.acc.wrapping_add(row * product.acc_stride + tile * 16);
+                    let resume = product.resume || first > 0;
+                    scaled(x, bytes.add(tile * 512), w.wrapping_add(tile * 32), count, acc, product.acc_stride, resume);
+                }
+            }
+        }
+    }
+}
+
+/// One block as bytes: `[group][tile][8][64]`.
+///
+/// # Safety
+/// A block of nibbles is readable, 2048 bytes are writable; AVX-512 is there.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn unpack(w: *const u8, bytes: *mut u8) {
+    let (low, eight) = (_mm512_set1_epi8(15), _mm512_set1_epi8(8));
+    for line in 0..16 {
+        // SAFETY: the caller's promise; sixteen lines of 64 bytes become twice as many.
+        unsafe {
+            let both = _mm512_loadu_si512(w.add(line * 64).cast());
+            let first = _mm512_sub_epi8(_mm512_and_si512(both, low), eight);
+            let second = _mm512_sub_epi8(_mm512_and_si512(_mm512_srli_epi16::<4>(both), low), eight);
+            _mm512_storeu_si512(bytes.add(line * 64).cast(), first);
+            _mm512_storeu_si512(bytes.add(1024 + line * 64).cast(), second);
+        }
+    }
+}
+
+/// Sixteen rows times one tile of `blocks` unpacked blocks; `w` points at the tile in the packed ones, for
+/// their scales.
+///
+/// # Safety
+/// As for [`multiply`]; the tiles are configured by [`nibbles`], and AVX-512 is there.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn scaled(
+    x: *const u8,
+    bytes: *const u8,
+    w: *const u8,
+    blocks: usize,
+    acc: *mut f32,
+    acc_stride: usize,
+    resume: bool,
+) {
+    #[repr(C, align(64))]
+    struct Sums([[i32; 16]; 32]);
+    let mut sums = std::mem::MaybeUninit::<Sums>::uninit();
+    let sums = sums.as_mut_ptr().cast::<i32>();
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut total: [__m512; 16] =
+            std::array::from_fn(
+                |r| {
+                    if resume { _mm512_loadu_ps(acc.add(r * acc_stride)) } else { _mm512_setzero_ps() }
+                },
+            );
+        for block in 0..blocks {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tileloadd tmm4, [{x} + {stride}*1]",
+                "tileloadd tmm6, [{w} + {stride}*1]",
+                "tdpbssd tmm0, tmm4, tmm6",
+                "tileloadd tmm5, [{x} + {stride}*1 + 32]",
+                "tileloadd tmm7, [{w} + {stride}*1 + 1024]",
+                "tdpbssd tmm1, tmm5, tmm7",
+                "tilestored [{sums} + {stride}*1], tmm0",
+                "tilestored [{sums} + {stride}*1 + 1024], tmm1",
+                x = in(reg) x.add(block * 1024),
+                w = in(reg) bytes.add(block * 2048),
+                sums = in(reg) sums,
+                stride = in(reg) 64usize,
+                out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, preserves_flags),
+            );
+            for group in 0..2 {
+                let scales = w.add(block * Form::Nibbles.block_bytes() + 1024 + group * 64);
+                let scales = _mm512_cvtepu16_epi32(_mm256_loadu_si256(scales.cast()));
+                let scales = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(scales));
+                for (r, total) in total.iter_mut().enumerate() {
+                    let sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums.add(group * 256 + r * 16).cast()));
+                    *total = _mm512_fmadd_ps(sum, scales, *total);
+                }
+            }
+        }
+        total.iter().enumerate().for_each(|(r, total)| _mm512_storeu_ps(acc.add(r * acc_stride), *total));
+    }
+}

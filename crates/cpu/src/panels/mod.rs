@@ -1,0 +1,173 @@
+//! Products with packed weights: bf16 by pairs of input features, bytes and nibbles by fours.
+//!
+//! A weight is a stream of panels of 32 output features; a panel is a list of blocks of 64 bytes an output
+//! feature (nibbles: 32), each two tiles of sixteen features, as x86's matrix unit takes them: `[16][16
+//! features][4 bytes]`. Input features past the last one are zero.
+//!
+//! **Pairs** (bf16): 32 input features a block. Activations are rounded to bf16. The products of even and
+//! of odd features of a block are summed separately, each by fused multiply-adds in order from zero; the
+//! two sums are added, and that to the output. So does the matrix unit (`TDPBF16PS`, Intel SDM vol. 2), and
+//! every other kernel set does the same, so all have the same bits (short of sums below 1e-38, which the
+//! unit takes for zero). Products of bf16 are exact in f32.
+//!
+//! **Bytes** (q8): 64 input features a block, and after the last block 32 f32 scales. Sums are exact in i32.
+//!
+//! **Nibbles** (q4): 64 input features a block, the low halves of its bytes the first 32 of them, the high
+//! halves the others; after its two tiles the block has the bf16 scales of both groups, `[2][32]`. Sums of a
+//! group are exact in i32, those of a row are fused multiply-adds of them in order.
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
+mod ints;
+pub(crate) mod pack;
+mod pairs;
+
+use crate::simd::{Isa, KernelSet, LANES};
+use anyfleet_tensor::{DType, WeightFormat, quant};
+
+/// Output features of a panel.
+pub(crate) const PANEL: usize = 2 * LANES;
+/// Bytes of one row of activations in a block: 32 bf16 or 64 bytes.
+pub(crate) const ROW: usize = 64;
+
+/// What a panel's blocks hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    Pairs,
+    Bytes,
+    Nibbles,
+}
+
+impl Form {
+    /// Nothing for formats that are not kept in such panels.
+    pub(crate) fn of(format: WeightFormat) -> Option<Form> {
+        match format {
+            WeightFormat::Float(DType::BF16) => Some(Form::Pairs),
+            WeightFormat::Q8 => Some(Form::Bytes),
+            WeightFormat::Q4 => Some(Form::Nibbles),
+            _ => None,
+        }
+    }
+
+    /// Input features of a block.
+    pub(crate) const fn features(self) -> usize {
+        match self {
+            Form::Pairs => 32,
+            Form::Bytes | Form::Nibbles => 64,
+        }
+    }
+
+    /// Bytes of a tile of a block.
+    pub(crate) const fn tile_bytes(self) -> usize {
+        match self {
+            Form::Pairs | Form::Bytes => LANES * ROW,
+            Form::Nibbles => LANES * ROW / 2,
+        }
+    }
+
+    /// Bytes of a block: two tiles, and the scales of nibbles.
+    pub(crate) const fn block_bytes(self) -> usize {
+        match self {
+            Form::Pairs | Form::Bytes => 2 * self.tile_bytes(),
+            Form::Nibbles => 2 * self.tile_bytes() + 2 * PANEL * 2,
+        }
+    }
+
+    /// Blocks of `cols` input features.
+    pub(crate) const fn blocks(self, cols: usize) -> usize {
+        cols.div_ceil(self.features())
+    }
+
+    /// Bytes after a panel's last block.
+    pub(crate) const fn tail_bytes(self) -> usize {
+        match self {
+            Form::Bytes => PANEL * 4,
+            Form::Pairs | Form::Nibbles => 0,
+        }
+    }
+
+    /// Where input feature `k` of output feature `n` stands in a panel: the byte, and for nibbles whether it
+    /// is the high half.
+    pub(crate) const fn place(self, n: usize, k: usize) -> (usize, bool) {
+        let (block, k) = (k / self.features() * self.block_bytes(), k % self.features());
+        let tile = block + n / LANES * self.tile_bytes();
+        let n = n % LANES;
+        match self {
+            Form::Pairs => (tile + k / 2 * ROW + n * 4 + k % 2 * 2, false),
+            Form::Bytes => (tile + k / 4 * ROW + n * 4 + k % 4, false),
+            Form::Nibbles => (tile + k % quant::GROUP / 4 * ROW + n * 4 + k % 4, k >= quant::GROUP),
+        }
+    }
+
+    /// Where nibbles keep the scale of output feature `n` and group `group`.
+    pub(crate) const fn scale_place(self, n: usize, group: usize) -> usize {
+        group / 2 * self.block_bytes() + 2 * self.tile_bytes() + (group % 2 * PANEL + n) * 2
+    }
+}
+
+/// Rows of activations, packed, times some blocks of one panel.
+#[derive(Clone, Copy)]
+pub(crate) struct Product {
+    pub(crate) form: Form,
+    /// Packed rows from the product's first block on: groups of [`group_rows`] rows, in a group
+    /// `[blocks][rows of a group][ROW bytes]`; pairs that no matrix unit takes are f32.
+    pub(crate) x: *const u8,
+    /// Bytes from one group of rows to the next.
+    pub(crate) group_bytes: usize,
+    /// Rows.
+    pub(crate) rows: usize,
+    /// Bytes and nibbles: sums of the activations of 32 input features, from the first block on; two a block.
+    pub(crate) sums: *const i32,
+    /// From one row's sums to the next.
+    pub(crate) sums_stride: usize,
+    /// The panel, from the product's first block on.
+    pub(crate) w: *const u8,
+    /// Bytes ahead of their use that few rows, which wait for memory, ask for.
+    pub(crate) ahead: usize,
+    /// How many blocks.
+    pub(crate) blocks: usize,
+    /// `[rows][32]`, rows `acc_stride` elements apart: f32, for bytes i32. There are rows up to a multiple
+    /// of [`group_rows`].
+    pub(crate) acc: *mut f32,
+    pub(crate) acc_stride: usize,
+    /// Continue the sums in `acc` instead of starting at zero.
+    pub(crate) resume: bool,
+}
+
+/// Rows that are packed together.
+pub(crate) fn group_rows(kernels: KernelSet) -> usize {
+    match kernels.isa() {
+        Isa::Amx => 16,
+        _ => pairs::group_rows(kernels),
+    }
+}
+
+/// Rows of nibbles from which on the matrix unit is worth unpacking a panel for.
+#[cfg(target_arch = "x86_64")]
+const UNPACK_ROWS: usize = 24;
+
+/// Computes products one after the other.
+///
+/// # Safety
+/// The pointers are valid for the shapes given at [`Product`]'s fields, and nothing else accesses
+/// `acc` meanwhile.
+pub(crate) unsafe fn multiply(kernels: KernelSet, products: impl Iterator<Item = Product>) {
+    #[cfg(target_arch = "x86_64")]
+    if kernels.isa() == Isa::Amx {
+        // SAFETY: the caller's promise; the set was seen to be there.
+        return unsafe { amx::multiply(kernels, products) };
+    }
+    for product in products {
+        // SAFETY: the caller's promise.
+        unsafe { multiply_vectors(kernels, &product) };
+    }
+}
+
+/// # Safety
+/// As for [`multiply`].
+unsafe fn multiply_vectors(kernels: KernelSet, product: &Product) {
+    match product.form {
+        // SAFETY: the caller's promise.
+        Form::Pairs => unsafe { pairs::multiply(kernels, product) },
+        Form::Bytes | Form::Nibbles => ints::multiply(kernels, product),
+    }
+}

@@ -1,0 +1,327 @@
+//! Activations in the order the products read: groups of rows, a block of input features at a time.
+use super::{Form, ROW, group_rows};
+use crate::buffer::Allocation;
+use crate::plan::Context;
+use crate::simd::{Isa, Kernel, KernelSet, LANES, Simd, load_up_to};
+use crate::view::View;
+use anyfleet_tensor::quant;
+use std::ops::Range;
+
+/// Packed rows of one operation; the memory is kept from step to step.
+#[derive(Default)]
+pub(crate) struct Rows {
+    memory: Option<Allocation>,
+    /// Scale of each packed row.
+    scales: Vec<f32>,
+    /// First packed row of each row, and the end.
+    starts: Vec<u32>,
+    /// Per packed row, sums of 32 input features at a time.
+    sums: Vec<i32>,
+}
+
+/// What is in it.
+#[derive(Clone, Copy)]
+pub(crate) struct Packed<'a> {
+    kernels: KernelSet,
+    form: Form,
+    base: *const u8,
+    /// Bytes of a group of rows: `[blocks][rows of a group]`[`[ROW]`](ROW); pairs that no matrix unit takes
+    /// are f32.
+    pub(crate) group_bytes: usize,
+    /// Bytes of one block of a group.
+    block_bytes: usize,
+    scales: &'a [f32],
+    starts: &'a [u32],
+    pub(crate) sums: *const i32,
+    pub(crate) sums_stride: usize,
+}
+
+// SAFETY: tasks only read what it points to.
+unsafe impl Send for Packed<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Packed<'_> {}
+
+impl Packed<'_> {
+    /// The first group of rows, from `block` on.
+    pub(crate) fn at(&self, block: usize) -> *const u8 {
+        self.base.wrapping_add(block * self.block_bytes)
+    }
+
+    /// The sums of the first row, from `block` on.
+    pub(crate) fn sums_at(&self, block: usize) -> *const i32 {
+        self.sums.wrapping_add(2 * block)
+    }
+
+    /// Packed rows: more than rows where some have a rest.
+    pub(crate) fn rows(&self) -> usize {
+        self.starts.last().map_or(0, |&n| n as usize)
+    }
+
+    /// The packed row of row `row`, its scale, and that of its rest, which is the packed row after it.
+    pub(crate) fn row(&self, row: usize) -> (usize, f32, Option<f32>) {
+        let (start, end) = (self.starts[row] as usize, self.starts[row + 1] as usize);
+        match self.form {
+            Form::Pairs => (start, 1.0, None),
+            _ => (start, self.scales[start], (end - start == 2).then(|| self.scales[start + 1])),
+        }
+    }
+
+    /// Where packed row `row` begins.
+    fn target(&self, row: usize) -> *mut u8 {
+        let group = group_rows(self.kernels);
+        let bytes = self.block_bytes / group;
+        self.base.cast_mut().wrapping_add(row / group * self.group_bytes + row % group * bytes)
+    }
+}
+
+/// Makes a pointer into disjoint places of a list shareable between tasks.
+#[derive(Clone, Copy)]
+struct Places<T>(*mut T);
+// SAFETY: every task writes its own places.
+unsafe impl<T> Send for Places<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Places<T> {}
+
+impl<T> Places<T> {
+    /// Place `i`, which exists.
+    fn at(self, i: usize) -> *mut T {
+        self.0.wrapping_add(i)
+    }
+
+    /// # Safety
+    /// Place `i` exists and belongs to the caller's task.
+    unsafe fn set(self, i: usize, value: T) {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.add(i).write(value) }
+    }
+}
+
+impl Rows {
+    /// Rounds or quantizes rows of `x` and packs them.
+    ///
+    /// # Panics
+    /// When memory is exhausted.
+    pub(crate) fn pack(&mut self, ctx: &Context, form: Form, x: &View, rows: Range<usize>) -> Packed<'_> {
+        let (group, blocks) = (group_rows(ctx.kernels), form.blocks(x.cols()));
+        self.measure(ctx, form, x, rows.clone());
+        let packed_rows = self.starts.last().map_or(0, |&n| n as usize);
+        let row_bytes = if form == Form::Pairs && ctx.kernels.isa() != Isa::Amx { 2 * ROW } else { ROW };
+        let block_bytes = group * row_bytes;
+        let group_bytes = blocks * block_bytes;
+        let bytes = packed_rows.div_ceil(group) * group_bytes;
+        if self.memory.as_ref().is_none_or(|memory| memory.len() < bytes) {
+            self.memory = None;
+            self.memory = Some(Allocation::new(bytes, "packed activations").unwrap_or_else(|e| panic!("{e}")));
+        }
+        let sums_stride = if form == Form::Pairs { 0 } else { 2 * blocks };
+        self.sums.resize(packed_rows * sums_stride, 0);
+        let (sums, scales) = (Places(self.sums.as_mut_ptr()), Places(self.scales.as_mut_ptr()));
+        let mut packed = Packed {
+            kernels: ctx.kernels,
+            form,
+            base: self.memory.as_ref().map_or(std::ptr::null(), |memory| memory.as_ptr().cast_const()),
+            group_bytes,
+            block_bytes,
+            scales: &[],
+            starts: &self.starts,
+            sums: self.sums.as_ptr(),
+            sums_stride,
+        };
+        ctx.split(rows.len(), x.cols(), |range| {
+            for i in range {
+                let (source, k) = (x.row::<f32>(rows.start + i).cast_const(), x.cols());
+                let start = packed.starts[i] as usize;
+                if form == Form::Pairs {
+                    let pack = PackPairs { source, k, target: packed.target(start), step: block_bytes };
+                    match ctx.kernels.isa() {
+                        // SAFETY: the row has k elements, and its places in the group belong to this task.
+                        #[cfg(target_arch = "x86_64")]
+                        Isa::Amx => unsafe { super::amx::pack_row(&pack) },
+                        _ => ctx.kernels.run(pack),
+                    }
+                    continue;
+                }
+                // SAFETY: `measure` filled the scales of the rows; the packed rows of a row are this task's.
+                unsafe {
+                    let scale = *scales.at(start);
+                    let has_rest = packed.starts[i + 1] as usize - start == 2;
+                    let place = |row: usize| (packed.target(row), sums.at(row * sums_stride));
+                    let rest = has_rest.then(|| place(start + 1));
+                    let (target, sums) = place(start);
+                    let pack = PackBytes { source, k, scale, target, sums, rest, step: block_bytes };
+                    let rest_scale = ctx.kernels.run(pack);
+                    if has_rest {
+                        scales.set(start + 1, rest_scale);
+                    }
+                }
+            }
+        });
+        packed.scales = &self.scales;
+        packed
+    }
+
+    /// Finds the scale of every row and which rows have a rest; lists where their packed rows begin.
+    fn measure(&mut self, ctx: &Context, form: Form, x: &View, rows: Range<usize>) {
+        self.starts.clear();
+        if form == Form::Pairs {
+            return self.starts.extend(0..=rows.len() as u32);
+        }
+        // First the scales one after the other, and 1 or 2 in `starts`.
+        self.scales.clear();
+        self.scales.resize(2 * rows.len(), 0.0);
+        self.starts.resize(rows.len() + 1, 0);
+        let (scales, starts) = (Places(self.scales.as_mut_ptr()), Places(self.starts.as_mut_ptr()));
+        ctx.split(rows.len(), x.cols(), |range| {
+            for i in range {
+                let (source, k) = (x.row::<f32>(rows.start + i).cast_const(), x.cols());
+                let (scale, has_rest) = ctx.kernels.run(Measure { source, k });
+                // SAFETY: there are places for every row.
+                unsafe {
+                    scales.set(i, scale);
+                    starts.set(i, 1 + u32::from(has_rest));
+                }
+            }
+        });
+        // Then, from the back, so that nothing is overwritten before it moved.
+        let total: u32 = self.starts[..rows.len()].iter().sum();
+        let mut next = total;
+        self.starts[rows.len()] = total;
+        for i in (0..rows.len()).rev() {
+            next -= self.starts[i];
+            self.starts[i] = next;
+            self.scales[next as usize] = self.scales[i];
+        }
+    }
+}
+
+/// A row's scale, and whether it has a rest: the decisions of [`quant::ByteRow`].
+struct Measure {
+    /// `k` elements.
+    source: *const f32,
+    k: usize,
+}
+
+impl Kernel for Measure {
+    type Output = (f32, bool);
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> (f32, bool) {
+        let (mut sum, mut most) = (s.splat(0.0), s.splat(0.0));
+        for start in (0..self.k).step_by(LANES) {
+            // SAFETY: `k - start` elements are left.
+            let v = unsafe { load_up_to(s, self.source.add(start), self.k - start) };
+            let magnitude = s.max(v, s.sub(s.splat(0.0), v));
+            sum = s.add(sum, magnitude);
+            most = s.max(magnitude, most);
+        }
+        let (sum, most) = (s.reduce_add(sum), s.reduce_max(most));
+        if !sum.is_finite() {
+            return (f32::NAN, false);
+        }
+        (most / quant::BYTE, most > quant::OUTLIER * (sum / self.k as f32))
+    }
+}
+
+/// One row's way into its group, rounded to bf16.
+pub(crate) struct PackPairs {
+    /// `k` elements.
+    pub(crate) source: *const f32,
+    pub(crate) k: usize,
+    /// Its place in the first block.
+    pub(crate) target: *mut u8,
+    /// Bytes from one block to the next.
+    pub(crate) step: usize,
+}
+
+impl Kernel for PackPairs {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (i, start) in (0..self.k.next_multiple_of(2 * LANES)).step_by(LANES).enumerate() {
+            let target = self.target.wrapping_add(i / 2 * self.step).cast::<f32>().wrapping_add(i % 2 * LANES);
+            // SAFETY: up to k elements are readable, and a block has two places for sixteen.
+            unsafe {
+                let v = load_up_to(s, self.source.wrapping_add(start), self.k.saturating_sub(start));
+                s.store(target, s.round_bf16(v));
+            }
+        }
+    }
+}
+
+/// One row's way into its group as bytes, with the sums of 32 of them at a time.
+struct PackBytes {
+    /// `k` elements.
+    source: *const f32,
+    k: usize,
+    scale: f32,
+    target: *mut u8,
+    /// Two for each block.
+    sums: *mut i32,
+    /// Target and sums of the rest.
+    rest: Option<(*mut u8, *mut i32)>,
+    /// Bytes from one block to the next.
+    step: usize,
+}
+
+impl Kernel for PackBytes {
+    /// The scale of the rest.
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        let scale = if self.scale.is_nan() { 0.0 } else { self.scale };
+        let load = |start: usize| {
+            // SAFETY: up to k elements are readable.
+            let v = unsafe { load_up_to(s, self.source.wrapping_add(start), self.k.saturating_sub(start)) };
+            // Of a row without a scale nothing is kept.
+            if self.scale.is_nan() { s.splat(0.0) } else { v }
+        };
+        let inverse = s.splat(quant::inverse(scale));
+        // SAFETY: the places of a row as wide as the source.
+        unsafe { write(s, self.target, self.sums, self.step, self.k, |start| to_bytes(s, load(start), inverse)) };
+        let Some((target, sums)) = self.rest else { return 0.0 };
+        let left = |start: usize| {
+            let v = load(start);
+            s.fma(s.sub(s.splat(0.0), to_bytes(s, v, inverse)), s.splat(scale), v)
+        };
+        let mut most = s.splat(0.0);
+        for start in (0..self.k).step_by(LANES) {
+            let v = left(start);
+            most = s.max(s.max(v, s.sub(s.splat(0.0), v)), most);
+        }
+        let scale = s.reduce_max(most) / quant::BYTE;
+        let inverse = s.splat(quant::inverse(scale));
+        // SAFETY: as above.
+        unsafe { write(s, target, sums, self.step, self.k, |start| to_bytes(s, left(start), inverse)) };
+        scale
+    }
+}
+
+/// `round(v * inverse)` in -127..=127.
+#[inline(always)]
+fn to_bytes<S: Simd>(s: S, v: S::V, inverse: S::V) -> S::V {
+    let round = s.splat(quant::ROUND);
+    let whole = s.sub(s.add(s.mul(v, inverse), round), round);
+    let low = s.max(whole, s.splat(-quant::BYTE));
+    s.select_gt(low, s.splat(quant::BYTE), s.splat(quant::BYTE), low)
+}
+
+/// Writes a row of whole numbers, whole blocks of them, and their sums by 32.
+///
+/// # Safety
+/// `target` has the row's places in each block, `step` bytes apart, `sums` two for each block.
+#[inline(always)]
+unsafe fn write<S: Simd>(s: S, target: *mut u8, sums: *mut i32, step: usize, k: usize, values: impl Fn(usize) -> S::V) {
+    for (i, start) in (0..k.next_multiple_of(ROW)).step_by(quant::GROUP).enumerate() {
+        let place = target.wrapping_add(i / 2 * step + i % 2 * quant::GROUP).cast::<i8>();
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (a, b) = (values(start), values(start + LANES));
+            s.store_i8(place, a);
+            s.store_i8(place.add(LANES), b);
+            // Whole numbers below 2^24: exact in any order.
+            *sums.add(i) = s.reduce_add(s.add(a, b)) as i32;
+        }
+    }
+}

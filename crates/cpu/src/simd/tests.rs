@@ -1,0 +1,93 @@
+//! Every set's vectors against plain arithmetic.
+use super::{Cell, Isa, Kernel, KernelSet, LANES, Simd};
+use half::{bf16, f16};
+
+fn sets() -> impl Iterator<Item = KernelSet> {
+    Isa::supported().filter_map(KernelSet::new)
+}
+
+/// Numbers around every f16 and bf16, those halfway between, and odd bits.
+fn numbers() -> Vec<f32> {
+    let near = |bits: u32| [-2, -1, 0, 1, 2].map(|i| f32::from_bits(bits.wrapping_add_signed(i)));
+    let narrow = (0..=u16::MAX).step_by(7);
+    let halves = narrow.clone().flat_map(|i| [0, 0x1000].map(|half| f16::from_bits(i).to_f32().to_bits() | half));
+    let brains = narrow.flat_map(|i| [0, 0x8000].map(|half| u32::from(i) << 16 | half));
+    let tiny = (0..64).map(|i| (i as f32 * f32::from_bits(0x3280_0000)).to_bits());
+    let odd = (0..20_000u32).map(|i| i.wrapping_mul(0x9E37_79B9));
+    let mut all: Vec<f32> = halves.chain(brains).chain(tiny).chain(odd).flat_map(near).collect();
+    all.truncate(all.len() / LANES * LANES);
+    all
+}
+
+struct Narrow<'a, C>(&'a [f32], &'a mut [C]);
+
+impl<C: Cell> Kernel for Narrow<'_, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (x, out) in self.0.chunks_exact(LANES).zip(self.1.chunks_exact_mut(LANES)) {
+            // SAFETY: both have sixteen elements.
+            unsafe { C::store(s, out.as_mut_ptr(), s.load(x.as_ptr())) };
+        }
+    }
+}
+
+#[test]
+fn stores_round_as_numbers_do() {
+    let numbers = numbers();
+    for set in sets() {
+        let mut brains = vec![bf16::ZERO; numbers.len()];
+        let mut halves = vec![f16::ZERO; numbers.len()];
+        set.run(Narrow(&numbers, &mut brains));
+        set.run(Narrow(&numbers, &mut halves));
+        for ((x, brain), half) in numbers.iter().zip(&brains).zip(&halves) {
+            assert_eq!(brain.to_bits(), bf16::from_f32(*x).to_bits(), "{x:e} {:x} on {:?}", x.to_bits(), set.isa());
+            assert_eq!(half.to_bits(), f16::from_f32(*x).to_bits(), "{x:e} {:x} on {:?}", x.to_bits(), set.isa());
+        }
+    }
+}
+
+/// Comparison bits, floors, and 32 lanes apart and together again.
+struct Odds<'a>(&'a [f32; 32], &'a [f32; 16]);
+
+impl Kernel for Odds<'_> {
+    type Output = (u32, [[f32; LANES]; 5]);
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Self::Output {
+        // SAFETY: 32 and sixteen elements.
+        let [low, high, other] =
+            unsafe { [self.0.as_ptr(), self.0[LANES..].as_ptr(), self.1.as_ptr()].map(|p| s.load(p)) };
+        let (even, odd) = s.unzip(low, high);
+        let (again_low, again_high) = s.zip(even, odd);
+        let mut lanes = [[0.0; LANES]; 5];
+        for (lanes, v) in lanes.iter_mut().zip([even, odd, again_low, again_high, s.floor(other)]) {
+            // SAFETY: sixteen elements.
+            unsafe { s.store(lanes.as_mut_ptr(), v) };
+        }
+        (s.gt_mask(low, other), lanes)
+    }
+}
+
+#[test]
+fn lanes_compare_and_move() {
+    let pairs: [f32; 32] = std::array::from_fn(|i| if i == 5 { f32::NAN } else { (i * i % 23) as f32 });
+    let other: [f32; 16] = std::array::from_fn(|i| match i {
+        3 => f32::NAN,
+        14 => 4_194_303.5,
+        15 => 4_194_304.0,
+        i => (i * i % 23) as f32 + (i % 4) as f32 * 0.25,
+    });
+    for set in sets() {
+        let (mask, [even, odd, low, high, floor]) = set.run(Odds(&pairs, &other));
+        for i in 0..LANES {
+            assert_eq!(mask >> i & 1 == 1, pairs[i] > other[i], "lane {i} on {:?}", set.isa());
+            let bits = |v: [f32; 4]| v.map(f32::to_bits);
+            let want = bits([pairs[2 * i], pairs[2 * i + 1], pairs[i], pairs[16 + i]]);
+            assert_eq!(bits([even[i], odd[i], low[i], high[i]]), want, "lane {i} on {:?}", set.isa());
+            assert!(floor[i] == other[i].floor() || other[i].is_nan(), "lane {i} on {:?}", set.isa());
+        }
+        assert_eq!(mask >> LANES, 0);
+    }
+}
