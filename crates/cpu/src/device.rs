@@ -4,6 +4,7 @@ use crate::encoder::CpuRecorder;
 use crate::memory;
 use crate::plan::{CpuPlan, Workspace};
 use crate::simd::{Isa, KernelSet};
+use crate::team::Team;
 use crate::view::View;
 use crate::weight::{CpuWeight, FORMATS, LAYOUT, packed_bytes};
 use anyfleet_tensor::{
@@ -11,7 +12,7 @@ use anyfleet_tensor::{
     WeightFormat,
 };
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How to open the CPU.
 #[derive(Clone, Copy, Debug, Default)]
@@ -31,6 +32,9 @@ pub struct CpuOptions {
 pub struct CpuBackend {
     caps: Caps,
     kernels: KernelSet,
+    /// Executes plans.
+    team: Arc<Team>,
+    /// Packs weights.
     pool: ThreadPool,
     /// Held while device bytes are read or written: the order of calls is the order of effects.
     queue: Mutex<Workspace>,
@@ -62,11 +66,14 @@ impl CpuBackend {
             Some(threads) => threads,
             None => std::thread::available_parallelism().map_or(1, usize::from),
         };
+        let not_started =
+            |e: &dyn std::fmt::Display| failed(format!("{threads} threads could not be started: {e}; lower --threads"));
         let pool = ThreadPoolBuilder::new()
             .num_threads(threads)
-            .thread_name(|i| format!("anyfleet-cpu-{i}"))
+            .thread_name(|i| format!("anyfleet-pack-{i}"))
             .build()
-            .map_err(|e| failed(format!("{threads} threads could not be started: {e}; lower --threads")))?;
+            .map_err(|e| not_started(&e))?;
+        let team = Arc::new(Team::new(threads).map_err(|e| not_started(&e))?);
         let floats = [DType::F32, DType::BF16, DType::F16];
         let caps = Caps {
             device: format!(
@@ -88,7 +95,7 @@ impl CpuBackend {
             memory: memory::measure(),
             max_buffer: None,
         };
-        Ok(CpuBackend { caps, kernels, pool, queue: Mutex::default() })
+        Ok(CpuBackend { caps, kernels, team, pool, queue: Mutex::default() })
     }
 
     /// The kernel set in use.
@@ -98,7 +105,7 @@ impl CpuBackend {
 
     /// Worker threads.
     pub fn threads(&self) -> usize {
-        self.pool.current_num_threads()
+        self.team.threads()
     }
 
     fn lock(&self) -> MutexGuard<'_, Workspace> {
@@ -227,7 +234,7 @@ impl Backend for CpuBackend {
     fn replay(&self, plan: &CpuPlan) -> Result<()> {
         let mut lock = self.lock();
         let workspace = &mut *lock;
-        self.pool.install(|| plan.execute(self.kernels, workspace));
+        plan.execute(self.kernels, &self.team, workspace);
         Ok(())
     }
 }

@@ -17,7 +17,7 @@
 //! Invariants:
 //! - A row's bits depend on that row's inputs alone: not on the other rows, the number of threads, the
 //!   page size, or the kernel set.
-//! - A plan runs inside one `install` of the backend's own thread pool; operations allocate nothing
+//! - A plan runs on the caller's thread and a team of workers that sleep when there is nothing to do; operations allocate nothing
 //!   once every thread's scratch, and the packed activations, have reached their size.
 //! - Padding is never computed: operations read the live counts when they run.
 //!
@@ -32,6 +32,7 @@ mod panels;
 mod plan;
 mod scratch;
 mod simd;
+mod team;
 mod view;
 mod weight;
 

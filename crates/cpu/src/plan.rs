@@ -9,10 +9,11 @@ use crate::ops::rope_kv::RopeKvOp;
 use crate::ops::sample::SampleOp;
 use crate::panels::pack::Rows;
 use crate::simd::KernelSet;
+use crate::team::Team;
 use crate::view::View;
 use anyfleet_tensor::{Live, StepHeader};
-use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Operations with everything they need, in order.
 pub struct CpuPlan(pub(crate) Vec<Step>);
@@ -41,13 +42,15 @@ pub(crate) struct Workspace {
 pub(crate) struct Context {
     pub(crate) kernels: KernelSet,
     pub(crate) threads: usize,
+    team: Arc<Team>,
     header: StepHeader,
 }
 
 impl CpuPlan {
-    /// Executes inside the backend's thread pool, under its lock.
-    pub(crate) fn execute(&self, kernels: KernelSet, workspace: &mut Workspace) {
-        let mut ctx = Context { kernels, threads: rayon::current_num_threads(), header: StepHeader::default() };
+    /// Executes with the backend's threads, under its lock.
+    pub(crate) fn execute(&self, kernels: KernelSet, team: &Arc<Team>, workspace: &mut Workspace) {
+        let (threads, team) = (team.threads(), team.clone());
+        let mut ctx = Context { kernels, threads, team, header: StepHeader::default() };
         for step in &self.0 {
             match step {
                 Step::Header(view) => {
@@ -81,8 +84,13 @@ impl Context {
     /// Calls `task` with ranges that cover `0..items`, in parallel where there is enough work at
     /// `elements` touched per item.
     pub(crate) fn split(&self, items: usize, elements: usize, task: impl Fn(Range<usize>) + Sync) {
+        self.split_into(TASKS_PER_THREAD, items, elements, task);
+    }
+
+    /// [`Context::split`] with at most `most` pieces a thread.
+    pub(crate) fn split_into(&self, most: usize, items: usize, elements: usize, task: impl Fn(Range<usize>) + Sync) {
         let worthwhile = items.saturating_mul(elements) / TASK_ELEMENTS;
-        let pieces = if self.threads == 1 { 1 } else { items.min(worthwhile).min(self.threads * TASKS_PER_THREAD) };
+        let pieces = if self.threads == 1 { 1 } else { items.min(worthwhile).min(self.threads * most) };
         match (items, pieces) {
             (0, _) => {}
             (_, 0 | 1) => task(0..items),
@@ -95,6 +103,6 @@ impl Context {
         if self.threads == 1 || tasks <= 1 {
             return (0..tasks).for_each(task);
         }
-        (0..tasks).into_par_iter().with_max_len(1).for_each(task);
+        self.team.each(tasks, &task);
     }
 }

@@ -9,10 +9,10 @@ mod floats;
 use super::act_mul::check_activation;
 use crate::CpuBackend;
 use crate::panels::pack::{Packed, Rows};
-use crate::panels::{self, Form, PANEL, Product};
+use crate::panels::{self, Form, PANEL, Product, STREAMS};
 use crate::plan::Context;
 use crate::scratch::with_scratch;
-use crate::simd::Isa;
+use crate::simd::{Isa, Kernel, Simd};
 use crate::view::{View, check_apart};
 use crate::weight::CpuWeight;
 use anyfleet_tensor::ops::{Activation, Linear, LinearActMul};
@@ -33,8 +33,8 @@ pub(crate) struct LinearOp {
 
 /// Most packed rows whose panels are read as one stream.
 const FEW: usize = 32;
-/// Bytes ahead of their use that products ask for.
-const AHEAD: usize = 16 * 1024;
+/// Pieces of a weight that a thread streams: each begins cold.
+const STREAM_TASKS: usize = 2;
 /// Rows whose packed form and sums stay in the second-level cache.
 const CHUNK: usize = 512;
 /// Most panels of a task over such rows, and their bytes.
@@ -83,7 +83,7 @@ impl LinearOp {
             let chunk = first..rows.min(first + CHUNK);
             let x = packed.pack(ctx, form, &self.x, chunk.clone());
             if x.rows() <= FEW {
-                ctx.split(panels, self.weight.panel_stride() / 2, |range| {
+                ctx.split_into(STREAM_TASKS, panels, self.weight.panel_stride() / 2, |range| {
                     self.stream_panels(ctx, form, &x, chunk.clone(), range);
                 });
             } else {
@@ -107,7 +107,7 @@ impl LinearOp {
             sums: x.sums_at(blocks.start),
             sums_stride: x.sums_stride,
             w: self.weight.panel(panel).wrapping_add(blocks.start * form.block_bytes()),
-            ahead: AHEAD,
+            ahead: [self.weight.panel(panel); STREAMS],
             blocks: blocks.len(),
             acc: std::ptr::null_mut(),
             acc_stride: PANEL,
@@ -115,12 +115,22 @@ impl LinearOp {
         }
     }
 
-    /// A few rows times panels that are read once, one after the other.
+    /// A few rows times panels that are read once: while a group of panels is worked on, the next group comes
+    /// from memory, all its panels at a time.
     fn stream_panels(&self, ctx: &Context, form: Form, x: &Packed<'_>, rows: Range<usize>, panels: Range<usize>) {
         let blocks = form.blocks(self.weight.cols());
+        let stride = self.weight.panel_stride();
+        let part = blocks * form.block_bytes() / STREAMS;
+        ctx.kernels.run(Fetch { first: self.weight.panel(panels.start), stride, panels: STREAMS.min(panels.len()) });
         with_scratch([x.rows().next_multiple_of(16) * PANEL], |[acc]| {
-            for panel in panels {
-                let product = Product { acc: acc.as_mut_ptr(), ..self.product(form, x, panel, 0..blocks) };
+            for (i, panel) in panels.clone().enumerate() {
+                // This panel's share of the next group.
+                let group = panel + STREAMS - i % STREAMS;
+                let ahead = std::array::from_fn(|stream| match group + stream {
+                    later if later < panels.end => self.weight.panel(later).wrapping_add(i % STREAMS * part),
+                    _ => self.weight.panel(panel),
+                });
+                let product = Product { acc: acc.as_mut_ptr(), ahead, ..self.product(form, x, panel, 0..blocks) };
                 // SAFETY: x, the panel and the sums have these shapes.
                 unsafe { panels::multiply(ctx.kernels, std::iter::once(product)) };
                 self.finish(ctx, Done { x, first: 0, rows: 0..rows.len(), start: rows.start }, panel..panel + 1, acc);
@@ -157,6 +167,24 @@ impl LinearOp {
                 self.finish(ctx, Done { x, first, rows: done, start: rows.start }, panels.clone(), acc);
             }
         });
+    }
+}
+
+/// Asks for the first group of panels.
+struct Fetch {
+    first: *const u8,
+    stride: usize,
+    panels: usize,
+}
+
+impl Kernel for Fetch {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for line in (0..self.stride).step_by(64) {
+            (0..self.panels).for_each(|panel| s.prefetch(self.first.wrapping_add(panel * self.stride + line)));
+        }
     }
 }
 

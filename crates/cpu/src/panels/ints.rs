@@ -22,22 +22,28 @@ struct Work<'a> {
 impl DotKernel for Work<'_> {
     #[inline(always)]
     fn run<D: Dots>(self, d: D) {
-        let step = if D::Float::WIDE { WIDE_ROWS } else { NARROW_ROWS };
-        for first in (0..self.product.rows).step_by(step) {
-            // SAFETY: see `multiply`.
-            unsafe {
-                match (self.product.rows - first, D::Float::WIDE) {
-                    (1, true) => self.rows::<D, 1, 2>(d, first, 0),
-                    (2, true) => self.rows::<D, 2, 2>(d, first, 0),
-                    (3, true) => self.rows::<D, 3, 2>(d, first, 0),
-                    (_, true) => self.rows::<D, WIDE_ROWS, 2>(d, first, 0),
-                    (1, false) => {
-                        self.rows::<D, 1, 1>(d, first, 0);
-                        self.rows::<D, 1, 1>(d, first, 1);
+        // The branches are constant: of each set only its own shapes are compiled.
+        if D::Float::WIDE {
+            for first in (0..self.product.rows).step_by(WIDE_ROWS) {
+                // SAFETY: see `multiply`.
+                unsafe {
+                    match self.product.rows - first {
+                        1 => self.rows::<D, 1, 2>(d, first, 0),
+                        2 => self.rows::<D, 2, 2>(d, first, 0),
+                        3 => self.rows::<D, 3, 2>(d, first, 0),
+                        _ => self.rows::<D, WIDE_ROWS, 2>(d, first, 0),
                     }
-                    (_, false) => {
-                        self.rows::<D, NARROW_ROWS, 1>(d, first, 0);
-                        self.rows::<D, NARROW_ROWS, 1>(d, first, 1);
+                }
+            }
+        } else {
+            for first in (0..self.product.rows).step_by(NARROW_ROWS) {
+                for tile in 0..2 {
+                    // SAFETY: see `multiply`.
+                    unsafe {
+                        match self.product.rows - first {
+                            1 => self.rows::<D, 1, 1>(d, first, tile),
+                            _ => self.rows::<D, NARROW_ROWS, 1>(d, first, tile),
+                        }
                     }
                 }
             }
@@ -102,9 +108,9 @@ impl Work<'_> {
             for block in 0..p.blocks {
                 for j in 0..LANES {
                     let weights: [D::Weights; T] = std::array::from_fn(|t| {
-                        let source = w.wrapping_add(t * Form::Bytes.tile_bytes() + j * ROW);
-                        d.float().prefetch(source.wrapping_add(p.ahead));
-                        d.bytes(source)
+                        let line = t * Form::Bytes.tile_bytes() + j * ROW;
+                        d.float().prefetch(p.ahead_of(block, (tile + t) * LANES + j));
+                        d.bytes(w.wrapping_add(line))
                     });
                     for (acc, x) in acc.iter_mut().zip(x) {
                         for (acc, &weights) in acc.iter_mut().zip(&weights) {
@@ -146,6 +152,8 @@ impl Work<'_> {
                 std::array::from_fn(|t| if p.resume { s.load(self.acc(first + r, tile + t)) } else { s.splat(0.0) })
             });
             for block in 0..p.blocks {
+                // The lines of the scales.
+                (LANES..LANES + 2).for_each(|line| s.prefetch(p.ahead_of(block, line)));
                 // Of each row in each tile: the sums of both groups.
                 let mut acc: [[[D::Sums; 2]; R]; T] = std::array::from_fn(|_| {
                     std::array::from_fn(|r| {
@@ -157,9 +165,9 @@ impl Work<'_> {
                 });
                 for j in 0..LANES / 2 {
                     for (t, acc) in acc.iter_mut().enumerate() {
-                        let source = w.wrapping_add((tile + t) * Form::Nibbles.tile_bytes() + j * ROW);
-                        s.prefetch(source.wrapping_add(p.ahead));
-                        let (low, high) = d.nibbles(source);
+                        let line = (tile + t) * Form::Nibbles.tile_bytes() + j * ROW;
+                        s.prefetch(p.ahead_of(block, (tile + t) * LANES / 2 + j));
+                        let (low, high) = d.nibbles(w.wrapping_add(line));
                         for ([first, second], x) in acc.iter_mut().zip(x) {
                             *first = d.dot(*first, low, x.add(4 * j).cast());
                             *second = d.dot(*second, high, x.add(ROW / 2 + 4 * j).cast());

@@ -29,6 +29,9 @@ pub(crate) const PANEL: usize = 2 * LANES;
 /// Bytes of one row of activations in a block: 32 bf16 or 64 bytes.
 pub(crate) const ROW: usize = 64;
 
+/// Streams a thread reads from memory at a time.
+pub(crate) const STREAMS: usize = 4;
+
 /// What a panel's blocks hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
@@ -121,8 +124,9 @@ pub(crate) struct Product {
     pub(crate) sums_stride: usize,
     /// The panel, from the product's first block on.
     pub(crate) w: *const u8,
-    /// Bytes ahead of their use that few rows, which wait for memory, ask for.
-    pub(crate) ahead: usize,
+    /// Where few rows, which wait for memory, ask for what comes later: with line `l` of a block for a line of
+    /// stream `l % STREAMS`. Memory serves several streams faster than one.
+    pub(crate) ahead: [*const u8; STREAMS],
     /// How many blocks.
     pub(crate) blocks: usize,
     /// `[rows][32]`, rows `acc_stride` elements apart: f32, for bytes i32. There are rows up to a multiple
@@ -131,6 +135,16 @@ pub(crate) struct Product {
     pub(crate) acc_stride: usize,
     /// Continue the sums in `acc` instead of starting at zero.
     pub(crate) resume: bool,
+}
+
+impl Product {
+    /// What to ask for while working on line `line` of block `block`: a stream is read while as many panels
+    /// are worked on as there are streams.
+    #[inline(always)]
+    fn ahead_of(&self, block: usize, line: usize) -> *const u8 {
+        let start = block * (self.form.block_bytes() / STREAMS);
+        self.ahead[line % STREAMS].wrapping_add(start + line / STREAMS * 64)
+    }
 }
 
 /// Rows that are packed together.

@@ -163,7 +163,8 @@ impl Tile<'_> {
             sums: std::ptr::null(),
             sums_stride: 0,
             w: std::ptr::null(),
-            ahead: 0,
+            // Everything is at hand.
+            ahead: [x.base.cast_const(); panels::STREAMS],
             blocks: x.blocks,
             acc: std::ptr::null_mut(),
             acc_stride: 0,

@@ -1,0 +1,244 @@
+//! The threads that execute a plan: the caller and its workers.
+//!
+//! A step is some two hundred operations, each over in tens of microseconds, so what starting one on all
+//! threads costs matters. Workers watch a counter for a while after each operation, then sleep: an idle
+//! engine costs no processor time. Tasks are handed out one by one, so a thread that was held up is helped
+//! out, and the caller never waits for a worker that has not begun.
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+/// How long a worker watches before it sleeps. Between the operations of a step there are a few
+/// microseconds, between steps a few hundred.
+const WATCH: Duration = Duration::from_micros(300);
+
+/// Looks at the counter between looks at the clock.
+const LOOKS: usize = 64;
+
+/// Work in progress; valid while the round it was made for is open.
+#[derive(Clone, Copy)]
+struct Job {
+    task: *const (dyn Fn(usize) + Sync),
+    tasks: usize,
+}
+
+struct Shared {
+    /// Odd while a round is open to workers.
+    round: AtomicUsize,
+    /// Workers that may be using the job.
+    inside: AtomicUsize,
+    /// Tasks handed out.
+    next: AtomicUsize,
+    job: Mutex<Option<Job>>,
+    /// What a task panicked with.
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    asleep: AtomicUsize,
+    stop: AtomicBool,
+}
+
+// SAFETY: the job's pointer is used only inside the round it was made for, whose caller waits.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+/// The caller's end of a team.
+pub(crate) struct Team {
+    shared: Arc<Shared>,
+    workers: Vec<(JoinHandle<()>, Thread)>,
+}
+
+impl Team {
+    /// A team of `threads`, the caller included.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub(crate) fn new(threads: usize) -> std::io::Result<Team> {
+        let shared = Arc::new(Shared {
+            round: AtomicUsize::new(0),
+            inside: AtomicUsize::new(0),
+            next: AtomicUsize::new(0),
+            job: Mutex::new(None),
+            panic: Mutex::new(None),
+            asleep: AtomicUsize::new(0),
+            stop: AtomicBool::new(false),
+        });
+        let mut team = Team { shared, workers: Vec::new() };
+        for i in 1..threads {
+            let shared = team.shared.clone();
+            let worker = std::thread::Builder::new().name(format!("anyfleet-cpu-{i}")).spawn(move || shared.work())?;
+            let thread = worker.thread().clone();
+            team.workers.push((worker, thread));
+        }
+        Ok(team)
+    }
+
+    /// Threads, the caller included.
+    pub(crate) fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Calls `task` with every number below `tasks`, on all threads that are free. Only one caller at a time.
+    ///
+    /// # Panics
+    /// With what a task panicked with.
+    pub(crate) fn each(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        if self.workers.is_empty() || tasks <= 1 {
+            return (0..tasks).for_each(task);
+        }
+        let shared = &*self.shared;
+        // SAFETY: only the lifetime changes; nobody uses the job once this call has closed the round and
+        // seen everyone outside.
+        let task = unsafe {
+            std::mem::transmute::<*const (dyn Fn(usize) + Sync), *const (dyn Fn(usize) + Sync + 'static)>(task)
+        };
+        let job = Job { task, tasks };
+        *lock(&shared.job) = Some(job);
+        shared.next.store(0, SeqCst);
+        shared.round.fetch_add(1, SeqCst);
+        if shared.asleep.load(SeqCst) > 0 {
+            self.workers.iter().for_each(|(_, thread)| thread.unpark());
+        }
+        shared.take_tasks(job);
+        shared.round.fetch_add(1, SeqCst);
+        let mut looks = 0usize;
+        while shared.inside.load(SeqCst) > 0 {
+            looks += 1;
+            // A worker that lost its processor in the middle of a task may need this one.
+            if looks.is_multiple_of(4096) { std::thread::yield_now() } else { std::hint::spin_loop() }
+        }
+        *lock(&shared.job) = None;
+        let panic = lock(&shared.panic).take();
+        if let Some(panic) = panic {
+            resume_unwind(panic);
+        }
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, SeqCst);
+        for (worker, thread) in self.workers.drain(..) {
+            thread.unpark();
+            // A worker's panics were caught and told to the caller.
+            let _ = worker.join();
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn work(&self) {
+        let mut seen = 0;
+        while let Some(round) = self.wait(seen) {
+            seen = round;
+            // In this order, and against the caller's closing of the round before it looks who is inside:
+            // one of both sees the other.
+            self.inside.fetch_add(1, SeqCst);
+            if self.round.load(SeqCst) == round {
+                let job = *lock(&self.job);
+                if let Some(job) = job {
+                    self.take_tasks(job);
+                }
+            }
+            self.inside.fetch_sub(1, SeqCst);
+        }
+    }
+
+    /// The next open round; nothing when the team stops.
+    fn wait(&self, seen: usize) -> Option<usize> {
+        let mut since = Instant::now();
+        loop {
+            for _ in 0..LOOKS {
+                let round = self.round.load(SeqCst);
+                if round % 2 == 1 && round != seen {
+                    return Some(round);
+                }
+                std::hint::spin_loop();
+            }
+            if self.stop.load(SeqCst) {
+                return None;
+            }
+            if since.elapsed() > WATCH {
+                self.asleep.fetch_add(1, SeqCst);
+                let round = self.round.load(SeqCst);
+                let open = round % 2 == 1 && round != seen;
+                if !open && !self.stop.load(SeqCst) {
+                    std::thread::park();
+                }
+                self.asleep.fetch_sub(1, SeqCst);
+                since = Instant::now();
+            }
+        }
+    }
+
+    fn take_tasks(&self, job: Job) {
+        loop {
+            let i = self.next.fetch_add(1, SeqCst);
+            if i >= job.tasks {
+                return;
+            }
+            // SAFETY: the round is open or its caller waits for this thread.
+            let task = unsafe { &*job.task };
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| task(i))) {
+                lock(&self.panic).get_or_insert(panic);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once() {
+        for threads in [1, 2, 3, 8] {
+            let team = Team::new(threads).unwrap();
+            assert_eq!(team.threads(), threads);
+            for tasks in [0, 1, 2, 7, 100, 1000] {
+                let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                for round in 1..30 {
+                    team.each(tasks, &|i| {
+                        counts[i].fetch_add(1, SeqCst);
+                    });
+                    assert!(counts.iter().all(|c| c.load(SeqCst) == round));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn sleepers_wake() {
+        let team = Team::new(3).unwrap();
+        for _ in 0..5 {
+            std::thread::sleep(WATCH * 20);
+            let sum = AtomicUsize::new(0);
+            team.each(50, &|i| {
+                std::thread::sleep(Duration::from_micros(100));
+                sum.fetch_add(i, SeqCst);
+            });
+            assert_eq!(sum.into_inner(), 49 * 50 / 2);
+        }
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_team_lives_on() {
+        let team = Team::new(4).unwrap();
+        for _ in 0..20 {
+            let caught = catch_unwind(AssertUnwindSafe(|| team.each(64, &|i| assert!(i != 40, "task {i}"))));
+            let text = *caught.unwrap_err().downcast::<String>().unwrap();
+            assert!(text.contains("task 40"));
+            let sum = AtomicUsize::new(0);
+            team.each(64, &|i| {
+                sum.fetch_add(i, SeqCst);
+            });
+            assert_eq!(sum.into_inner(), 63 * 64 / 2);
+        }
+    }
+}
