@@ -8,7 +8,7 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{JoinHandle, Thread};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long a worker watches before it sleeps. Between the operations of a step there are a few
@@ -47,7 +47,7 @@ unsafe impl Sync for Shared {}
 /// The caller's end of a team.
 pub(crate) struct Team {
     shared: Arc<Shared>,
-    workers: Vec<(JoinHandle<()>, Thread)>,
+    workers: Vec<JoinHandle<()>>,
 }
 
 impl Team {
@@ -68,9 +68,8 @@ impl Team {
         let mut team = Team { shared, workers: Vec::new() };
         for i in 1..threads {
             let shared = team.shared.clone();
-            let worker = std::thread::Builder::new().name(format!("anyfleet-cpu-{i}")).spawn(move || shared.work())?;
-            let thread = worker.thread().clone();
-            team.workers.push((worker, thread));
+            let builder = std::thread::Builder::new().name(format!("anyfleet-cpu-{i}"));
+            team.workers.push(builder.spawn(move || shared.work())?);
         }
         Ok(team)
     }
@@ -99,7 +98,7 @@ impl Team {
         shared.next.store(0, SeqCst);
         shared.round.fetch_add(1, SeqCst);
         if shared.asleep.load(SeqCst) > 0 {
-            self.workers.iter().for_each(|(_, thread)| thread.unpark());
+            self.workers.iter().for_each(|worker| worker.thread().unpark());
         }
         shared.take_tasks(job);
         shared.round.fetch_add(1, SeqCst);
@@ -120,8 +119,8 @@ impl Team {
 impl Drop for Team {
     fn drop(&mut self) {
         self.shared.stop.store(true, SeqCst);
-        for (worker, thread) in self.workers.drain(..) {
-            thread.unpark();
+        for worker in self.workers.drain(..) {
+            worker.thread().unpark();
             // A worker's panics were caught and told to the caller.
             let _ = worker.join();
         }

@@ -1,7 +1,7 @@
 //! `linear` and `linear_act_mul`: activations times a packed weight, with the epilogue.
 //!
-//! bf16, q8 and q4 weights go the way of [`panels`](crate::panels): a few rows read the panels as one stream;
-//! more keep a part of a panel in the first-level cache while all rows use it. f32 and f16 weights are in
+//! bf16, q8 and q4 weights go the way of [`panels`](crate::panels): a few rows read the panels once, as
+//! streams from memory; more keep panels, or parts of them, in a cache while all rows use them. f32 and f16 weights are in
 //! [`floats`].
 mod finish;
 mod floats;
@@ -154,7 +154,7 @@ impl LinearOp {
                 let products = parts.map(|(block, panel)| {
                     let product = self.product(form, x, panel, block..blocks.min(block + part));
                     Product {
-                        x: product.x.wrapping_add(first / GROUP * (GROUP / 16) * x.group_bytes * usize::from(whole)),
+                        x: product.x.wrapping_add(first / GROUP * (GROUP / 16) * x.group_bytes),
                         rows: count,
                         acc: sums.wrapping_add((panel - panels.start) * PANEL),
                         acc_stride: width,

@@ -3,7 +3,6 @@
 //! Eight tile registers: sums of up to 2 x 2 tiles (32 rows, 32 features), two tiles of activations, two
 //! of weights. The intrinsics are not stable, so a product is one `asm!` block; the instructions are
 //! Intel's (SDM vol. 1, chapter 18).
-use super::pack::PackPairs;
 use super::{Form, Product, UNPACK_ROWS};
 use crate::simd::KernelSet;
 use std::arch::asm;
@@ -299,41 +298,6 @@ macro_rules! tile_kernels {
 impl Group<'_> {
     tile_kernels!(narrow_pairs, wide_pairs, "tdpbf16ps");
     tile_kernels!(narrow_bytes, wide_bytes, "tdpbssd");
-}
-
-/// Packs one row as bf16, rounded to nearest even.
-///
-/// # Safety
-/// The source has `k` elements, the target a row of every block, and nothing else accesses it; AVX-512
-/// is there.
-#[target_feature(enable = "avx512f,avx512bw")]
-pub(super) unsafe fn pack_row(row: &PackPairs) {
-    for start in (0..row.k).step_by(32) {
-        let target = row.target.wrapping_add(start / 32 * row.step);
-        let half = |first: usize| {
-            let left = row.k.saturating_sub(first).min(16);
-            let mask = ((1u32 << left) - 1) as __mmask16;
-            // SAFETY: lanes past the row's end are not read.
-            round(unsafe { _mm512_maskz_loadu_ps(mask, row.source.wrapping_add(first)) })
-        };
-        // SAFETY: a row of a block has 64 bytes.
-        unsafe {
-            _mm256_storeu_si256(target.cast(), half(start));
-            _mm256_storeu_si256(target.wrapping_add(32).cast(), half(start + 16));
-        }
-    }
-}
-
-/// Sixteen bf16, rounded to nearest even as [`Simd::round_bf16`](crate::simd::Simd::round_bf16) does.
-#[target_feature(enable = "avx512f,avx512bw")]
-fn round(v: __m512) -> __m256i {
-    let bits = _mm512_castps_si512(v);
-    let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-    let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
-    // A NaN stays one, and quiet.
-    let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
-    let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
-    _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(_mm512_mask_blend_epi32(nan, rounded, quiet)))
 }
 
 /// Blocks of nibbles unpacked at a time: 32 KiB of bytes.

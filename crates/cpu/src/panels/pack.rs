@@ -5,6 +5,7 @@ use crate::plan::Context;
 use crate::simd::{Isa, Kernel, KernelSet, LANES, Simd, load_up_to};
 use crate::view::View;
 use anyfleet_tensor::quant;
+use half::bf16;
 use std::ops::Range;
 
 /// Packed rows of one operation; the memory is kept from step to step.
@@ -132,13 +133,8 @@ impl Rows {
                 let (source, k) = (x.row::<f32>(rows.start + i).cast_const(), x.cols());
                 let start = packed.starts[i] as usize;
                 if form == Form::Pairs {
-                    let pack = PackPairs { source, k, target: packed.target(start), step: block_bytes };
-                    match ctx.kernels.isa() {
-                        // SAFETY: the row has k elements, and its places in the group belong to this task.
-                        #[cfg(target_arch = "x86_64")]
-                        Isa::Amx => unsafe { super::amx::pack_row(&pack) },
-                        _ => ctx.kernels.run(pack),
-                    }
+                    let (target, step, narrow) = (packed.target(start), block_bytes, row_bytes == ROW);
+                    ctx.kernels.run(PackPairs { source, k, target, step, narrow });
                     continue;
                 }
                 // SAFETY: `measure` filled the scales of the rows; the packed rows of a row are this task's.
@@ -222,15 +218,17 @@ impl Kernel for Measure {
     }
 }
 
-/// One row's way into its group, rounded to bf16.
+/// One row's way into its group, rounded to bf16, zeros up to whole blocks. Whoever makes the value promises
+/// `k` elements, and the row's places in each block, which belong to this task.
 pub(crate) struct PackPairs {
-    /// `k` elements.
     pub(crate) source: *const f32,
     pub(crate) k: usize,
     /// Its place in the first block.
     pub(crate) target: *mut u8,
     /// Bytes from one block to the next.
     pub(crate) step: usize,
+    /// As bf16, for the matrix unit; as f32 otherwise.
+    pub(crate) narrow: bool,
 }
 
 impl Kernel for PackPairs {
@@ -238,13 +236,29 @@ impl Kernel for PackPairs {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for (i, start) in (0..self.k.next_multiple_of(2 * LANES)).step_by(LANES).enumerate() {
-            let target = self.target.wrapping_add(i / 2 * self.step).cast::<f32>().wrapping_add(i % 2 * LANES);
-            // SAFETY: up to k elements are readable, and a block has two places for sixteen.
+        for start in (0..self.k.next_multiple_of(2 * LANES)).step_by(LANES) {
+            let place = self.target.wrapping_add(start / (2 * LANES) * self.step);
+            // SAFETY: see the type.
             unsafe {
                 let v = load_up_to(s, self.source.wrapping_add(start), self.k.saturating_sub(start));
-                s.store(target, s.round_bf16(v));
+                store_pairs(s, place, start % (2 * LANES), self.narrow, v);
             }
+        }
+    }
+}
+
+/// Stores sixteen columns of a row of a block, rounded to bf16.
+///
+/// # Safety
+/// The row at `place` has these columns.
+#[inline(always)]
+pub(crate) unsafe fn store_pairs<S: Simd>(s: S, place: *mut u8, column: usize, narrow: bool, v: S::V) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if narrow {
+            s.store_bf16(place.cast::<bf16>().add(column), v);
+        } else {
+            s.store(place.cast::<f32>().add(column), s.round_bf16(v));
         }
     }
 }

@@ -5,10 +5,11 @@
 //! [`panels`](crate::panels). A row's steps are those of the module above, with sums by pairs of elements
 //! (scores) and by pairs of keys (values); the sum of the weights takes them as rounded.
 use super::{AttentionOp, CHUNK, Cached, Finish, Prefetch, Task, visible, visible_in};
+use crate::panels::pack::{PackPairs, store_pairs};
 use crate::panels::{self, Form, PANEL, Product, ROW};
 use crate::plan::Context;
 use crate::scratch::with_scratch;
-use crate::simd::{Isa, Kernel, KernelSet, LANES, Simd, load_up_to, math};
+use crate::simd::{Isa, Kernel, KernelSet, LANES, Simd, math};
 use half::bf16;
 use std::ops::Range;
 
@@ -78,7 +79,8 @@ pub(super) fn tile(op: &AttentionOp, ctx: &Context, task: &Task) {
         let weights = Rows { base: weights_area.as_mut_ptr().cast(), ..weights };
         for r in 0..rows {
             let source = op.head::<f32>(&op.q, task, r).cast_const();
-            ctx.kernels.run(PackQuery { source, len: op.size, rows: q, row: r });
+            let (target, step, narrow) = (q.at(r, 0), q.block_bytes(), q.narrow());
+            ctx.kernels.run(PackPairs { source, k: op.size, target, step, narrow });
         }
         let mut tile = Tile { op, ctx, task, rows, q, weights, scores, sums, keys, values, max, total };
         let mut start = visible(op, task, 0).start / CHUNK * CHUNK;
@@ -188,47 +190,6 @@ impl Tile<'_> {
     }
 }
 
-/// Stores sixteen columns of a row; `column` is a multiple of sixteen.
-///
-/// # Safety
-/// The row has these columns.
-#[inline(always)]
-unsafe fn store<S: Simd>(s: S, rows: Rows, row: usize, column: usize, v: S::V) {
-    let place = rows.at(row, column / PANEL);
-    // SAFETY: the caller's promise.
-    unsafe {
-        if rows.narrow() {
-            s.store_bf16(place.cast::<bf16>().add(column % PANEL), v);
-        } else {
-            s.store(place.cast::<f32>().add(column % PANEL), s.round_bf16(v));
-        }
-    }
-}
-
-/// One query's way into its group.
-struct PackQuery {
-    /// `len` elements.
-    source: *const f32,
-    len: usize,
-    rows: Rows,
-    row: usize,
-}
-
-impl Kernel for PackQuery {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for column in (0..self.rows.blocks * PANEL).step_by(LANES) {
-            // SAFETY: up to `len` elements are readable, and the row has all of its blocks.
-            unsafe {
-                let v = load_up_to(s, self.source.wrapping_add(column), self.len.saturating_sub(column));
-                store(s, self.rows, self.row, column, v);
-            }
-        }
-    }
-}
-
 /// `len` bf16, at most 32, as sixteen pairs; zeros for the rest, and for a null pointer.
 ///
 /// # Safety
@@ -325,6 +286,19 @@ struct Weigh<'a> {
     total: &'a mut f32,
 }
 
+impl Weigh<'_> {
+    /// Stores sixteen weights from key `key` of the chunk on.
+    ///
+    /// # Safety
+    /// The row has a column for each key of the chunk, and this task alone writes it.
+    #[inline(always)]
+    unsafe fn store<S: Simd>(&self, s: S, key: usize, v: S::V) {
+        let place = self.weights.at(self.row, key / PANEL);
+        // SAFETY: the caller's promise.
+        unsafe { store_pairs(s, place, key % PANEL, self.weights.narrow(), v) };
+    }
+}
+
 impl Kernel for Weigh<'_> {
     type Output = ();
 
@@ -332,7 +306,7 @@ impl Kernel for Weigh<'_> {
     fn run<S: Simd>(self, s: S) {
         if self.seen.is_empty() {
             // SAFETY: the row has a column for each key of the chunk.
-            (0..CHUNK).step_by(LANES).for_each(|i| unsafe { store(s, self.weights, self.row, i, s.splat(0.0)) });
+            (0..CHUNK).step_by(LANES).for_each(|i| unsafe { self.store(s, i, s.splat(0.0)) });
             return;
         }
         self.scores[..self.seen.start].fill(f32::NEG_INFINITY);
@@ -351,7 +325,7 @@ impl Kernel for Weigh<'_> {
             let weight = s.round_bf16(math::exp(s, s.sub(*vector, s.splat(max))));
             total = s.add(total, weight);
             // SAFETY: as above.
-            unsafe { store(s, self.weights, self.row, i * LANES, weight) };
+            unsafe { self.store(s, i * LANES, weight) };
         }
         if max > *self.max {
             let shrink = math::exp(s, s.sub(s.splat(*self.max), s.splat(max)));
