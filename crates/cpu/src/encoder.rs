@@ -23,7 +23,15 @@ pub struct CpuRecorder {
 
 impl CpuRecorder {
     pub(crate) fn finish(self) -> Result<CpuPlan> {
-        self.error.map_or(Ok(CpuPlan(self.steps)), Err)
+        self.error.map_or(Ok(()), Err)?;
+        let mut steps = self.steps;
+        let mut next = None;
+        for step in steps.iter_mut().rev() {
+            if let Step::Linear(op) = step {
+                op.before(next.replace(op.weight().clone()));
+            }
+        }
+        Ok(CpuPlan(steps))
     }
 
     fn push(&mut self, op: &'static str, live: Live, step: Step) -> Result<()> {

@@ -9,7 +9,7 @@ use crate::ops::rope_kv::RopeKvOp;
 use crate::ops::sample::SampleOp;
 use crate::panels::pack::Rows;
 use crate::simd::KernelSet;
-use crate::team::Team;
+use crate::team::{Piece, Team};
 use crate::view::View;
 use anyfleet_tensor::{Live, StepHeader};
 use std::ops::Range;
@@ -96,6 +96,11 @@ impl Context {
             (_, 0 | 1) => task(0..items),
             _ => self.each(pieces, |i| task(items * i / pieces..items * (i + 1) / pieces)),
         }
+    }
+
+    /// Calls `task` with pieces of `0..items`; each thread begins with its own share.
+    pub(crate) fn each_share(&self, items: usize, width: impl Fn(usize) -> usize + Sync, task: impl Fn(Piece) + Sync) {
+        self.team.each_share(items, width, task);
     }
 
     /// Calls `task` with every number below `tasks`, in parallel.

@@ -5,6 +5,8 @@
 //! engine costs no processor time. Tasks are handed out one by one, so a thread that was held up is helped
 //! out, and the caller never waits for a worker that has not begun.
 use std::any::Any;
+use std::cell::Cell;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -48,6 +50,46 @@ unsafe impl Sync for Shared {}
 pub(crate) struct Team {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    /// What is left of each thread's share.
+    shares: Vec<Share>,
+}
+
+/// Items that are not handed out yet; alone in its cache lines.
+#[derive(Default)]
+#[repr(align(128))]
+struct Share {
+    next: AtomicUsize,
+    end: AtomicUsize,
+}
+
+impl Share {
+    /// The next items, and whether there are more.
+    fn take(&self, width: impl Fn(usize) -> usize) -> Option<(Range<usize>, bool)> {
+        let end = self.end.load(SeqCst);
+        let take = |next: usize| (next < end).then(|| end.min(next + width(end - next)));
+        let first = self.next.fetch_update(SeqCst, SeqCst, take).ok()?;
+        let last = take(first)?;
+        Some((first..last, last < end))
+    }
+}
+
+/// Some items of a share.
+pub(crate) struct Piece {
+    pub(crate) items: Range<usize>,
+    /// Whether the same share has more.
+    pub(crate) more: bool,
+    /// The thread that works on it.
+    pub(crate) thread: usize,
+}
+
+/// The share of thread `thread` of `threads` in `0..items`.
+pub(crate) fn share(items: usize, thread: usize, threads: usize) -> Range<usize> {
+    items * thread / threads..items * (thread + 1) / threads
+}
+
+thread_local! {
+    /// Which thread of its team this is; the caller is the first.
+    static INDEX: Cell<usize> = const { Cell::new(0) };
 }
 
 impl Team {
@@ -65,11 +107,15 @@ impl Team {
             asleep: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
         });
-        let mut team = Team { shared, workers: Vec::new() };
+        let shares = (0..threads.max(1)).map(|_| Share::default()).collect();
+        let mut team = Team { shared, workers: Vec::new(), shares };
         for i in 1..threads {
             let shared = team.shared.clone();
             let builder = std::thread::Builder::new().name(format!("anyfleet-cpu-{i}"));
-            team.workers.push(builder.spawn(move || shared.work())?);
+            team.workers.push(builder.spawn(move || {
+                INDEX.set(i);
+                shared.work();
+            })?);
         }
         Ok(team)
     }
@@ -113,6 +159,32 @@ impl Team {
         if let Some(panic) = panic {
             resume_unwind(panic);
         }
+    }
+}
+
+impl Team {
+    /// Calls `task` with pieces that cover `0..items`: every thread works on its own [`share`] from front to
+    /// back, then helps the others with theirs. `width` says how many of the items left to take. Only one
+    /// caller at a time.
+    ///
+    /// # Panics
+    /// With what a task panicked with.
+    pub(crate) fn each_share(&self, items: usize, width: impl Fn(usize) -> usize + Sync, task: impl Fn(Piece) + Sync) {
+        let threads = self.threads();
+        for (i, place) in self.shares.iter().enumerate() {
+            let range = share(items, i, threads);
+            place.end.store(range.end, SeqCst);
+            place.next.store(range.start, SeqCst);
+        }
+        self.each(threads, &|_| {
+            let thread = INDEX.get();
+            let shares = self.shares[thread..].iter().chain(&self.shares[..thread]);
+            for share in shares {
+                while let Some((items, more)) = share.take(&width) {
+                    task(Piece { items, more, thread });
+                }
+            }
+        });
     }
 }
 
@@ -207,6 +279,31 @@ mod tests {
                         counts[i].fetch_add(1, SeqCst);
                     });
                     assert!(counts.iter().all(|c| c.load(SeqCst) == round));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn shares_cover_every_item_once() {
+        for threads in [1, 2, 3, 8] {
+            let team = Team::new(threads).unwrap();
+            for items in [0, 1, 2, 7, 100, 1000] {
+                for most in [1, 3, 6] {
+                    let counts: Vec<AtomicUsize> = (0..items).map(|_| AtomicUsize::new(0)).collect();
+                    team.each_share(
+                        items,
+                        |left| left.min(most),
+                        |piece| {
+                            assert!(piece.thread < threads && piece.items.len() <= most);
+                            let ends = (0..threads).any(|i| share(items, i, threads).end == piece.items.end);
+                            assert_eq!(piece.more, !ends);
+                            piece.items.for_each(|i| {
+                                counts[i].fetch_add(1, SeqCst);
+                            });
+                        },
+                    );
+                    assert!(counts.iter().all(|c| c.load(SeqCst) == 1), "{items} items, {threads} threads");
                 }
             }
         }

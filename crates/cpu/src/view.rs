@@ -72,6 +72,11 @@ impl View {
         unsafe { self.buffer.as_ptr().add(self.offset + row * self.row_stride * self.dtype.size()).cast() }
     }
 
+    /// Bytes from one row to the next.
+    pub(crate) fn row_bytes(&self) -> usize {
+        self.row_stride * self.dtype.size()
+    }
+
     /// Row `row` for reading.
     ///
     /// # Safety

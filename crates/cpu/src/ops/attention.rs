@@ -15,6 +15,7 @@
 //!
 //! A key the row does not see therefore changes no bit, whatever lies in its memory, and neither does
 //! a chunk without keys that it sees: those are skipped.
+mod few;
 mod pairs;
 
 use crate::CpuBackend;
@@ -101,11 +102,20 @@ impl AttentionOp {
             }
         }
         let tasks = &*tasks;
-        ctx.each(tasks.len(), |i| match self.k_cache.dtype() {
-            DType::F32 => self.tile::<f32>(ctx, &tasks[i]),
-            DType::BF16 => pairs::tile(self, ctx, &tasks[i]),
-            _ => self.tile::<f16>(ctx, &tasks[i]),
-        });
+        ctx.each_share(
+            tasks.len(),
+            |_| 1,
+            |piece| {
+                let task = &tasks[piece.items.start];
+                let next = tasks[piece.items.end..].first().filter(|_| piece.more);
+                match self.k_cache.dtype() {
+                    DType::F32 => self.tile::<f32>(ctx, task, next),
+                    DType::BF16 if task.count * self.group_heads <= few::ROWS => few::tile(self, ctx, task, next),
+                    DType::BF16 => pairs::tile(self, ctx, task, next),
+                    _ => self.tile::<f16>(ctx, task, next),
+                }
+            },
+        );
     }
 
     fn sequence(&self, index: usize) -> SeqMeta {
@@ -121,7 +131,7 @@ impl AttentionOp {
         seq
     }
 
-    fn tile<C: Cell>(&self, ctx: &Context, task: &Task) {
+    fn tile<C: Cell>(&self, ctx: &Context, task: &Task, next: Option<&Task>) {
         let rows = task.count * self.group_heads;
         let (q_stride, width) = (packed_k(self.size), self.size.next_multiple_of(LANES));
         let sizes = [rows * q_stride, rows * K_BLOCK, rows * width, CHUNK * self.size, CHUNK * width, 2 * rows];
@@ -134,14 +144,10 @@ impl AttentionOp {
             // SAFETY: a head of q has `size` elements.
             unsafe { matmul::pack_rows(ctx.kernels, rows, self.size, row_q, q) };
             let mut tile = Tile { op: self, ctx, task, q, scores, sums, keys, values, max, total };
-            let (mut start, end) = (tile.visible(0).start / CHUNK * CHUNK, tile.visible(rows - 1).end);
-            let mut rows = self.cached::<C>(task, start, tile.needed(start));
-            while start < end {
-                let next = self.cached::<C>(task, start + CHUNK, tile.needed(start + CHUNK));
-                ctx.kernels.run(Prefetch { rows: &next, bytes: self.size * size_of::<C>() });
-                tile.chunk(start, &rows);
-                (start, rows) = (start + CHUNK, next);
-            }
+            self.walk::<C>(ctx, task, next, |start, cached, later| {
+                self.ask(ctx, later);
+                tile.chunk(start, cached);
+            });
             for r in 0..tile.max.len() {
                 let out = self.head::<f32>(&self.out, task, r);
                 let sums = tile.sums[r * width..].as_ptr();
@@ -149,6 +155,36 @@ impl AttentionOp {
                 ctx.kernels.run(Finish { out, sums, total: tile.total[r], len: self.size });
             }
         });
+    }
+
+    /// Calls `work` with every chunk that the task sees: where it begins, where it is, and what comes after
+    /// it, in the end the first chunk of `next`, for `work` to ask for.
+    fn walk<C: Cell>(
+        &self,
+        ctx: &Context,
+        task: &Task,
+        next: Option<&Task>,
+        mut work: impl FnMut(usize, &Cached<C>, &Cached<C>),
+    ) {
+        let chunk = |task: &Task, start: usize| self.cached(task, start, needed(self, task, start));
+        let first = |task: &Task| visible(self, task, 0).start / CHUNK * CHUNK;
+        let end = visible(self, task, task.count * self.group_heads - 1).end;
+        let mut start = first(task);
+        let mut cached = chunk(task, start);
+        self.ask(ctx, &cached);
+        while start < end {
+            let later = match next {
+                Some(next) if start + CHUNK >= end => chunk(next, first(next)),
+                _ => chunk(task, start + CHUNK),
+            };
+            work(start, &cached, &later);
+            (start, cached) = (start + CHUNK, later);
+        }
+    }
+
+    /// Asks for the cache lines of a chunk.
+    fn ask<C: Cell>(&self, ctx: &Context, rows: &Cached<C>) {
+        ctx.kernels.run(Prefetch { rows, bytes: self.size * size_of::<C>() });
     }
 
     /// The head of q or out that row `r` of a tile stands for.
@@ -202,6 +238,13 @@ fn visible_in(op: &AttentionOp, task: &Task, r: usize, start: usize) -> Range<us
     low.max(start).min(start + CHUNK) - start..end.clamp(start, start + CHUNK) - start
 }
 
+/// Keys of the chunk at `start`, counted from there, that some row of the task sees: its rows in order see
+/// ranges that move to the right without a gap.
+fn needed(op: &AttentionOp, task: &Task, start: usize) -> Range<usize> {
+    let last = task.count * op.group_heads - 1;
+    visible_in(op, task, 0, start).start..visible_in(op, task, last, start).end
+}
+
 /// A task's scratch and running state. Row `r` is head `r % group_heads` of query `r / group_heads`.
 struct Tile<'a> {
     op: &'a AttentionOp,
@@ -222,22 +265,12 @@ struct Tile<'a> {
 }
 
 impl Tile<'_> {
-    fn visible(&self, r: usize) -> Range<usize> {
-        visible(self.op, self.task, r)
-    }
-
     fn visible_in(&self, r: usize, start: usize) -> Range<usize> {
         visible_in(self.op, self.task, r, start)
     }
 
-    /// Keys of the chunk at `start` that some row sees: the rows in order see ranges that move to the
-    /// right without a gap.
-    fn needed(&self, start: usize) -> Range<usize> {
-        self.visible_in(0, start).start..self.visible_in(self.max.len() - 1, start).end
-    }
-
     fn chunk<C: Cell>(&mut self, start: usize, cached: &Cached<C>) {
-        let (rows, needed) = (self.max.len(), self.needed(start));
+        let (rows, needed) = (self.max.len(), needed(self.op, self.task, start));
         let (keys, values) = (self.keys.as_mut_ptr(), self.values.as_mut_ptr());
         self.ctx.kernels.run(Load { rows: cached, needed: needed.clone(), size: self.op.size, keys, values });
         for (first, count) in matmul::blocks(self.ctx.kernels, rows) {
@@ -321,7 +354,7 @@ impl Tile<'_> {
 /// Where the cache keeps key and value of each position of a chunk; null where they are not needed.
 type Cached<C> = [(*const C, *const C); CHUNK];
 
-/// Asks for a chunk's cache lines while the one before it is worked on.
+/// Asks for a chunk's cache lines.
 struct Prefetch<'a, C> {
     rows: &'a Cached<C>,
     bytes: usize,

@@ -9,10 +9,12 @@ mod floats;
 use super::act_mul::check_activation;
 use crate::CpuBackend;
 use crate::panels::pack::{Packed, Rows};
-use crate::panels::{self, Form, PANEL, Product, STREAMS};
+use crate::panels::stream::{self, Stream};
+use crate::panels::{self, Form, PANEL, Product, ROW, STREAMS};
 use crate::plan::Context;
 use crate::scratch::with_scratch;
 use crate::simd::{Isa, Kernel, Simd};
+use crate::team::{Piece, share};
 use crate::view::{View, check_apart};
 use crate::weight::CpuWeight;
 use anyfleet_tensor::ops::{Activation, Linear, LinearActMul};
@@ -29,17 +31,20 @@ pub(crate) struct LinearOp {
     /// The output is `activation(gate) * up` of a gated weight.
     activation: Option<Activation>,
     live: Live,
+    /// What is multiplied next.
+    next: Option<CpuWeight>,
 }
 
 /// Most packed rows whose panels are read as one stream.
 const FEW: usize = 32;
 /// Pieces of a weight that a thread streams: each begins cold.
 const STREAM_TASKS: usize = 2;
-/// Rows whose packed form and sums stay in the second-level cache.
+/// Most rows at a time, and bytes of their packed form: they stay in the second-level cache.
 const CHUNK: usize = 512;
+const CHUNK_BYTES: usize = 1024 * 1024;
 /// Most panels of a task over such rows, and their bytes.
-const CHUNK_PANELS: usize = 8;
-const CHUNK_BYTES: usize = 768 * 1024;
+const PANELS: usize = 8;
+const PANELS_BYTES: usize = 448 * 1024;
 /// Packed rows the matrix unit takes at a time.
 const GROUP: usize = 32;
 /// Blocks of a panel that stay in the first-level cache.
@@ -54,7 +59,7 @@ impl LinearOp {
         for input in bias.iter().chain(residual.as_ref().filter(|r| !r.same_place(&out))) {
             check_apart("linear", &out, input)?;
         }
-        Ok(LinearOp { out, x, weight: op.weight.clone(), bias, residual, activation: None, live: op.live })
+        Ok(LinearOp { out, x, weight: op.weight.clone(), bias, residual, activation: None, live: op.live, next: None })
     }
 
     /// The fused form, for a weight that keeps gates beside what they gate.
@@ -66,7 +71,16 @@ impl LinearOp {
             check_apart("linear_act_mul", &out, input)?;
         }
         let (weight, activation) = (op.weight.clone(), Some(op.activation));
-        Ok(LinearOp { out, x, weight, bias, residual: None, activation, live: op.live })
+        Ok(LinearOp { out, x, weight, bias, residual: None, activation, live: op.live, next: None })
+    }
+
+    pub(crate) fn weight(&self) -> &CpuWeight {
+        &self.weight
+    }
+
+    /// Says what is multiplied next, so that it can be asked for in time.
+    pub(crate) fn before(&mut self, next: Option<CpuWeight>) {
+        self.next = next.filter(|weight| weight.form().is_some());
     }
 
     pub(crate) fn execute(&self, ctx: &Context, packed: &mut Rows) {
@@ -79,22 +93,87 @@ impl LinearOp {
 
     fn multiply_panels(&self, ctx: &Context, form: Form, packed: &mut Rows) {
         let (rows, panels) = (ctx.live(self.live, self.out.rows()), self.weight.panels());
-        for first in (0..rows).step_by(CHUNK) {
-            let chunk = first..rows.min(first + CHUNK);
+        let chunk = self.chunk(form, rows);
+        for first in (0..rows).step_by(chunk) {
+            let chunk = first..rows.min(first + chunk);
             let x = packed.pack(ctx, form, &self.x, chunk.clone());
-            if x.rows() <= FEW {
+            if x.rows() <= stream::ROWS {
+                self.stream_rows(ctx, form, &x, chunk);
+            } else if x.rows() <= FEW {
                 ctx.split_into(STREAM_TASKS, panels, self.weight.panel_stride() / 2, |range| {
                     self.stream_panels(ctx, form, &x, chunk.clone(), range);
                 });
             } else {
-                let fit = CHUNK_BYTES / self.weight.panel_stride();
-                let width = panels.div_ceil(ctx.threads * 3).min(fit).clamp(1, CHUNK_PANELS);
-                ctx.each(panels.div_ceil(width), |task| {
-                    let range = task * width..panels.min((task + 1) * width);
-                    self.block_panels(ctx, form, &x, chunk.clone(), range);
-                });
+                let fit = (PANELS_BYTES / self.weight.panel_stride()).clamp(1, PANELS);
+                let width = panels.div_ceil(ctx.threads * 3).min(fit);
+                ctx.each_share(panels, |_| width, |piece| self.block_panels(ctx, form, &x, chunk.clone(), piece));
             }
         }
+    }
+
+    /// Rows to take at a time of `rows`: equal parts that stay in a cache.
+    fn chunk(&self, form: Form, rows: usize) -> usize {
+        let row_bytes = form.blocks(self.weight.cols()) * ROW;
+        let most = (CHUNK_BYTES / row_bytes).clamp(4 * GROUP, CHUNK);
+        rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(GROUP).max(GROUP)
+    }
+
+    /// What a thread reads after a piece of this weight's panels, and how far apart panels are there.
+    fn after(&self, ctx: &Context, piece: &Piece) -> (*const u8, usize) {
+        match &self.next {
+            Some(next) if !piece.more => {
+                (next.panel(share(next.panels(), piece.thread, ctx.threads).start), next.panel_stride())
+            }
+            _ => {
+                let stride = self.weight.panel_stride();
+                (self.weight.panel(piece.items.start).wrapping_add(piece.items.len() * stride), stride)
+            }
+        }
+    }
+
+    /// What the `index`th product of a task over `panels` panels asks for: an eighth of a panel's bytes of
+    /// those that come `next`, until all were asked for.
+    fn later(&self, next: *const u8, index: usize, panels: usize) -> *const u8 {
+        if index < 8 * panels {
+            next.wrapping_add(index * (self.weight.panel_stride() / 8))
+        } else {
+            self.weight.panel(0)
+        }
+    }
+
+    /// A row or two times panels that are read once, several at a time, each thread its share.
+    fn stream_rows(&self, ctx: &Context, form: Form, x: &Packed<'_>, rows: Range<usize>) {
+        let weight = &self.weight;
+        let width = |left| stream::width(ctx.kernels, left);
+        ctx.each_share(weight.panels(), width, |piece| {
+            let (next, next_stride) = self.after(ctx, &piece);
+            with_scratch([stream::ROWS * piece.items.len() * PANEL], |[acc]| {
+                let stream = Stream {
+                    form,
+                    rows: x.rows(),
+                    x: x.at(0),
+                    x_block: x.block_bytes,
+                    x_row: x.row_bytes(),
+                    sums: x.sums,
+                    sums_stride: x.sums_stride,
+                    w: weight.panel(piece.items.start),
+                    panel_stride: weight.panel_stride(),
+                    panels: piece.items.len(),
+                    blocks: form.blocks(weight.cols()),
+                    next,
+                    next_stride,
+                    acc: acc.as_mut_ptr(),
+                };
+                // The promise of `Stream` holds: x, the panels and the sums have these shapes.
+                stream.run(ctx.kernels);
+                self.finish(
+                    ctx,
+                    Done { x, first: 0, rows: 0..rows.len(), start: rows.start },
+                    piece.items.clone(),
+                    acc,
+                );
+            });
+        });
     }
 
     /// Blocks `blocks` of panel `panel`, for all packed rows.
@@ -108,6 +187,10 @@ impl LinearOp {
             sums_stride: x.sums_stride,
             w: self.weight.panel(panel).wrapping_add(blocks.start * form.block_bytes()),
             ahead: [self.weight.panel(panel); STREAMS],
+            claim: std::ptr::null_mut(),
+            claim_stride: 0,
+            later: self.weight.panel(panel),
+            near: false,
             blocks: blocks.len(),
             acc: std::ptr::null_mut(),
             acc_stride: PANEL,
@@ -140,7 +223,9 @@ impl LinearOp {
 
     /// Many rows times panels that stay in a cache while all rows use them: on the matrix unit all of each
     /// in the second level, elsewhere a part of each in the first level.
-    fn block_panels(&self, ctx: &Context, form: Form, x: &Packed<'_>, rows: Range<usize>, panels: Range<usize>) {
+    fn block_panels(&self, ctx: &Context, form: Form, x: &Packed<'_>, rows: Range<usize>, piece: Piece) {
+        let (later, _) = self.after(ctx, &piece);
+        let panels = piece.items;
         let (blocks, width) = (form.blocks(self.weight.cols()), panels.len() * PANEL);
         // Where every row is one packed row, a group's sums become outputs while they are at hand.
         let whole = ctx.kernels.isa() == Isa::Amx && form != Form::Nibbles;
@@ -153,7 +238,11 @@ impl LinearOp {
                 let parts = (0..blocks).step_by(part).flat_map(|block| panels.clone().map(move |panel| (block, panel)));
                 let products = parts.map(|(block, panel)| {
                     let product = self.product(form, x, panel, block..blocks.min(block + part));
+                    let row = if x.rows() == rows.len() { rows.start + first } else { rows.start };
                     Product {
+                        claim: self.out.row::<f32>(row).wrapping_add(self.weight.tile_rows(panel, 0).0).cast(),
+                        claim_stride: self.out.row_bytes(),
+                        later: self.later(later, first / GROUP * panels.len() + (panel - panels.start), panels.len()),
                         x: product.x.wrapping_add(first / GROUP * (GROUP / 16) * x.group_bytes),
                         rows: count,
                         acc: sums.wrapping_add((panel - panels.start) * PANEL),

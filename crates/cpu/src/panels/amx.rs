@@ -107,6 +107,10 @@ fn computes() -> bool {
         sums_stride: 0,
         w: ones,
         ahead: [ones; super::STREAMS],
+        claim: std::ptr::null_mut(),
+        claim_stride: 0,
+        later: ones,
+        near: false,
         blocks: 1,
         acc: acc.as_mut_ptr(),
         acc_stride: super::PANEL,
@@ -150,15 +154,18 @@ pub(super) unsafe fn multiply(kernels: KernelSet, products: impl Iterator<Item =
             let group = Group {
                 x: product.x.wrapping_add(first / 16 * product.group_bytes),
                 acc: product.acc.wrapping_add(first * product.acc_stride),
+                claim: product.claim.wrapping_add(first * product.claim_stride),
                 product: &product,
             };
             // SAFETY: the caller's promise; the tiles have these rows.
             unsafe {
-                match (product.form, rows <= 16) {
-                    (Form::Pairs, true) => group.narrow_pairs(),
-                    (Form::Pairs, false) => group.wide_pairs(),
-                    (_, true) => group.narrow_bytes(),
-                    (_, false) => group.wide_bytes(),
+                match (product.form, product.near, rows <= 16) {
+                    (Form::Pairs, true, true) => group.narrow_near(),
+                    (Form::Pairs, true, false) => group.wide_near(),
+                    (Form::Pairs, false, true) => group.narrow_pairs(),
+                    (Form::Pairs, false, false) => group.wide_pairs(),
+                    (_, _, true) => group.narrow_bytes(),
+                    (_, _, false) => group.wide_bytes(),
                 }
             }
         }
@@ -174,12 +181,13 @@ pub(super) unsafe fn multiply(kernels: KernelSet, products: impl Iterator<Item =
 struct Group<'a> {
     x: *const u8,
     acc: *mut f32,
+    claim: *mut u8,
     product: &'a Product,
 }
 
-/// The kernels for pairs and bytes, which differ in one instruction.
+/// The kernels for pairs and bytes, which differ in one instruction, and those that ask for nothing.
 macro_rules! tile_kernels {
-    ($narrow:ident, $wide:ident, $dot:literal) => {
+    ($narrow:ident, $wide:ident, $dot:literal, $ask:literal) => {
         /// Up to sixteen rows: a panel's blocks are one stream from memory.
         ///
         /// # Safety
@@ -202,12 +210,14 @@ macro_rules! tile_kernels {
                     "tileloadd tmm7, [{w} + {stride}*1 + 1024]",
                     concat!($dot, " tmm0, tmm4, tmm6"),
                     concat!($dot, " tmm1, tmm4, tmm7"),
+                    concat!(".if ", $ask),
                     ".irp line, 0,1,2,3,4,5,6,7",
                     "prefetcht1 [{a0} + \\line*64]",
                     "prefetcht1 [{a1} + \\line*64]",
                     "prefetcht1 [{a2} + \\line*64]",
                     "prefetcht1 [{a3} + \\line*64]",
                     ".endr",
+                    ".endif",
                     "add {a0}, 512",
                     "add {a1}, 512",
                     "add {a2}, 512",
@@ -258,27 +268,66 @@ macro_rules! tile_kernels {
                     "tileloadd tmm6, [{w} + {stride}*1]",
                     "tileloadd tmm4, [{x} + {stride}*1]",
                     "tileloadd tmm7, [{w} + {stride}*1 + 1024]",
-                    concat!($dot, " tmm0, tmm4, tmm6"),
                     "tileloadd tmm5, [{x2} + {stride}*1]",
-                    concat!($dot, " tmm1, tmm4, tmm7"),
-                    concat!($dot, " tmm2, tmm5, tmm6"),
-                    concat!($dot, " tmm3, tmm5, tmm7"),
-                    // Weights stay in the second-level cache; rows come by once a panel.
+                    "dec {blocks}",
+                    "jz 5f",
+                    // A tile is loaded for the next block as soon as this block is done with it, from the
+                    // first-level cache: what the second level keeps is asked for three blocks before.
+                    "4:",
+                    concat!($dot, " tmm0, tmm4, tmm6"),
+                    concat!(".if ", $ask),
                     ".irp line, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
-                    "prefetcht0 [{x} + 2048 + \\line*64]",
-                    "prefetcht0 [{x2} + 2048 + \\line*64]",
+                    "prefetcht0 [{x} + 3*1024 + \\line*64]",
                     ".endr",
+                    ".endif",
+                    concat!($dot, " tmm1, tmm4, tmm7"),
+                    "tileloadd tmm4, [{x} + {stride}*1 + 1024]",
+                    concat!(".if ", $ask),
+                    ".irp line, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
+                    "prefetcht0 [{x2} + 3*1024 + \\line*64]",
+                    ".endr",
+                    ".endif",
+                    concat!($dot, " tmm2, tmm5, tmm6"),
+                    "tileloadd tmm6, [{w} + {stride}*1 + 2048]",
+                    concat!(".if ", $ask),
+                    ".irp line, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
+                    "prefetcht0 [{w} + 3*2048 + \\line*64]",
+                    ".endr",
+                    ".endif",
+                    concat!($dot, " tmm3, tmm5, tmm7"),
+                    "tileloadd tmm5, [{x2} + {stride}*1 + 1024]",
+                    "tileloadd tmm7, [{w} + {stride}*1 + 2048 + 1024]",
+                    concat!(".if ", $ask),
+                    ".irp line, 16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
+                    "prefetcht0 [{w} + 3*2048 + \\line*64]",
+                    ".endr",
+                    "prefetchw [{claim}]",
+                    "prefetchw [{claim} + 64]",
+                    ".irp line, 0,1,2,3",
+                    "prefetcht1 [{later} + \\line*64]",
+                    ".endr",
+                    "add {claim}, {claim_stride}",
+                    "add {later}, 256",
+                    ".endif",
                     "add {x}, 1024",
                     "add {x2}, 1024",
                     "add {w}, 2048",
                     "dec {blocks}",
-                    "jnz 3b",
+                    "jnz 4b",
+                    "5:",
+                    concat!($dot, " tmm0, tmm4, tmm6"),
+                    concat!($dot, " tmm1, tmm4, tmm7"),
+                    concat!($dot, " tmm2, tmm5, tmm6"),
+                    concat!($dot, " tmm3, tmm5, tmm7"),
                     "tilestored [{acc} + {acc_stride}*1], tmm0",
                     "tilestored [{acc} + {acc_stride}*1 + 64], tmm1",
                     "tilestored [{acc2} + {acc_stride}*1], tmm2",
                     "tilestored [{acc2} + {acc_stride}*1 + 64], tmm3",
                     x = inout(reg) self.x => _,
                     x2 = inout(reg) self.x.wrapping_add(p.group_bytes) => _,
+                    claim = inout(reg) self.claim => _,
+                    claim_stride = in(reg) p.claim_stride,
+                    later = inout(reg) p.later => _,
                     w = inout(reg) p.w => _,
                     blocks = inout(reg) p.blocks => _,
                     resume = in(reg) u32::from(p.resume),
@@ -296,8 +345,9 @@ macro_rules! tile_kernels {
 }
 
 impl Group<'_> {
-    tile_kernels!(narrow_pairs, wide_pairs, "tdpbf16ps");
-    tile_kernels!(narrow_bytes, wide_bytes, "tdpbssd");
+    tile_kernels!(narrow_pairs, wide_pairs, "tdpbf16ps", "1");
+    tile_kernels!(narrow_bytes, wide_bytes, "tdpbssd", "1");
+    tile_kernels!(narrow_near, wide_near, "tdpbf16ps", "0");
 }
 
 /// Blocks of nibbles unpacked at a time: 32 KiB of bytes.
@@ -328,9 +378,16 @@ unsafe fn nibbles(product: &Product) {
             for row in (0..product.rows).step_by(16) {
                 let x = product.x.wrapping_add(row / 16 * product.group_bytes + first * 1024);
                 for tile in 0..2 {
-                    let acc = product.acc.wrapping_add(row * product.acc_stride + tile * 16);
-                    let resume = product.resume || first > 0;
-                    scaled(x, bytes.add(tile * 512), w.wrapping_add(tile * 32), count, acc, product.acc_stride, resume);
+                    Scaled {
+                        x,
+                        bytes: bytes.add(tile * 512),
+                        w: w.wrapping_add(tile * 32),
+                        blocks: count,
+                        acc: product.acc.wrapping_add(row * product.acc_stride + tile * 16),
+                        acc_stride: product.acc_stride,
+                        resume: product.resume || first > 0,
+                    }
+                    .multiply();
                 }
             }
         }
@@ -356,62 +413,74 @@ unsafe fn unpack(w: *const u8, bytes: *mut u8) {
     }
 }
 
-/// Sixteen rows times one tile of `blocks` unpacked blocks; `w` points at the tile in the packed ones, for
-/// their scales.
-///
-/// # Safety
-/// As for [`multiply`]; the tiles are configured by [`nibbles`], and AVX-512 is there.
-#[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn scaled(
+/// Sixteen rows times one tile of some unpacked blocks.
+struct Scaled {
     x: *const u8,
+    /// The tile in the unpacked blocks, and in the packed ones, for their scales.
     bytes: *const u8,
     w: *const u8,
     blocks: usize,
     acc: *mut f32,
     acc_stride: usize,
     resume: bool,
-) {
-    #[repr(C, align(64))]
-    struct Sums([[i32; 16]; 32]);
-    let mut sums = std::mem::MaybeUninit::<Sums>::uninit();
-    let sums = sums.as_mut_ptr().cast::<i32>();
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut total: [__m512; 16] =
-            std::array::from_fn(
-                |r| {
-                    if resume { _mm512_loadu_ps(acc.add(r * acc_stride)) } else { _mm512_setzero_ps() }
-                },
-            );
-        for block in 0..blocks {
-            asm!(
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tileloadd tmm4, [{x} + {stride}*1]",
-                "tileloadd tmm6, [{w} + {stride}*1]",
-                "tdpbssd tmm0, tmm4, tmm6",
-                "tileloadd tmm5, [{x} + {stride}*1 + 32]",
-                "tileloadd tmm7, [{w} + {stride}*1 + 1024]",
-                "tdpbssd tmm1, tmm5, tmm7",
-                "tilestored [{sums} + {stride}*1], tmm0",
-                "tilestored [{sums} + {stride}*1 + 1024], tmm1",
-                x = in(reg) x.add(block * 1024),
-                w = in(reg) bytes.add(block * 2048),
-                sums = in(reg) sums,
-                stride = in(reg) 64usize,
-                out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                options(nostack, preserves_flags),
-            );
-            for group in 0..2 {
-                let scales = w.add(block * Form::Nibbles.block_bytes() + 1024 + group * 64);
-                let scales = _mm512_cvtepu16_epi32(_mm256_loadu_si256(scales.cast()));
-                let scales = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(scales));
-                for (r, total) in total.iter_mut().enumerate() {
-                    let sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums.add(group * 256 + r * 16).cast()));
-                    *total = _mm512_fmadd_ps(sum, scales, *total);
+}
+
+impl Scaled {
+    /// # Safety
+    /// As for [`multiply`]; the tiles are configured by [`nibbles`], and AVX-512 is there.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn multiply(self) {
+        let Scaled { x, bytes, w, blocks, acc, acc_stride, resume } = self;
+        // While the sums of one block are scaled, those of the next are computed.
+        #[repr(C, align(64))]
+        struct Sums([[[i32; 16]; 32]; 2]);
+        let mut sums = std::mem::MaybeUninit::<Sums>::uninit();
+        let sums = sums.as_mut_ptr().cast::<i32>();
+        macro_rules! compute {
+            ($block:expr, $first:literal, $second:literal) => {
+                asm!(
+                    concat!("tilezero ", $first),
+                    concat!("tilezero ", $second),
+                    "tileloadd tmm4, [{x} + {stride}*1]",
+                    "tileloadd tmm6, [{w} + {stride}*1]",
+                    concat!("tdpbssd ", $first, ", tmm4, tmm6"),
+                    "tileloadd tmm5, [{x} + {stride}*1 + 32]",
+                    "tileloadd tmm7, [{w} + {stride}*1 + 1024]",
+                    concat!("tdpbssd ", $second, ", tmm5, tmm7"),
+                    concat!("tilestored [{sums} + {stride}*1], ", $first),
+                    concat!("tilestored [{sums} + {stride}*1 + 1024], ", $second),
+                    x = in(reg) x.add($block * 1024),
+                    w = in(reg) bytes.add($block * 2048),
+                    sums = in(reg) sums.add($block % 2 * 512),
+                    stride = in(reg) 64usize,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _,
+                    out("tmm6") _, out("tmm7") _,
+                    options(nostack, preserves_flags),
+                )
+            };
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut total: [__m512; 16] = std::array::from_fn(|r| {
+                if resume { _mm512_loadu_ps(acc.add(r * acc_stride)) } else { _mm512_setzero_ps() }
+            });
+            for step in 0..=blocks {
+                if step < blocks {
+                    if step % 2 == 0 { compute!(step, "tmm0", "tmm1") } else { compute!(step, "tmm2", "tmm3") }
+                }
+                let Some(block) = step.checked_sub(1) else { continue };
+                for group in 0..2 {
+                    let scales = w.add(block * Form::Nibbles.block_bytes() + 1024 + group * 64);
+                    let scales = _mm512_cvtepu16_epi32(_mm256_loadu_si256(scales.cast()));
+                    let scales = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(scales));
+                    let sums = sums.add(block % 2 * 512 + group * 256);
+                    for (r, total) in total.iter_mut().enumerate() {
+                        let sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums.add(r * 16).cast()));
+                        *total = _mm512_fmadd_ps(sum, scales, *total);
+                    }
                 }
             }
+            total.iter().enumerate().for_each(|(r, total)| _mm512_storeu_ps(acc.add(r * acc_stride), *total));
         }
-        total.iter().enumerate().for_each(|(r, total)| _mm512_storeu_ps(acc.add(r * acc_stride), *total));
     }
 }

@@ -20,6 +20,7 @@ pub(crate) mod amx;
 mod ints;
 pub(crate) mod pack;
 mod pairs;
+pub(crate) mod stream;
 
 use crate::simd::{Isa, KernelSet, LANES};
 use anyfleet_tensor::{DType, WeightFormat, quant};
@@ -127,6 +128,13 @@ pub(crate) struct Product {
     /// Where few rows, which wait for memory, ask for what comes later: with line `l` of a block for a line of
     /// stream `l % STREAMS`. Memory serves several streams faster than one.
     pub(crate) ahead: [*const u8; STREAMS],
+    /// What many rows ask for meanwhile, a little with each block: the lines they will be written to, a row
+    /// of them with each block, and, for the second-level cache, 256 bytes of later weights.
+    pub(crate) claim: *mut u8,
+    pub(crate) claim_stride: usize,
+    pub(crate) later: *const u8,
+    /// Everything is at hand: nothing is asked for.
+    pub(crate) near: bool,
     /// How many blocks.
     pub(crate) blocks: usize,
     /// `[rows][32]`, rows `acc_stride` elements apart: f32, for bytes i32. There are rows up to a multiple

@@ -8,6 +8,9 @@ use anyfleet_tensor::quant;
 use half::bf16;
 use std::ops::Range;
 
+/// Packed rows from which on the matrix unit takes bytes and nibbles alike.
+const MANY: usize = 32;
+
 /// Packed rows of one operation; the memory is kept from step to step.
 #[derive(Default)]
 pub(crate) struct Rows {
@@ -30,7 +33,7 @@ pub(crate) struct Packed<'a> {
     /// are f32.
     pub(crate) group_bytes: usize,
     /// Bytes of one block of a group.
-    block_bytes: usize,
+    pub(crate) block_bytes: usize,
     scales: &'a [f32],
     starts: &'a [u32],
     pub(crate) sums: *const i32,
@@ -44,21 +47,31 @@ unsafe impl Sync for Packed<'_> {}
 
 impl Packed<'_> {
     /// The first group of rows, from `block` on.
+    #[inline]
     pub(crate) fn at(&self, block: usize) -> *const u8 {
         self.base.wrapping_add(block * self.block_bytes)
     }
 
     /// The sums of the first row, from `block` on.
+    #[inline]
     pub(crate) fn sums_at(&self, block: usize) -> *const i32 {
         self.sums.wrapping_add(2 * block)
     }
 
+    /// Bytes of a row in a block.
+    #[inline]
+    pub(crate) fn row_bytes(&self) -> usize {
+        self.block_bytes / group_rows(self.kernels)
+    }
+
     /// Packed rows: more than rows where some have a rest.
+    #[inline]
     pub(crate) fn rows(&self) -> usize {
         self.starts.last().map_or(0, |&n| n as usize)
     }
 
     /// The packed row of row `row`, its scale, and that of its rest, which is the packed row after it.
+    #[inline(always)]
     pub(crate) fn row(&self, row: usize) -> (usize, f32, Option<f32>) {
         let (start, end) = (self.starts[row] as usize, self.starts[row + 1] as usize);
         match self.form {
@@ -68,10 +81,10 @@ impl Packed<'_> {
     }
 
     /// Where packed row `row` begins.
+    #[inline]
     fn target(&self, row: usize) -> *mut u8 {
         let group = group_rows(self.kernels);
-        let bytes = self.block_bytes / group;
-        self.base.cast_mut().wrapping_add(row / group * self.group_bytes + row % group * bytes)
+        self.base.cast_mut().wrapping_add(row / group * self.group_bytes + row % group * self.row_bytes())
     }
 }
 
@@ -114,7 +127,9 @@ impl Rows {
             self.memory = None;
             self.memory = Some(Allocation::new(bytes, "packed activations").unwrap_or_else(|e| panic!("{e}")));
         }
-        let sums_stride = if form == Form::Pairs { 0 } else { 2 * blocks };
+        // Tiles multiply signed bytes.
+        let tiles = ctx.kernels.isa() == Isa::Amx && packed_rows >= MANY;
+        let sums_stride = if form == Form::Pairs || tiles { 0 } else { 2 * blocks };
         self.sums.resize(packed_rows * sums_stride, 0);
         let (sums, scales) = (Places(self.sums.as_mut_ptr()), Places(self.scales.as_mut_ptr()));
         let mut packed = Packed {
@@ -141,7 +156,8 @@ impl Rows {
                 unsafe {
                     let scale = *scales.at(start);
                     let has_rest = packed.starts[i + 1] as usize - start == 2;
-                    let place = |row: usize| (packed.target(row), sums.at(row * sums_stride));
+                    let wanted = |row| if sums_stride == 0 { std::ptr::null_mut() } else { sums.at(row * sums_stride) };
+                    let place = |row: usize| (packed.target(row), wanted(row));
                     let rest = has_rest.then(|| place(start + 1));
                     let (target, sums) = place(start);
                     let pack = PackBytes { source, k, scale, target, sums, rest, step: block_bytes };
@@ -270,7 +286,7 @@ struct PackBytes {
     k: usize,
     scale: f32,
     target: *mut u8,
-    /// Two for each block.
+    /// Two for each block; null where nobody wants them.
     sums: *mut i32,
     /// Target and sums of the rest.
     rest: Option<(*mut u8, *mut i32)>,
@@ -285,30 +301,80 @@ impl Kernel for PackBytes {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f32 {
         let scale = if self.scale.is_nan() { 0.0 } else { self.scale };
-        let load = |start: usize| {
-            // SAFETY: up to k elements are readable.
-            let v = unsafe { load_up_to(s, self.source.wrapping_add(start), self.k.saturating_sub(start)) };
-            // Of a row without a scale nothing is kept.
-            if self.scale.is_nan() { s.splat(0.0) } else { v }
-        };
-        let inverse = s.splat(quant::inverse(scale));
+        let inverse = quant::inverse(scale);
+        let whole = Bytes { scale, inverse, left: None };
         // SAFETY: the places of a row as wide as the source.
-        unsafe { write(s, self.target, self.sums, self.step, self.k, |start| to_bytes(s, load(start), inverse)) };
+        unsafe { self.write(s, &whole, self.target, self.sums) };
         let Some((target, sums)) = self.rest else { return 0.0 };
-        let left = |start: usize| {
-            let v = load(start);
-            s.fma(s.sub(s.splat(0.0), to_bytes(s, v, inverse)), s.splat(scale), v)
-        };
         let mut most = s.splat(0.0);
         for start in (0..self.k).step_by(LANES) {
-            let v = left(start);
+            let v = whole.left(s, self.load(s, start));
             most = s.max(s.max(v, s.sub(s.splat(0.0), v)), most);
         }
         let scale = s.reduce_max(most) / quant::BYTE;
-        let inverse = s.splat(quant::inverse(scale));
+        let rest = Bytes { scale, inverse: quant::inverse(scale), left: Some((whole.scale, whole.inverse)) };
         // SAFETY: as above.
-        unsafe { write(s, target, sums, self.step, self.k, |start| to_bytes(s, left(start), inverse)) };
+        unsafe { self.write(s, &rest, target, sums) };
         scale
+    }
+}
+
+/// How numbers become bytes.
+struct Bytes {
+    scale: f32,
+    inverse: f32,
+    /// Scale and its inverse of the bytes whose error these are.
+    left: Option<(f32, f32)>,
+}
+
+impl Bytes {
+    #[inline(always)]
+    fn of<S: Simd>(&self, s: S, v: S::V) -> S::V {
+        let v = match self.left {
+            None => v,
+            Some((scale, inverse)) => Bytes { scale, inverse, left: None }.left(s, v),
+        };
+        to_bytes(s, v, s.splat(self.inverse))
+    }
+
+    /// What the bytes leave of numbers.
+    #[inline(always)]
+    fn left<S: Simd>(&self, s: S, v: S::V) -> S::V {
+        let bytes = to_bytes(s, v, s.splat(self.inverse));
+        s.fma(s.sub(s.splat(0.0), bytes), s.splat(self.scale), v)
+    }
+}
+
+impl PackBytes {
+    /// Sixteen elements; of a row without a scale nothing is kept.
+    #[inline(always)]
+    fn load<S: Simd>(&self, s: S, start: usize) -> S::V {
+        if self.scale.is_nan() {
+            return s.splat(0.0);
+        }
+        // SAFETY: up to k elements are readable.
+        unsafe { load_up_to(s, self.source.wrapping_add(start), self.k.saturating_sub(start)) }
+    }
+
+    /// Writes the row, whole blocks of it, and where they are wanted its sums by 32.
+    ///
+    /// # Safety
+    /// `target` has the row's places in each block, `sums`, if not null, two for each block.
+    #[inline(always)]
+    unsafe fn write<S: Simd>(&self, s: S, bytes: &Bytes, target: *mut u8, sums: *mut i32) {
+        for (i, start) in (0..self.k.next_multiple_of(ROW)).step_by(quant::GROUP).enumerate() {
+            let place = target.wrapping_add(i / 2 * self.step + i % 2 * quant::GROUP).cast::<i8>();
+            let (a, b) = (bytes.of(s, self.load(s, start)), bytes.of(s, self.load(s, start + LANES)));
+            // SAFETY: the caller's promise.
+            unsafe {
+                s.store_i8(place, a);
+                s.store_i8(place.add(LANES), b);
+                if !sums.is_null() {
+                    // Whole numbers below 2^24: exact in any order.
+                    *sums.add(i) = s.reduce_add(s.add(a, b)) as i32;
+                }
+            }
+        }
     }
 }
 
@@ -319,23 +385,4 @@ fn to_bytes<S: Simd>(s: S, v: S::V, inverse: S::V) -> S::V {
     let whole = s.sub(s.add(s.mul(v, inverse), round), round);
     let low = s.max(whole, s.splat(-quant::BYTE));
     s.select_gt(low, s.splat(quant::BYTE), s.splat(quant::BYTE), low)
-}
-
-/// Writes a row of whole numbers, whole blocks of them, and their sums by 32.
-///
-/// # Safety
-/// `target` has the row's places in each block, `step` bytes apart, `sums` two for each block.
-#[inline(always)]
-unsafe fn write<S: Simd>(s: S, target: *mut u8, sums: *mut i32, step: usize, k: usize, values: impl Fn(usize) -> S::V) {
-    for (i, start) in (0..k.next_multiple_of(ROW)).step_by(quant::GROUP).enumerate() {
-        let place = target.wrapping_add(i / 2 * step + i % 2 * quant::GROUP).cast::<i8>();
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (a, b) = (values(start), values(start + LANES));
-            s.store_i8(place, a);
-            s.store_i8(place.add(LANES), b);
-            // Whole numbers below 2^24: exact in any order.
-            *sums.add(i) = s.reduce_add(s.add(a, b)) as i32;
-        }
-    }
 }

@@ -128,10 +128,10 @@ impl Simd for Avx2 {
         unsafe { [_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast()))] }
     }
     #[inline(always)]
-    unsafe fn load_pairs(self, p: *const half::bf16) -> (V, V) {
-        // SAFETY: and the caller promises 32 elements.
+    fn split_pairs(self, v: V) -> (V, V) {
+        // SAFETY: see `splat`.
         unsafe {
-            let pairs = [0, 16].map(|i| _mm256_loadu_si256(p.add(i).cast()));
+            let pairs = v.map(|v| _mm256_castps_si256(v));
             let mask = _mm256_set1_epi32(0xFFFF_0000_u32 as i32);
             let first = pairs.map(|v| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v)));
             (first, pairs.map(|v| _mm256_castsi256_ps(_mm256_and_si256(v, mask))))

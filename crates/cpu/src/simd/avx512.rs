@@ -50,10 +50,10 @@ impl Simd for Avx512 {
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
     }
     #[inline(always)]
-    unsafe fn load_pairs(self, p: *const half::bf16) -> (__m512, __m512) {
-        // SAFETY: and the caller promises 32 elements.
+    fn split_pairs(self, v: __m512) -> (__m512, __m512) {
+        // SAFETY: see `splat`.
         unsafe {
-            let pairs = _mm512_loadu_si512(p.cast());
+            let pairs = _mm512_castps_si512(v);
             let second = _mm512_and_si512(pairs, _mm512_set1_epi32(0xFFFF_0000_u32 as i32));
             (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)), _mm512_castsi512_ps(second))
         }

@@ -29,7 +29,13 @@ pub(crate) trait Simd: Copy {
     unsafe fn load_bf16(self, p: *const half::bf16) -> Self::V;
     unsafe fn load_f16(self, p: *const half::f16) -> Self::V;
     /// Sixteen pairs: the first elements, then the second ones. 32 elements must be readable.
-    unsafe fn load_pairs(self, p: *const half::bf16) -> (Self::V, Self::V);
+    #[inline(always)]
+    unsafe fn load_pairs(self, p: *const half::bf16) -> (Self::V, Self::V) {
+        // SAFETY: the caller's promise. Pairs of bf16 pass through f32 registers as they are.
+        self.split_pairs(unsafe { self.load(p.cast()) })
+    }
+    /// Of sixteen pairs of bf16: the first elements, then the second ones, widened.
+    fn split_pairs(self, v: Self::V) -> (Self::V, Self::V);
     unsafe fn store(self, p: *mut f32, v: Self::V);
     /// Low bytes of lanes that hold whole numbers in -128..128; sixteen are writable.
     unsafe fn store_i8(self, p: *mut i8, v: Self::V);

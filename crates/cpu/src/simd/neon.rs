@@ -104,8 +104,8 @@ impl Simd for Neon {
         lanes!(I => widen_f16(vld1_u16(p.cast::<u16>().add(4 * I))))
     }
     #[inline(always)]
-    unsafe fn load_pairs(self, p: *const half::bf16) -> (V, V) {
-        let pairs = lanes!(I => vld1q_u32(p.cast::<u32>().add(4 * I)));
+    fn split_pairs(self, v: V) -> (V, V) {
+        let pairs = lanes!(I => vreinterpretq_u32_f32(v[I]));
         let mask = 0xFFFF_0000_u32;
         (
             lanes!(I => vreinterpretq_f32_u32(vshlq_n_u32::<16>(pairs[I]))),

@@ -51,10 +51,9 @@ impl Simd for Portable {
         unsafe { p.cast::<[half::f16; LANES]>().read_unaligned() }.map(half::f16::to_f32)
     }
     #[inline(always)]
-    unsafe fn load_pairs(self, p: *const half::bf16) -> (V, V) {
-        // SAFETY: the caller promises 32 elements.
-        let pairs = unsafe { p.cast::<[[half::bf16; 2]; LANES]>().read_unaligned() };
-        (pairs.map(|[first, _]| first.to_f32()), pairs.map(|[_, second]| second.to_f32()))
+    fn split_pairs(self, v: V) -> (V, V) {
+        let bits = v.map(f32::to_bits);
+        (bits.map(|b| f32::from_bits(b << 16)), bits.map(|b| f32::from_bits(b & 0xFFFF_0000)))
     }
     #[inline(always)]
     fn round_bf16(self, v: V) -> V {

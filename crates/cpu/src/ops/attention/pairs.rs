@@ -4,7 +4,7 @@
 //! output features, values a panel for each 32 elements of the head, both in the order of
 //! [`panels`](crate::panels). A row's steps are those of the module above, with sums by pairs of elements
 //! (scores) and by pairs of keys (values); the sum of the weights takes them as rounded.
-use super::{AttentionOp, CHUNK, Cached, Finish, Prefetch, Task, visible, visible_in};
+use super::{AttentionOp, CHUNK, Cached, Finish, Task, visible_in};
 use crate::panels::pack::{PackPairs, store_pairs};
 use crate::panels::{self, Form, PANEL, Product, ROW};
 use crate::plan::Context;
@@ -22,7 +22,7 @@ const KEY_BLOCKS: usize = CHUNK / PANEL;
 /// Rows in the order products read: groups of them, a block of 32 columns at a time, bf16 for the matrix
 /// unit and f32 elsewhere.
 #[derive(Clone, Copy)]
-struct Rows {
+pub(super) struct Rows {
     base: *mut u8,
     /// Rows of a group, bytes of a row of a block, blocks.
     group: usize,
@@ -34,6 +34,10 @@ impl Rows {
     fn new(kernels: KernelSet, blocks: usize) -> Rows {
         let row_bytes = if kernels.isa() == Isa::Amx { ROW } else { 2 * ROW };
         Rows { base: std::ptr::null_mut(), group: panels::group_rows(kernels), row_bytes, blocks }
+    }
+    /// Rows of f32, one after the other.
+    pub(super) fn plain(base: *mut f32) -> Rows {
+        Rows { base: base.cast(), group: 1, row_bytes: 2 * ROW, blocks: KEY_BLOCKS }
     }
     fn block_bytes(&self) -> usize {
         self.group * self.row_bytes
@@ -56,7 +60,8 @@ impl Rows {
     }
 }
 
-pub(super) fn tile(op: &AttentionOp, ctx: &Context, task: &Task) {
+/// Computes a tile; its last chunk is worked on while the first one of `next` comes from memory.
+pub(super) fn tile(op: &AttentionOp, ctx: &Context, task: &Task, next: Option<&Task>) {
     let rows = task.count * op.group_heads;
     let (blocks, width) = (FORM.blocks(op.size), op.size.next_multiple_of(PANEL));
     let (q, weights) = (Rows::new(ctx.kernels, blocks), Rows::new(ctx.kernels, KEY_BLOCKS));
@@ -83,21 +88,12 @@ pub(super) fn tile(op: &AttentionOp, ctx: &Context, task: &Task) {
             ctx.kernels.run(PackPairs { source, k: op.size, target, step, narrow });
         }
         let mut tile = Tile { op, ctx, task, rows, q, weights, scores, sums, keys, values, max, total };
-        let mut start = visible(op, task, 0).start / CHUNK * CHUNK;
-        let end = visible(op, task, rows - 1).end;
-        let mut cached = op.cached::<bf16>(task, start, tile.needed(start));
-        while start < end {
-            let next = op.cached::<bf16>(task, start + CHUNK, tile.needed(start + CHUNK));
-            ctx.kernels.run(Prefetch { rows: &next, bytes: op.size * size_of::<bf16>() });
-            tile.chunk(start, &cached);
-            (start, cached) = (start + CHUNK, next);
-        }
-        for r in 0..rows {
-            let out = op.head::<f32>(&op.out, task, r);
-            let sums = tile.sums[r * width..].as_ptr();
-            // SAFETY (of the kernel's promise): a head has `size` elements on both sides.
-            ctx.kernels.run(Finish { out, sums, total: tile.total[r], len: op.size });
-        }
+        op.walk(ctx, task, next, |start, cached, later| {
+            op.ask(ctx, later);
+            tile.chunk(start, cached);
+        });
+        // SAFETY (of the kernel's promise): a head has `size` elements on both sides.
+        ctx.kernels.run(FinishRows { op, task, sums: tile.sums, width, total: tile.total });
     });
 }
 
@@ -122,12 +118,6 @@ struct Tile<'a> {
 }
 
 impl Tile<'_> {
-    /// Keys of the chunk at `start` that some row sees.
-    fn needed(&self, start: usize) -> Range<usize> {
-        let first = visible_in(self.op, self.task, 0, start).start;
-        first..visible_in(self.op, self.task, self.rows - 1, start).end
-    }
-
     fn chunk(&mut self, start: usize, cached: &Cached<bf16>) {
         let (size, blocks) = (self.op.size, self.q.blocks);
         let width = size.next_multiple_of(PANEL);
@@ -141,9 +131,8 @@ impl Tile<'_> {
         });
         // SAFETY: queries, keys and scores have these shapes.
         unsafe { panels::multiply(self.ctx.kernels, scored) };
-        for r in 0..self.rows {
-            self.weigh(r, visible_in(self.op, self.task, r, start));
-        }
+        let state = (&mut *self.scores, &mut *self.sums, &mut *self.max, &mut *self.total);
+        self.ctx.kernels.run(WeighRows { op: self.op, task: self.task, start, weights: self.weights, state });
         self.ctx.kernels.run(LoadValues { rows: cached, size, target: self.values.as_mut_ptr() });
         let (weights, values, sums) = (self.weights, self.values.as_ptr(), self.sums.as_mut_ptr());
         let added = (0..width / PANEL).map(|panel| Product {
@@ -165,28 +154,66 @@ impl Tile<'_> {
             sums: std::ptr::null(),
             sums_stride: 0,
             w: std::ptr::null(),
-            // Everything is at hand.
             ahead: [x.base.cast_const(); panels::STREAMS],
+            claim: x.base,
+            claim_stride: 0,
+            later: x.base,
+            near: true,
             blocks: x.blocks,
             acc: std::ptr::null_mut(),
             acc_stride: 0,
             resume,
         }
     }
+}
 
-    /// Turns a row's scores into weights and scales what it has summed so far.
-    fn weigh(&mut self, r: usize, seen: Range<usize>) {
+/// [`Weigh`] for every row of a tile.
+struct WeighRows<'a> {
+    op: &'a AttentionOp,
+    task: &'a Task,
+    /// Where the chunk begins.
+    start: usize,
+    weights: Rows,
+    /// Scores, sums, maxima and totals, as in [`Tile`].
+    state: (&'a mut [f32], &'a mut [f32], &'a mut [f32], &'a mut [f32]),
+}
+
+impl Kernel for WeighRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (scores, sums, max, total) = self.state;
         let width = self.op.size.next_multiple_of(PANEL);
-        self.ctx.kernels.run(Weigh {
-            scores: &mut self.scores[r * CHUNK..][..CHUNK],
-            seen,
-            weights: self.weights,
-            row: r,
-            sums: &mut self.sums[r * width..][..width],
-            scale: self.op.scale,
-            max: &mut self.max[r],
-            total: &mut self.total[r],
-        });
+        let states = scores.chunks_exact_mut(CHUNK).zip(sums.chunks_exact_mut(width)).zip(max).zip(total);
+        for (row, (((scores, sums), max), total)) in states.enumerate() {
+            let seen = visible_in(self.op, self.task, row, self.start);
+            let (weights, scale) = (self.weights, self.op.scale);
+            Weigh { scores, seen, weights, row, sums, scale, max, total }.run(s);
+        }
+    }
+}
+
+/// [`Finish`] for every row of a tile.
+struct FinishRows<'a> {
+    op: &'a AttentionOp,
+    task: &'a Task,
+    /// `[rows][width]`.
+    sums: &'a [f32],
+    width: usize,
+    /// `[rows]`.
+    total: &'a [f32],
+}
+
+impl Kernel for FinishRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (r, (sums, &total)) in self.sums.chunks_exact(self.width).zip(self.total).enumerate() {
+            let out = self.op.head::<f32>(&self.op.out, self.task, r);
+            Finish { out, sums: sums.as_ptr(), total, len: self.op.size }.run(s);
+        }
     }
 }
 
@@ -195,7 +222,7 @@ impl Tile<'_> {
 /// # Safety
 /// They are readable.
 #[inline(always)]
-unsafe fn load_row<S: Simd>(s: S, p: *const bf16, at: usize, len: usize) -> S::V {
+pub(super) unsafe fn load_row<S: Simd>(s: S, p: *const bf16, at: usize, len: usize) -> S::V {
     if p.is_null() {
         return s.splat(0.0);
     }
@@ -271,19 +298,19 @@ impl Kernel for LoadValues<'_> {
 }
 
 /// Steps 2 and 3 of the module above, and the scaling of step 4.
-struct Weigh<'a> {
+pub(super) struct Weigh<'a> {
     /// `CHUNK` scores.
-    scores: &'a mut [f32],
+    pub(super) scores: &'a mut [f32],
     /// Those that are not masked.
-    seen: Range<usize>,
+    pub(super) seen: Range<usize>,
     /// Where the weights go.
-    weights: Rows,
-    row: usize,
+    pub(super) weights: Rows,
+    pub(super) row: usize,
     /// A whole number of vectors.
-    sums: &'a mut [f32],
-    scale: f32,
-    max: &'a mut f32,
-    total: &'a mut f32,
+    pub(super) sums: &'a mut [f32],
+    pub(super) scale: f32,
+    pub(super) max: &'a mut f32,
+    pub(super) total: &'a mut f32,
 }
 
 impl Weigh<'_> {

@@ -4,6 +4,7 @@ use crate::ops::act_mul::activated;
 use crate::panels::{Form, PANEL};
 use crate::plan::Context;
 use crate::simd::{Kernel, LANES, Simd, load_up_to, store_up_to};
+use crate::view::View;
 use std::ops::Range;
 
 impl LinearOp {
@@ -30,93 +31,142 @@ impl Kernel for Finish<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (op, stride) = (self.op, self.panels.len() * PANEL);
-        let bias = op.bias.as_ref().map(|bias| bias.flat::<f32>());
-        for i in self.done.rows.clone() {
-            let (row, (packed, scale, rest)) = (self.done.start + i, self.done.x.row(i));
-            let packed = packed - self.done.first;
-            let out = op.out.row::<f32>(row);
-            let residual = op.residual.as_ref().map(|r| r.row::<f32>(row).cast_const());
-            for (column, panel) in self.panels.clone().enumerate() {
-                let tile = |t: usize| {
-                    let (first, end) = op.weight.tile_rows(panel, t);
-                    let sums = self.acc.wrapping_add(packed * stride + column * PANEL + t * LANES);
-                    let tile = Tile {
-                        form: self.form,
-                        sums,
-                        scale,
-                        rest: rest.map(|scale| (sums.wrapping_add(stride), scale)),
-                        scales: op.weight.scales(panel).wrapping_add(t * LANES),
-                        bias: bias.map(|bias| bias.wrapping_add(first)),
-                        len: end.saturating_sub(first),
+        if self.done.rows.is_empty() {
+            return;
+        }
+        // SAFETY: the sums are promised; a row's columns of these panels belong to this task.
+        unsafe {
+            match (self.form, self.op.activation.is_some()) {
+                (Form::Pairs, false) => self.rows::<S, FLOATS, false>(s),
+                (Form::Pairs, true) => self.rows::<S, FLOATS, true>(s),
+                (Form::Bytes, false) => self.rows::<S, BYTES, false>(s),
+                (Form::Bytes, true) => self.rows::<S, BYTES, true>(s),
+                (Form::Nibbles, false) => self.rows::<S, SCALED, false>(s),
+                (Form::Nibbles, true) => self.rows::<S, SCALED, true>(s),
+            }
+        }
+    }
+}
+
+/// What sums are: those of floats are whole, those of bytes are i32 that the scales of row and output feature
+/// belong to, those of nibbles wait for the scale of the row.
+const FLOATS: u8 = 0;
+const BYTES: u8 = 1;
+const SCALED: u8 = 2;
+
+/// Sixteen output features of a panel.
+struct Tile<S: Simd> {
+    /// Column of the output, and how many there are.
+    first: usize,
+    len: usize,
+    scales: S::V,
+    bias: Option<S::V>,
+}
+
+/// Sums of one row, and what makes them its outputs.
+struct Sums {
+    row: *const f32,
+    scale: f32,
+    /// The row's rest.
+    rest: Option<(*const f32, f32)>,
+}
+
+impl Finish<'_> {
+    /// # Safety
+    /// The promise of [`Finish`], and that nobody else uses the outputs.
+    #[inline(always)]
+    unsafe fn rows<S: Simd, const KIND: u8, const GATED: bool>(&self, s: S) {
+        let Finish { op, done, .. } = self;
+        let stride = self.panels.len() * PANEL;
+        let rows = done.start + done.rows.start..done.start + done.rows.end;
+        let place = |view: &View| {
+            // There are all rows.
+            view.row::<f32>(rows.end - 1);
+            (view.row::<f32>(rows.start).cast::<u8>(), view.row_bytes())
+        };
+        let (out, residual) = (place(&op.out), op.residual.as_ref().map(place));
+        for (column, panel) in self.panels.clone().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let tiles = [self.tile::<S, KIND>(s, panel, 0), self.tile::<S, KIND>(s, panel, 1)];
+                for i in 0..rows.len() {
+                    let (packed, scale, rest) = match KIND {
+                        FLOATS => (done.rows.start + i, 1.0, None),
+                        _ => done.x.row(done.rows.start + i),
                     };
-                    (tile, first)
-                };
-                let ((low, first), (high, second)) = (tile(0), tile(1));
-                // SAFETY: the sums are promised; a row's columns of these panels belong to this task.
-                unsafe {
-                    if let Some(activation) = op.activation {
+                    let row = self.acc.add((packed - done.first) * stride + column * PANEL);
+                    let sums = Sums { row, scale, rest: rest.map(|scale| (row.add(stride), scale)) };
+                    let out = out.0.add(i * out.1).cast::<f32>();
+                    let mut v = [sums.load::<S, KIND>(s, 0, &tiles[0]), sums.load::<S, KIND>(s, LANES, &tiles[1])];
+                    if GATED && let Some(activation) = op.activation {
                         // A gated weight's first half is as wide as the output.
-                        let v = s.mul(activated(s, activation, low.load(s)), high.load(s));
-                        store_up_to(s, out.wrapping_add(first), v, low.len);
-                    } else {
-                        low.store(s, residual.map(|r| r.wrapping_add(first)), out.wrapping_add(first));
-                        high.store(s, residual.map(|r| r.wrapping_add(second)), out.wrapping_add(second));
+                        let v = s.mul(activated(s, activation, v[0]), v[1]);
+                        store_up_to(s, out.wrapping_add(tiles[0].first), v, tiles[0].len);
+                        continue;
+                    }
+                    if let Some((first, stride)) = residual {
+                        let residual = first.add(i * stride).cast::<f32>();
+                        for (v, tile) in v.iter_mut().zip(&tiles) {
+                            *v = s.add(*v, load_up_to(s, residual.wrapping_add(tile.first), tile.len));
+                        }
+                    }
+                    for (v, tile) in v.into_iter().zip(&tiles) {
+                        store_up_to(s, out.wrapping_add(tile.first), v, tile.len);
                     }
                 }
             }
         }
     }
-}
 
-/// Sixteen sums of one row, and what makes them outputs. Whoever makes the value promises sixteen sums and
-/// scales, and `len` elements of the bias.
-struct Tile {
-    form: Form,
-    /// f32, for bytes i32.
-    sums: *const f32,
-    /// The row's.
-    scale: f32,
-    /// Sums and scale of the row's rest.
-    rest: Option<(*const f32, f32)>,
-    /// Those of the output features, for bytes.
-    scales: *const f32,
-    bias: Option<*const f32>,
-    /// Output features that exist.
-    len: usize,
-}
-
-impl Tile {
     /// # Safety
-    /// The promise of [`Tile`].
+    /// The promise of [`Finish`].
     #[inline(always)]
-    unsafe fn load<S: Simd>(&self, s: S) -> S::V {
-        // SAFETY: the promise.
+    unsafe fn tile<S: Simd, const KIND: u8>(&self, s: S, panel: usize, t: usize) -> Tile<S> {
+        let (first, end) = self.op.weight.tile_rows(panel, t);
+        let len = end.saturating_sub(first);
+        // SAFETY: a panel of bytes has scales, the bias as many elements as there are output features.
         unsafe {
-            let sums = |p: *const f32| if self.form == Form::Bytes { s.load_i32(p.cast()) } else { s.load(p) };
-            let mut v = sums(self.sums);
-            if self.form != Form::Pairs {
+            Tile {
+                first,
+                len,
+                scales: if KIND == BYTES { s.load(self.op.weight.scales(panel).add(t * LANES)) } else { s.splat(1.0) },
+                bias: self.op.bias.as_ref().map(|bias| load_up_to(s, bias.flat::<f32>().wrapping_add(first), len)),
+            }
+        }
+    }
+}
+
+impl Sums {
+    /// The outputs of a tile, `at` sums after the row's first, without the residual.
+    ///
+    /// # Safety
+    /// The sums are there.
+    #[inline(always)]
+    unsafe fn load<S: Simd, const KIND: u8>(&self, s: S, at: usize, tile: &Tile<S>) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut v = sums::<S, KIND>(s, self.row.add(at));
+            if KIND != FLOATS {
                 v = s.mul(v, s.splat(self.scale));
                 if let Some((rest, scale)) = self.rest {
-                    v = s.fma(sums(rest), s.splat(scale), v);
+                    v = s.fma(sums::<S, KIND>(s, rest.add(at)), s.splat(scale), v);
                 }
             }
-            if self.form == Form::Bytes {
-                v = s.mul(v, s.load(self.scales));
+            if KIND == BYTES {
+                v = s.mul(v, tile.scales);
             }
-            self.bias.map_or(v, |bias| s.add(v, load_up_to(s, bias, self.len)))
+            match tile.bias {
+                Some(bias) => s.add(v, bias),
+                None => v,
+            }
         }
     }
+}
 
-    /// # Safety
-    /// The promise of [`Tile`], and `len` elements at the pointers, which belong to the caller.
-    #[inline(always)]
-    unsafe fn store<S: Simd>(&self, s: S, residual: Option<*const f32>, out: *mut f32) {
-        // SAFETY: the promise.
-        unsafe {
-            let v = self.load(s);
-            let v = residual.map_or(v, |residual| s.add(v, load_up_to(s, residual, self.len)));
-            store_up_to(s, out, v, self.len);
-        }
-    }
+/// # Safety
+/// There are sixteen sums.
+#[inline(always)]
+unsafe fn sums<S: Simd, const KIND: u8>(s: S, p: *const f32) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe { if KIND == BYTES { s.load_i32(p.cast()) } else { s.load(p) } }
 }

@@ -1,7 +1,8 @@
 //! A row in blocks, and the passes over it.
+use crate::plan::Context;
 use crate::simd::{Kernel, KernelSet, LANES, Simd, math};
 use anyfleet_tensor::sampling;
-use rayon::prelude::*;
+use std::sync::{Mutex, PoisonError};
 
 /// Logits of a block: also the number whose exponentials are summed in f32.
 pub(super) const BLOCK: usize = 1024;
@@ -21,20 +22,24 @@ pub(super) struct Block {
 
 /// Who computes a row.
 #[derive(Clone, Copy)]
-pub(super) struct Workers {
+pub(super) struct Workers<'a> {
     pub(super) kernels: KernelSet,
     /// All threads, not only the one that asks.
-    pub(super) shared: bool,
+    pub(super) shared: Option<&'a Context>,
 }
 
-impl Workers {
+impl Workers<'_> {
     /// Calls `work` with pieces of a row and their blocks.
     fn each(self, logits: &[f32], blocks: &mut [Block], work: impl Fn(&[f32], &mut [Block]) + Send + Sync) {
-        if !self.shared || blocks.len() <= PIECE {
-            return work(logits, blocks);
-        }
-        let pieces = logits.par_chunks(PIECE * BLOCK).zip(blocks.par_chunks_mut(PIECE));
-        pieces.with_max_len(1).for_each(|(logits, blocks)| work(logits, blocks));
+        let Some(ctx) = self.shared.filter(|_| blocks.len() > PIECE) else { return work(logits, blocks) };
+        let tasks = blocks.len().div_ceil(PIECE);
+        let pieces = Mutex::new(logits.chunks(PIECE * BLOCK).zip(blocks.chunks_mut(PIECE)));
+        ctx.each(tasks, |_| {
+            let piece = pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
+            if let Some((logits, blocks)) = piece {
+                work(logits, blocks);
+            }
+        });
     }
 }
 
@@ -53,7 +58,7 @@ impl Space {
 
 /// A row and its blocks.
 pub(super) struct Scan<'a> {
-    pub(super) workers: Workers,
+    pub(super) workers: Workers<'a>,
     /// As they come, not cleaned.
     pub(super) logits: &'a [f32],
     pub(super) blocks: &'a mut [Block],
@@ -64,7 +69,7 @@ pub(super) struct Scan<'a> {
 
 impl<'a> Scan<'a> {
     /// Finds what is highest.
-    pub(super) fn new(workers: Workers, logits: &'a [f32], space: &'a mut Space) -> Self {
+    pub(super) fn new(workers: Workers<'a>, logits: &'a [f32], space: &'a mut Space) -> Self {
         let Space { blocks, maxima } = space;
         blocks.resize(logits.len().div_ceil(BLOCK), Block::default());
         workers.each(logits, blocks, |logits, blocks| workers.kernels.run(Highest { logits, blocks }));

@@ -58,12 +58,12 @@ impl SampleOp {
     pub(crate) fn execute(&self, ctx: &Context) {
         let rows = ctx.live(self.live, self.logits.rows());
         // Few rows are shared by all threads, many are divided among them.
-        let shared = rows < ctx.threads;
+        let shared = (rows < ctx.threads).then_some(ctx);
         let work = |row| ROW.with_borrow_mut(|state| self.row(Workers { kernels: ctx.kernels, shared }, row, state));
-        if shared { (0..rows).for_each(work) } else { ctx.each(rows, work) }
+        if shared.is_some() { (0..rows).for_each(work) } else { ctx.each(rows, work) }
     }
 
-    fn row(&self, workers: Workers, row: usize, state: &mut Row) {
+    fn row(&self, workers: Workers<'_>, row: usize, state: &mut Row) {
         // SAFETY: inputs are not written meanwhile, and are any bits.
         let (logits, words) = unsafe { (self.logits.slice::<f32>(row), self.params.slice::<u32>(row)) };
         let params: &SampleParams = bytemuck::from_bytes(bytemuck::cast_slice(words));
