@@ -99,13 +99,10 @@ impl Matrix {
                 q.into_iter().map(|q| f32::from(q) * scale).collect()
             }
             WeightFormat::Q4 => {
-                let mut q = [0; quant::GROUP];
-                let mut values = Vec::with_capacity(drawn.len());
-                for group in drawn.chunks(quant::GROUP) {
-                    let scale = quant::q4_group(group, &mut q).to_f32();
-                    values.extend(q[..group.len()].iter().map(|&q| f32::from(q) * scale));
-                }
-                values
+                let (mut q, mut multipliers) = (vec![0; drawn.len()], vec![0; drawn.len().div_ceil(quant::GROUP)]);
+                let scale = quant::q4_row(&drawn, &mut q, &mut multipliers);
+                let group = |(q, m): (&[i8], &i8)| q.iter().map(|&q| f32::from(q * m) * scale).collect::<Vec<_>>();
+                q.chunks(quant::GROUP).zip(&multipliers).flat_map(group).collect()
             }
             other => unreachable!("format {other} is not drawn"),
         }

@@ -58,8 +58,8 @@ pub enum WeightFormat {
     Float(DType),
     /// A signed byte per element and an f32 scale per output feature: [`quant::q8_row`](crate::quant::q8_row).
     Q8,
-    /// Four bits per element and a bf16 scale per output feature and 32 input features:
-    /// [`quant::q4_group`](crate::quant::q4_group).
+    /// Four bits per element, a whole number per output feature and 32 input features, and an f32 scale per
+    /// output feature: [`quant::q4_row`](crate::quant::q4_row).
     Q4,
 }
 
@@ -69,7 +69,7 @@ impl WeightFormat {
         match self {
             WeightFormat::Float(dtype) => rows * cols * dtype.size(),
             WeightFormat::Q8 => rows * (cols + 4),
-            WeightFormat::Q4 => rows * (cols.div_ceil(2) + 2 * cols.div_ceil(crate::quant::GROUP)),
+            WeightFormat::Q4 => rows * (cols.div_ceil(2) + cols.div_ceil(crate::quant::GROUP) + 4),
         }
     }
 }

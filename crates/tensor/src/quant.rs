@@ -5,13 +5,12 @@
 //! of bytes are summed exactly in i32, so that their order is free:
 //!
 //! - q8: `out = (sum over K of x * w) * x.scale * w.scale`;
-//! - q4: `out = (sum over groups g, in order, of fma(sum over g of x * w, w.scale[g], .)) * x.scale`.
+//! - q4: the same with `w = q * multiplier`, four bits times a small whole number that 32 input features share.
 //!
-//! A row with a [`ByteRow::rest`] is two rows; their results are added before the weights' scale (q8)
-//! or before the bias (q4), the rest last: `fma(rest, rest.scale, row * row.scale)`.
-use half::bf16;
+//! A row with a [`ByteRow::rest`] is two rows; their results are added before the weights' scale, the rest
+//! last: `fma(rest, rest.scale, row * row.scale)`.
 
-/// Input features that share a scale in [`WeightFormat::Q4`](crate::WeightFormat::Q4).
+/// Input features that share a multiplier in [`WeightFormat::Q4`](crate::WeightFormat::Q4).
 pub const GROUP: usize = 32;
 
 /// Largest magnitude of a byte.
@@ -45,22 +44,59 @@ pub fn q8_row(w: &[f32], q: &mut [i8]) -> f32 {
     scale
 }
 
-/// Scales that [`q4_group`] tries: what the largest weight becomes, in steps of the grid.
+/// Scales that [`q4_row`] tries for a group: what its largest weight becomes, in steps of the grid.
 pub const STEPS: [f32; 13] = [8.0, 7.1, 7.25, 7.4, 7.55, 7.7, 7.85, 8.15, 8.3, 8.45, 8.6, 8.75, 8.9];
 
-/// Quantizes up to [`GROUP`] weights of one output feature: `w = q * scale` with `q` in -8..=7, the scale
-/// with the least square error among a few. Weights past `w` become 0. Returns the scale.
-pub fn q4_group(w: &[f32], q: &mut [i8; GROUP]) -> bf16 {
-    let mut padded = [0.0f32; GROUP];
+/// Largest magnitude of a multiplier in q4: its products with -8..=7 are bytes.
+pub const MULTIPLIER: f32 = 15.0;
+
+/// Quantizes one output feature's weights: `w = q * multiplier * scale` with `q` in -8..=7 and, for each
+/// [`GROUP`] of them, a whole multiplier in -15..=15. Returns the scale: NaN if some weight is not finite.
+///
+/// Each group's best scale is the one with the least square error among a few; the largest of them is 15
+/// times the row's scale, and the others take the better of the two multipliers beside theirs.
+///
+/// # Panics
+/// When `q` is shorter than `w`, or there are fewer multipliers than groups.
+pub fn q4_row(w: &[f32], q: &mut [i8], multipliers: &mut [i8]) -> f32 {
+    q[..w.len()].fill(0);
+    multipliers[..w.len().div_ceil(GROUP)].fill(0);
+    let scales: Vec<f32> = w.chunks(GROUP).map(|w| q4_scale(&padded(w))).collect();
+    if scales.iter().any(|scale| !scale.is_finite()) {
+        return f32::NAN;
+    }
+    let row = scales.iter().fold(0.0f32, |most, scale| most.max(scale.abs())) / MULTIPLIER;
+    let groups = w.chunks(GROUP).zip(q.chunks_mut(GROUP)).zip(multipliers).zip(scales);
+    for (((w, q), multiplier), scale) in groups.filter(|(_, scale)| row > 0.0 && *scale != 0.0) {
+        let padded = padded(w);
+        let low = (scale.abs() / row).floor().clamp(1.0, MULTIPLIER);
+        let high = (low + 1.0).min(MULTIPLIER);
+        let signed = if scale > 0.0 { row } else { -row };
+        let best = if q4_error(&padded, low * signed) > q4_error(&padded, high * signed) { high } else { low };
+        *multiplier = if scale > 0.0 { best } else { -best } as i8;
+        let inverse = inverse(best * signed);
+        q.iter_mut().zip(w).for_each(|(q, &w)| *q = nibble(w, inverse) as i8);
+    }
+    row
+}
+
+fn padded(w: &[f32]) -> [f32; GROUP] {
+    let mut padded = [0.0; GROUP];
     padded[..w.len()].copy_from_slice(w);
-    let w = &padded;
-    *q = [0; GROUP];
+    padded
+}
+
+fn nibble(w: f32, inverse: f32) -> f32 {
+    round(w * inverse).clamp(-8.0, 7.0)
+}
+
+/// The scale a group has by itself.
+fn q4_scale(w: &[f32; GROUP]) -> f32 {
     let largest = w.iter().fold(0.0f32, |most, &v| if v.abs() > most.abs() { v } else { most });
     if !w.iter().all(|v| v.is_finite()) {
-        return bf16::NAN;
+        return f32::NAN;
     }
     let mut best = (0.0f32, 0.0f32);
-    let mut values = [0.0f32; GROUP];
     for steps in STEPS {
         // The largest weight sits at the grid's longer end.
         let inverse = -steps / largest;
@@ -68,27 +104,35 @@ pub fn q4_group(w: &[f32], q: &mut [i8; GROUP]) -> bf16 {
             // All are zero, or too small to be divided by.
             break;
         }
-        let mut tried = [0.0f32; GROUP];
         let (mut products, mut squares) = ([0.0f32; 4], [0.0f32; 4]);
-        for (i, (t, &w)) in tried.iter_mut().zip(w).enumerate() {
-            *t = round(w * inverse).clamp(-8.0, 7.0);
-            products[i % 4] += w * *t;
-            squares[i % 4] += *t * *t;
+        for (i, &w) in w.iter().enumerate() {
+            let t = nibble(w, inverse);
+            products[i % 4] += w * t;
+            squares[i % 4] += t * t;
         }
-        let sum = |v: [f32; 4]| (v[0] + v[1]) + (v[2] + v[3]);
-        let (product, square) = (sum(products), sum(squares));
+        let (product, square) = (four(products), four(squares));
         // With the best scale for these integers, product / square, the error is that of zeros less this.
         let gain = product / square * product;
         if gain > best.0 {
             best = (gain, product / square);
-            values = tried;
         }
     }
-    let scale = bf16::from_f32(best.1);
-    if scale.to_f32() != 0.0 {
-        q.iter_mut().zip(values).for_each(|(q, v)| *q = v as i8);
+    best.1
+}
+
+/// The square error of a group with this scale.
+fn q4_error(w: &[f32; GROUP], scale: f32) -> f32 {
+    let inverse = inverse(scale);
+    let mut sums = [0.0f32; 4];
+    for (i, &w) in w.iter().enumerate() {
+        let left = (-nibble(w, inverse)).mul_add(scale, w);
+        sums[i % 4] += left * left;
     }
-    scale
+    four(sums)
+}
+
+fn four(v: [f32; 4]) -> f32 {
+    (v[0] + v[1]) + (v[2] + v[3])
 }
 
 /// A row of activations as signed bytes.
@@ -183,25 +227,34 @@ mod tests {
 
     #[test]
     fn q4_finds_what_fits_the_grid_and_beats_the_plain_scale() {
-        let mut q = [0; GROUP];
-        let on_grid: Vec<f32> = (0..32).map(|i| (i % 16 - 8) as f32 * 0.25).collect();
-        assert_eq!(q4_group(&on_grid, &mut q).to_f32(), 0.25);
-        assert!(q.iter().zip(&on_grid).all(|(&q, &w)| f32::from(q) * 0.25 == w));
-        let w = wave(32);
-        let error =
-            |scale: f32, q: &[i8]| -> f32 { w.iter().zip(q).map(|(w, &q)| (w - f32::from(q) * scale).powi(2)).sum() };
-        let scale = q4_group(&w, &mut q).to_f32();
-        let largest = w.iter().fold(0.0f32, |m, &v| if v.abs() > m.abs() { v } else { m });
-        let plain = -largest / 8.0;
-        let plain_q: Vec<i8> = w.iter().map(|w| (w / plain).round_ties_even().clamp(-8.0, 7.0) as i8).collect();
-        assert!(error(scale, &q) <= error(plain, &plain_q));
-        assert_eq!(q4_group(&[0.0; 5], &mut q).to_f32(), 0.0);
-        assert_eq!(q4_group(&[1e-45; 5], &mut q).to_f32(), 0.0);
-        assert_eq!(q, [0; GROUP]);
-        assert!(q4_group(&[f32::NAN], &mut q).is_nan());
+        let (mut q, mut multipliers) = ([0; 3 * GROUP], [0; 3]);
+        let mut q4 = |w: &[f32]| {
+            let scale = q4_row(w, &mut q, &mut multipliers);
+            let value = |i: usize| f32::from(i16::from(q[i]) * i16::from(multipliers[i / GROUP])) * scale;
+            (scale, (0..w.len()).map(value).collect::<Vec<_>>(), multipliers)
+        };
+        // Two groups, the second five times smaller and turned round.
+        let step = |i: usize| (i % 16) as f32 - 8.0;
+        let on_grid: Vec<f32> = (0..64).map(|i| step(i) * if i < 32 { 3.75 } else { -0.75 }).collect();
+        let (scale, values, multipliers) = q4(&on_grid);
+        assert_eq!((scale, &values, &multipliers[..2]), (0.25, &on_grid, &[15, -3][..]));
+
+        let w = wave(96);
+        let error = |got: &[f32]| -> f32 { w.iter().zip(got).map(|(w, q)| (w - q).powi(2)).sum() };
+        let plain = |w: &[f32]| {
+            let largest = w.iter().fold(0.0f32, |m, &v| if v.abs() > m.abs() { v } else { m });
+            let scale = -largest / 8.0;
+            w.iter().map(|w| (w / scale).round_ties_even().clamp(-8.0, 7.0) * scale).collect::<Vec<_>>()
+        };
+        let plain: Vec<f32> = w.chunks(GROUP).flat_map(plain).collect();
+        assert!(error(&q4(&w).1) <= error(&plain));
+        let (scale, values, multipliers) = q4(&[0.0; 5]);
+        assert_eq!((scale, values, multipliers[0]), (0.0, vec![0.0; 5], 0));
+        assert_eq!(q4(&[1e-45; 5]).1, [0.0; 5]);
+        assert!(q4(&[&w[..40], &[f32::NAN]].concat()).0.is_nan());
         // A short group is padded with zeros.
-        let scale = q4_group(&w[..7], &mut q).to_f32();
-        assert!(scale != 0.0 && q[7..] == [0; 25]);
+        let short = q4(&w[..39]).1;
+        assert!(short.iter().zip(&w).all(|(q, w)| (q - w).abs() < 0.3) && short[38] != 0.0);
     }
 
     #[test]

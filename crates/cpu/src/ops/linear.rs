@@ -8,6 +8,7 @@ mod floats;
 
 use super::act_mul::check_activation;
 use crate::CpuBackend;
+use crate::panels::ints::Expand;
 use crate::panels::pack::{Packed, Rows};
 use crate::panels::stream::{self, Stream};
 use crate::panels::{self, Form, PANEL, Product, ROW, STREAMS};
@@ -99,15 +100,23 @@ impl LinearOp {
             let x = packed.pack(ctx, form, &self.x, chunk.clone());
             if x.rows() <= stream::ROWS {
                 self.stream_rows(ctx, form, &x, chunk);
-            } else if x.rows() <= FEW {
+            } else if x.rows() <= FEW && form != Form::Nibbles {
                 ctx.split_into(STREAM_TASKS, panels, self.weight.panel_stride() / 2, |range| {
                     self.stream_panels(ctx, form, &x, chunk.clone(), range);
                 });
             } else {
-                let fit = (PANELS_BYTES / self.weight.panel_stride()).clamp(1, PANELS);
+                let fit = (PANELS_BYTES / self.worked(form).1).clamp(1, PANELS);
                 let width = panels.div_ceil(ctx.threads * 3).min(fit);
                 ctx.each_share(panels, |_| width, |piece| self.block_panels(ctx, form, &x, chunk.clone(), piece));
             }
+        }
+    }
+
+    /// The form that many rows are multiplied with, and bytes of a panel of it.
+    fn worked(&self, form: Form) -> (Form, usize) {
+        match form {
+            Form::Nibbles => (Form::Bytes, form.blocks(self.weight.cols()) * Form::Bytes.block_bytes()),
+            _ => (form, self.weight.panel_stride()),
         }
     }
 
@@ -131,14 +140,11 @@ impl LinearOp {
         }
     }
 
-    /// What the `index`th product of a task over `panels` panels asks for: an eighth of a panel's bytes of
-    /// those that come `next`, until all were asked for.
-    fn later(&self, next: *const u8, index: usize, panels: usize) -> *const u8 {
-        if index < 8 * panels {
-            next.wrapping_add(index * (self.weight.panel_stride() / 8))
-        } else {
-            self.weight.panel(0)
-        }
+    /// What the `index`th product of a task over `panels` panels asks for of those that come `next`, as much as
+    /// a product asks for, until all was.
+    fn later(&self, next: *const u8, index: usize, panels: usize, blocks: usize) -> *const u8 {
+        let start = index * blocks * 256;
+        if start < panels * self.weight.panel_stride() { next.wrapping_add(start) } else { self.weight.panel(0) }
     }
 
     /// A row or two times panels that are read once, several at a time, each thread its share.
@@ -227,27 +233,39 @@ impl LinearOp {
         let (later, _) = self.after(ctx, &piece);
         let panels = piece.items;
         let (blocks, width) = (form.blocks(self.weight.cols()), panels.len() * PANEL);
+        let (form, stride) = self.worked(form);
         // Where every row is one packed row, a group's sums become outputs while they are at hand.
-        let whole = ctx.kernels.isa() == Isa::Amx && form != Form::Nibbles;
-        let (part, step) = if whole { (blocks, GROUP) } else { (BLOCKS, usize::MAX) };
+        let (part, step) = if ctx.kernels.isa() == Isa::Amx { (blocks, GROUP) } else { (BLOCKS, usize::MAX) };
         let step = if x.rows() == rows.len() { step } else { usize::MAX };
-        with_scratch([x.rows().min(step).next_multiple_of(16) * width], |[acc]| {
+        let expanded = if form == self.weight.form().unwrap_or(form) { 0 } else { panels.len() * stride / 4 };
+        with_scratch([x.rows().min(step).next_multiple_of(16) * width, expanded], |[acc, bytes]| {
             let sums = acc.as_mut_ptr();
+            let mut first_panel = self.weight.panel(panels.start);
+            if expanded > 0 {
+                let (panel_stride, out) = (self.weight.panel_stride(), bytes.as_mut_ptr().cast::<u8>());
+                // The panels are there, and their bytes have room (the promise of `Expand`).
+                ctx.kernels.dots(Expand { w: first_panel, panel_stride, panels: panels.len(), blocks, out });
+                first_panel = out;
+            }
             for first in (0..x.rows()).step_by(step.min(x.rows())) {
                 let count = step.min(x.rows() - first);
-                let parts = (0..blocks).step_by(part).flat_map(|block| panels.clone().map(move |panel| (block, panel)));
+                let row = if x.rows() == rows.len() { rows.start + first } else { rows.start };
+                let parts =
+                    (0..blocks).step_by(part).flat_map(|block| (0..panels.len()).map(move |panel| (block, panel)));
                 let products = parts.map(|(block, panel)| {
-                    let product = self.product(form, x, panel, block..blocks.min(block + part));
-                    let row = if x.rows() == rows.len() { rows.start + first } else { rows.start };
+                    let index = first / GROUP * panels.len() + panel;
+                    let column = self.weight.tile_rows(panels.start + panel, 0).0;
+                    let part = block..blocks.min(block + part);
                     Product {
-                        claim: self.out.row::<f32>(row).wrapping_add(self.weight.tile_rows(panel, 0).0).cast(),
-                        claim_stride: self.out.row_bytes(),
-                        later: self.later(later, first / GROUP * panels.len() + (panel - panels.start), panels.len()),
-                        x: product.x.wrapping_add(first / GROUP * (GROUP / 16) * x.group_bytes),
+                        x: x.at(block).wrapping_add(first / GROUP * (GROUP / 16) * x.group_bytes),
                         rows: count,
-                        acc: sums.wrapping_add((panel - panels.start) * PANEL),
+                        w: first_panel.wrapping_add(panel * stride + block * form.block_bytes()),
+                        claim: self.out.row::<f32>(row).wrapping_add(column).cast(),
+                        claim_stride: self.out.row_bytes(),
+                        later: self.later(later, index, panels.len(), blocks),
+                        acc: sums.wrapping_add(panel * PANEL),
                         acc_stride: width,
-                        ..product
+                        ..self.product(form, x, panels.start + panel, part)
                     }
                 });
                 // SAFETY: x, the panels and the sums have these shapes.
@@ -307,19 +325,11 @@ mod tests {
                     * scale
             }
             _ => {
-                let groups: Vec<_> = w
-                    .chunks(quant::GROUP)
-                    .map(|w| {
-                        let mut q = [0; quant::GROUP];
-                        (quant::q4_group(w, &mut q).to_f32(), q)
-                    })
-                    .collect();
-                integers(x, |x| {
-                    x.chunks(quant::GROUP).zip(&groups).fold(0.0f32, |sum, (x, (scale, q))| {
-                        let group: i32 = x.iter().zip(q).map(|(&x, &q)| i32::from(x) * i32::from(q)).sum();
-                        (group as f32).mul_add(*scale, sum)
-                    })
-                })
+                let (mut q, mut multipliers) = (vec![0; w.len()], vec![0; w.len().div_ceil(quant::GROUP)]);
+                let scale = quant::q4_row(w, &mut q, &mut multipliers);
+                let weight = |k: usize| i32::from(q[k]) * i32::from(multipliers[k / quant::GROUP]);
+                let sum = |x: &[i8]| (0..x.len()).map(|k| i32::from(x[k]) * weight(k)).sum::<i32>() as f32;
+                integers(x, sum) * scale
             }
         };
         let sum = bias.map_or(sum, |b| sum + b);

@@ -3,8 +3,7 @@
 //! Eight tile registers: sums of up to 2 x 2 tiles (32 rows, 32 features), two tiles of activations, two
 //! of weights. The intrinsics are not stable, so a product is one `asm!` block; the instructions are
 //! Intel's (SDM vol. 1, chapter 18).
-use super::{Form, Product, UNPACK_ROWS};
-use crate::simd::KernelSet;
+use super::{Form, Product};
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
@@ -116,11 +115,10 @@ fn computes() -> bool {
         acc_stride: super::PANEL,
         resume: false,
     };
-    let Some(kernels) = KernelSet::new(crate::Isa::Portable) else { return false };
     let mut multiply_ones = |form, ones| {
         let product = product(form, ones, &mut acc);
         // SAFETY: the arrays have the product's shapes, and the processor announced the instructions.
-        unsafe { multiply(kernels, std::iter::once(product)) };
+        unsafe { multiply(std::iter::once(product)) };
         acc.map(f32::to_bits)
     };
     multiply_ones(Form::Pairs, pairs.0.as_ptr().cast()).iter().all(|&sum| sum == 32.0f32.to_bits())
@@ -129,21 +127,9 @@ fn computes() -> bool {
 
 /// # Safety
 /// As for [`super::multiply`]; [`is_supported`], or about to be found out.
-pub(super) unsafe fn multiply(kernels: KernelSet, products: impl Iterator<Item = Product>) {
+pub(super) unsafe fn multiply(products: impl Iterator<Item = Product>) {
     let mut shape = None;
     for product in products {
-        if product.form == Form::Nibbles {
-            // SAFETY: the caller's promise.
-            unsafe {
-                if product.rows < UNPACK_ROWS {
-                    super::multiply_vectors(kernels, &product);
-                } else {
-                    nibbles(&product);
-                    shape = None;
-                }
-            }
-            continue;
-        }
         for first in (0..product.rows).step_by(32) {
             let rows = (product.rows - first).min(32);
             if shape != Some(rows) {
@@ -348,139 +334,4 @@ impl Group<'_> {
     tile_kernels!(narrow_pairs, wide_pairs, "tdpbf16ps", "1");
     tile_kernels!(narrow_bytes, wide_bytes, "tdpbssd", "1");
     tile_kernels!(narrow_near, wide_near, "tdpbf16ps", "0");
-}
-
-/// Blocks of nibbles unpacked at a time: 32 KiB of bytes.
-const UNPACKED: usize = 16;
-
-/// Many rows times a panel of nibbles: blocks are unpacked into bytes, a tile for each group of 32 input
-/// features, and its sums are taken from the tile registers to be scaled.
-///
-/// # Safety
-/// As for [`multiply`].
-unsafe fn nibbles(product: &Product) {
-    #[repr(C, align(64))]
-    struct Bytes([u8; UNPACKED * 2048]);
-    let mut bytes = std::mem::MaybeUninit::<Bytes>::uninit();
-    let bytes = bytes.as_mut_ptr().cast::<u8>();
-    // Activations have a row of 32 bytes, weights eight rows of 64.
-    let mut config = TileConfig { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
-    config.row_bytes[..8].copy_from_slice(&[64, 64, 64, 64, 32, 32, 64, 64]);
-    config.rows[..8].copy_from_slice(&[16, 16, 16, 16, 16, 16, 8, 8]);
-    // SAFETY: a valid configuration; the caller's promise for the rest. Rows past the last are read from
-    // the packed rows' last group and written to sums that nobody uses.
-    unsafe {
-        config.load();
-        for first in (0..product.blocks).step_by(UNPACKED) {
-            let count = UNPACKED.min(product.blocks - first);
-            let w = product.w.wrapping_add(first * Form::Nibbles.block_bytes());
-            (0..count).for_each(|b| unpack(w.wrapping_add(b * Form::Nibbles.block_bytes()), bytes.add(b * 2048)));
-            for row in (0..product.rows).step_by(16) {
-                let x = product.x.wrapping_add(row / 16 * product.group_bytes + first * 1024);
-                for tile in 0..2 {
-                    Scaled {
-                        x,
-                        bytes: bytes.add(tile * 512),
-                        w: w.wrapping_add(tile * 32),
-                        blocks: count,
-                        acc: product.acc.wrapping_add(row * product.acc_stride + tile * 16),
-                        acc_stride: product.acc_stride,
-                        resume: product.resume || first > 0,
-                    }
-                    .multiply();
-                }
-            }
-        }
-    }
-}
-
-/// One block as bytes: `[group][tile][8][64]`.
-///
-/// # Safety
-/// A block of nibbles is readable, 2048 bytes are writable; AVX-512 is there.
-#[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn unpack(w: *const u8, bytes: *mut u8) {
-    let (low, eight) = (_mm512_set1_epi8(15), _mm512_set1_epi8(8));
-    for line in 0..16 {
-        // SAFETY: the caller's promise; sixteen lines of 64 bytes become twice as many.
-        unsafe {
-            let both = _mm512_loadu_si512(w.add(line * 64).cast());
-            let first = _mm512_sub_epi8(_mm512_and_si512(both, low), eight);
-            let second = _mm512_sub_epi8(_mm512_and_si512(_mm512_srli_epi16::<4>(both), low), eight);
-            _mm512_storeu_si512(bytes.add(line * 64).cast(), first);
-            _mm512_storeu_si512(bytes.add(1024 + line * 64).cast(), second);
-        }
-    }
-}
-
-/// Sixteen rows times one tile of some unpacked blocks.
-struct Scaled {
-    x: *const u8,
-    /// The tile in the unpacked blocks, and in the packed ones, for their scales.
-    bytes: *const u8,
-    w: *const u8,
-    blocks: usize,
-    acc: *mut f32,
-    acc_stride: usize,
-    resume: bool,
-}
-
-impl Scaled {
-    /// # Safety
-    /// As for [`multiply`]; the tiles are configured by [`nibbles`], and AVX-512 is there.
-    #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn multiply(self) {
-        let Scaled { x, bytes, w, blocks, acc, acc_stride, resume } = self;
-        // While the sums of one block are scaled, those of the next are computed.
-        #[repr(C, align(64))]
-        struct Sums([[[i32; 16]; 32]; 2]);
-        let mut sums = std::mem::MaybeUninit::<Sums>::uninit();
-        let sums = sums.as_mut_ptr().cast::<i32>();
-        macro_rules! compute {
-            ($block:expr, $first:literal, $second:literal) => {
-                asm!(
-                    concat!("tilezero ", $first),
-                    concat!("tilezero ", $second),
-                    "tileloadd tmm4, [{x} + {stride}*1]",
-                    "tileloadd tmm6, [{w} + {stride}*1]",
-                    concat!("tdpbssd ", $first, ", tmm4, tmm6"),
-                    "tileloadd tmm5, [{x} + {stride}*1 + 32]",
-                    "tileloadd tmm7, [{w} + {stride}*1 + 1024]",
-                    concat!("tdpbssd ", $second, ", tmm5, tmm7"),
-                    concat!("tilestored [{sums} + {stride}*1], ", $first),
-                    concat!("tilestored [{sums} + {stride}*1 + 1024], ", $second),
-                    x = in(reg) x.add($block * 1024),
-                    w = in(reg) bytes.add($block * 2048),
-                    sums = in(reg) sums.add($block % 2 * 512),
-                    stride = in(reg) 64usize,
-                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _,
-                    out("tmm6") _, out("tmm7") _,
-                    options(nostack, preserves_flags),
-                )
-            };
-        }
-        // SAFETY: the caller's promise.
-        unsafe {
-            let mut total: [__m512; 16] = std::array::from_fn(|r| {
-                if resume { _mm512_loadu_ps(acc.add(r * acc_stride)) } else { _mm512_setzero_ps() }
-            });
-            for step in 0..=blocks {
-                if step < blocks {
-                    if step % 2 == 0 { compute!(step, "tmm0", "tmm1") } else { compute!(step, "tmm2", "tmm3") }
-                }
-                let Some(block) = step.checked_sub(1) else { continue };
-                for group in 0..2 {
-                    let scales = w.add(block * Form::Nibbles.block_bytes() + 1024 + group * 64);
-                    let scales = _mm512_cvtepu16_epi32(_mm256_loadu_si256(scales.cast()));
-                    let scales = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(scales));
-                    let sums = sums.add(block % 2 * 512 + group * 256);
-                    for (r, total) in total.iter_mut().enumerate() {
-                        let sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums.add(r * 16).cast()));
-                        *total = _mm512_fmadd_ps(sum, scales, *total);
-                    }
-                }
-            }
-            total.iter().enumerate().for_each(|(r, total)| _mm512_storeu_ps(acc.add(r * acc_stride), *total));
-        }
-    }
 }

@@ -1,8 +1,7 @@
-//! Products of bytes and nibbles on vector registers.
-use super::{Form, PANEL, Product, ROW, group_rows};
+//! Products of bytes on vector registers, and how nibbles become bytes.
+use super::{Form, Product, ROW, group_rows};
 use crate::simd::dots::{DotKernel, Dots};
 use crate::simd::{KernelSet, LANES, Simd};
-use half::bf16;
 
 /// Rows at a time: where there are 32 registers, and elsewhere.
 const WIDE_ROWS: usize = 4;
@@ -63,12 +62,7 @@ impl Work<'_> {
             self.product.x.wrapping_add(row / self.group * self.product.group_bytes + row % self.group * ROW)
         });
         // SAFETY: the caller's promise.
-        unsafe {
-            match self.product.form {
-                Form::Nibbles => self.nibbles::<D, R, T>(d, x, first, tile),
-                _ => self.bytes::<D, R, T>(d, x, first, tile),
-            }
-        }
+        unsafe { self.bytes::<D, R, T>(d, x, first, tile) };
     }
 
     fn acc(&self, row: usize, tile: usize) -> *mut f32 {
@@ -133,61 +127,48 @@ impl Work<'_> {
             }
         }
     }
+}
 
-    /// # Safety
-    /// As for [`super::multiply`].
+/// Makes blocks of bytes ([`Form::Bytes`]) of the nibbles of some panels. Whoever makes the value promises
+/// panels and room of these shapes.
+pub(crate) struct Expand {
+    /// The first panel, and bytes from one to the next.
+    pub(crate) w: *const u8,
+    pub(crate) panel_stride: usize,
+    pub(crate) panels: usize,
+    /// Blocks of a panel.
+    pub(crate) blocks: usize,
+    /// `[panels][blocks]` of bytes.
+    pub(crate) out: *mut u8,
+}
+
+/// Panels read at a time, each as a stream.
+const STREAMS: usize = 4;
+/// Blocks between asking and use.
+const AHEAD: usize = 4;
+
+impl DotKernel for Expand {
     #[inline(always)]
-    unsafe fn nibbles<D: Dots, const R: usize, const T: usize>(
-        &self,
-        d: D,
-        mut x: [*const u8; R],
-        first: usize,
-        tile: usize,
-    ) {
-        let (p, s) = (self.product, d.float());
-        let mut w = p.w;
-        // SAFETY: the caller's promise.
-        unsafe {
-            let mut total: [[<D::Float as Simd>::V; T]; R] = std::array::from_fn(|r| {
-                std::array::from_fn(|t| if p.resume { s.load(self.acc(first + r, tile + t)) } else { s.splat(0.0) })
-            });
-            for block in 0..p.blocks {
-                // The lines of the scales.
-                (LANES..LANES + 2).for_each(|line| s.prefetch(p.ahead_of(block, line)));
-                // Of each row in each tile: the sums of both groups.
-                let mut acc: [[[D::Sums; 2]; R]; T] = std::array::from_fn(|_| {
-                    std::array::from_fn(|r| {
-                        std::array::from_fn(|g| match D::NIBBLE_OFFSET {
-                            0 => d.splat(0),
-                            offset => d.splat(-offset * self.sum(first + r, 2 * block + g)),
-                        })
-                    })
-                });
-                for j in 0..LANES / 2 {
-                    for (t, acc) in acc.iter_mut().enumerate() {
-                        let line = (tile + t) * Form::Nibbles.tile_bytes() + j * ROW;
-                        s.prefetch(p.ahead_of(block, (tile + t) * LANES / 2 + j));
-                        let (low, high) = d.nibbles(w.wrapping_add(line));
-                        for ([first, second], x) in acc.iter_mut().zip(x) {
-                            *first = d.dot(*first, low, x.add(4 * j).cast());
-                            *second = d.dot(*second, high, x.add(ROW / 2 + 4 * j).cast());
-                        }
+    fn run<D: Dots>(self, d: D) {
+        let (from, to) = (Form::Nibbles, Form::Bytes);
+        for first in (0..self.panels).step_by(STREAMS) {
+            let panels = first..self.panels.min(first + STREAMS);
+            for block in 0..self.blocks {
+                for panel in panels.clone() {
+                    let w = self.w.wrapping_add(panel * self.panel_stride + block * from.block_bytes());
+                    let out = self.out.wrapping_add((panel * self.blocks + block) * to.block_bytes());
+                    for line in (0..from.block_bytes()).step_by(64) {
+                        d.float().prefetch(w.wrapping_add(AHEAD * from.block_bytes() + line));
+                    }
+                    for tile in 0..2 {
+                        let multipliers =
+                            [0, 1].map(|group| w.wrapping_add(from.multiplier_place(tile * LANES, group)).cast());
+                        let (w, out) =
+                            (w.wrapping_add(tile * from.tile_bytes()), out.wrapping_add(tile * to.tile_bytes()));
+                        // SAFETY: see the type; a tile of nibbles has eight lines, one of bytes sixteen.
+                        unsafe { d.expand(w, multipliers, out) };
                     }
                 }
-                for g in 0..2 {
-                    for (t, acc) in acc.iter().enumerate() {
-                        let scales = 2 * Form::Nibbles.tile_bytes() + (g * PANEL + (tile + t) * LANES) * 2;
-                        let scales = s.load_bf16(w.wrapping_add(scales).cast::<bf16>());
-                        for (total, acc) in total.iter_mut().zip(acc) {
-                            total[t] = s.fma(d.to_float(acc[g]), scales, total[t]);
-                        }
-                    }
-                }
-                w = w.wrapping_add(Form::Nibbles.block_bytes());
-                x = x.map(|x| x.wrapping_add(self.group * ROW));
-            }
-            for (r, total) in total.iter().enumerate() {
-                total.iter().enumerate().for_each(|(t, total)| s.store(self.acc(first + r, tile + t), *total));
             }
         }
     }

@@ -13,11 +13,12 @@
 //! **Bytes** (q8): 64 input features a block, and after the last block 32 f32 scales. Sums are exact in i32.
 //!
 //! **Nibbles** (q4): 64 input features a block, the low halves of its bytes the first 32 of them, the high
-//! halves the others; after its two tiles the block has the bf16 scales of both groups, `[2][32]`. Sums of a
-//! group are exact in i32, those of a row are fused multiply-adds of them in order.
+//! halves the others; after its two tiles the block has the multipliers of both groups, `[2][32]` bytes, and
+//! the panel 32 f32 scales as above. A row or two are multiplied with nibbles, more with the bytes that
+//! nibbles and multipliers make, which are those of [`Form::Bytes`]: sums are exact in i32 either way.
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
-mod ints;
+pub(crate) mod ints;
 pub(crate) mod pack;
 mod pairs;
 pub(crate) mod stream;
@@ -68,11 +69,11 @@ impl Form {
         }
     }
 
-    /// Bytes of a block: two tiles, and the scales of nibbles.
+    /// Bytes of a block: two tiles, and the multipliers of nibbles.
     pub(crate) const fn block_bytes(self) -> usize {
         match self {
             Form::Pairs | Form::Bytes => 2 * self.tile_bytes(),
-            Form::Nibbles => 2 * self.tile_bytes() + 2 * PANEL * 2,
+            Form::Nibbles => 2 * self.tile_bytes() + 2 * PANEL,
         }
     }
 
@@ -84,8 +85,8 @@ impl Form {
     /// Bytes after a panel's last block.
     pub(crate) const fn tail_bytes(self) -> usize {
         match self {
-            Form::Bytes => PANEL * 4,
-            Form::Pairs | Form::Nibbles => 0,
+            Form::Bytes | Form::Nibbles => PANEL * 4,
+            Form::Pairs => 0,
         }
     }
 
@@ -102,15 +103,16 @@ impl Form {
         }
     }
 
-    /// Where nibbles keep the scale of output feature `n` and group `group`.
-    pub(crate) const fn scale_place(self, n: usize, group: usize) -> usize {
-        group / 2 * self.block_bytes() + 2 * self.tile_bytes() + (group % 2 * PANEL + n) * 2
+    /// Where nibbles keep the multiplier of output feature `n` and group `group`.
+    pub(crate) const fn multiplier_place(self, n: usize, group: usize) -> usize {
+        group / 2 * self.block_bytes() + 2 * self.tile_bytes() + group % 2 * PANEL + n
     }
 }
 
 /// Rows of activations, packed, times some blocks of one panel.
 #[derive(Clone, Copy)]
 pub(crate) struct Product {
+    /// Not [`Form::Nibbles`].
     pub(crate) form: Form,
     /// Packed rows from the product's first block on: groups of [`group_rows`] rows, in a group
     /// `[blocks][rows of a group][ROW bytes]`; pairs that no matrix unit takes are f32.
@@ -119,7 +121,7 @@ pub(crate) struct Product {
     pub(crate) group_bytes: usize,
     /// Rows.
     pub(crate) rows: usize,
-    /// Bytes and nibbles: sums of the activations of 32 input features, from the first block on; two a block.
+    /// Bytes: sums of the activations of 32 input features, from the first block on; two a block.
     pub(crate) sums: *const i32,
     /// From one row's sums to the next.
     pub(crate) sums_stride: usize,
@@ -163,10 +165,6 @@ pub(crate) fn group_rows(kernels: KernelSet) -> usize {
     }
 }
 
-/// Rows of nibbles from which on the matrix unit is worth unpacking a panel for.
-#[cfg(target_arch = "x86_64")]
-const UNPACK_ROWS: usize = 24;
-
 /// Computes products one after the other.
 ///
 /// # Safety
@@ -176,20 +174,13 @@ pub(crate) unsafe fn multiply(kernels: KernelSet, products: impl Iterator<Item =
     #[cfg(target_arch = "x86_64")]
     if kernels.isa() == Isa::Amx {
         // SAFETY: the caller's promise; the set was seen to be there.
-        return unsafe { amx::multiply(kernels, products) };
+        return unsafe { amx::multiply(products) };
     }
     for product in products {
-        // SAFETY: the caller's promise.
-        unsafe { multiply_vectors(kernels, &product) };
-    }
-}
-
-/// # Safety
-/// As for [`multiply`].
-unsafe fn multiply_vectors(kernels: KernelSet, product: &Product) {
-    match product.form {
-        // SAFETY: the caller's promise.
-        Form::Pairs => unsafe { pairs::multiply(kernels, product) },
-        Form::Bytes | Form::Nibbles => ints::multiply(kernels, product),
+        match product.form {
+            // SAFETY: the caller's promise.
+            Form::Pairs => unsafe { pairs::multiply(kernels, &product) },
+            _ => ints::multiply(kernels, &product),
+        }
     }
 }

@@ -1,5 +1,5 @@
 //! Activations in the order the products read: groups of rows, a block of input features at a time.
-use super::{Form, ROW, group_rows};
+use super::{Form, ROW, group_rows, stream};
 use crate::buffer::Allocation;
 use crate::plan::Context;
 use crate::simd::{Isa, Kernel, KernelSet, LANES, Simd, load_up_to};
@@ -7,9 +7,6 @@ use crate::view::View;
 use anyfleet_tensor::quant;
 use half::bf16;
 use std::ops::Range;
-
-/// Packed rows from which on the matrix unit takes bytes and nibbles alike.
-const MANY: usize = 32;
 
 /// Packed rows of one operation; the memory is kept from step to step.
 #[derive(Default)]
@@ -127,8 +124,8 @@ impl Rows {
             self.memory = None;
             self.memory = Some(Allocation::new(bytes, "packed activations").unwrap_or_else(|e| panic!("{e}")));
         }
-        // Tiles multiply signed bytes.
-        let tiles = ctx.kernels.isa() == Isa::Amx && packed_rows >= MANY;
+        // The matrix unit, which takes all but a row or two, multiplies signed bytes.
+        let tiles = ctx.kernels.isa() == Isa::Amx && packed_rows > stream::ROWS;
         let sums_stride = if form == Form::Pairs || tiles { 0 } else { 2 * blocks };
         self.sums.resize(packed_rows * sums_stride, 0);
         let (sums, scales) = (Places(self.sums.as_mut_ptr()), Places(self.scales.as_mut_ptr()));

@@ -46,7 +46,7 @@ pub(crate) struct Stream {
     /// What is read after them, and how far apart.
     pub(crate) next: *const u8,
     pub(crate) next_stride: usize,
-    /// `[rows][panels * 32]`: f32, for bytes i32.
+    /// `[rows][panels * 32]`: f32, for integers i32.
     pub(crate) acc: *mut f32,
 }
 
@@ -73,6 +73,14 @@ impl Stream {
 
     fn panel(&self, p: usize, block: usize) -> *const u8 {
         self.w.wrapping_add(p * self.panel_stride + block * self.form.block_bytes())
+    }
+
+    /// Asks for the scales that end the panels.
+    #[inline(always)]
+    fn ask_for_scales<S: Simd>(&self, s: S) {
+        for p in 0..self.panels {
+            (0..PANEL * 4).step_by(64).for_each(|i| s.prefetch(self.panel(p, self.blocks).wrapping_add(i)));
+        }
     }
 
     fn acc(&self, row: usize, panel: usize, tile: usize) -> *mut f32 {
@@ -237,10 +245,7 @@ unsafe fn bytes<D: Dots, const R: usize, const P: usize>(d: D, stream: &Stream) 
         };
         [[d.splat(offset); 2]; P]
     });
-    // The scales that end a panel.
-    for p in 0..P {
-        (0..PANEL * 4).step_by(64).for_each(|i| s.prefetch(stream.panel(p, stream.blocks).wrapping_add(i)));
-    }
+    stream.ask_for_scales(s);
     for block in 0..stream.blocks {
         let ahead: [_; P] = stream.ahead(block);
         let w: [_; P] = std::array::from_fn(|p| stream.panel(p, block));
@@ -274,15 +279,14 @@ unsafe fn bytes<D: Dots, const R: usize, const P: usize>(d: D, stream: &Stream) 
 #[inline(always)]
 unsafe fn nibbles<D: Dots, const R: usize, const P: usize>(d: D, stream: &Stream) {
     let s = d.float();
-    let mut total = [[[s.splat(0.0); 2]; P]; R];
+    let mut total = [[[d.splat(0); 2]; P]; R];
+    stream.ask_for_scales(s);
     for block in 0..stream.blocks {
         let ahead: [_; P] = stream.ahead(block);
         let w: [_; P] = std::array::from_fn(|p| stream.panel(p, block));
         let x: [_; R] = std::array::from_fn(|r| stream.x(r, block));
-        // The lines of the scales.
-        for ahead in ahead {
-            (0..2).for_each(|line| s.prefetch(ahead.wrapping_add(2 * Form::Nibbles.tile_bytes() + line * 64)));
-        }
+        // The line of the multipliers.
+        ahead.iter().for_each(|ahead| s.prefetch(ahead.wrapping_add(2 * Form::Nibbles.tile_bytes())));
         // Of each row, what the sums of both groups begin with.
         let start: [[i32; 2]; R] = std::array::from_fn(|r| {
             std::array::from_fn(|g| match D::NIBBLE_OFFSET {
@@ -310,11 +314,10 @@ unsafe fn nibbles<D: Dots, const R: usize, const P: usize>(d: D, stream: &Stream
             }
             for g in 0..2 {
                 for p in 0..P {
-                    let scales = 2 * Form::Nibbles.tile_bytes() + (g * PANEL + tile * LANES) * 2;
-                    // SAFETY: the block has these scales.
-                    let scales = unsafe { s.load_bf16(w[p].wrapping_add(scales).cast()) };
+                    let m = w[p].wrapping_add(Form::Nibbles.multiplier_place(tile * LANES, g)).cast();
                     for r in 0..R {
-                        total[r][p][tile] = s.fma(d.to_float(acc[r][p][g]), scales, total[r][p][tile]);
+                        // SAFETY: the block has these multipliers.
+                        total[r][p][tile] = unsafe { d.add_times(total[r][p][tile], acc[r][p][g], m) };
                     }
                 }
             }
@@ -323,7 +326,7 @@ unsafe fn nibbles<D: Dots, const R: usize, const P: usize>(d: D, stream: &Stream
     for (r, total) in total.iter().enumerate() {
         for (p, total) in total.iter().enumerate() {
             // SAFETY: the sums of this panel and row.
-            total.iter().enumerate().for_each(|(tile, total)| unsafe { s.store(stream.acc(r, p, tile), *total) });
+            total.iter().enumerate().for_each(|(t, total)| unsafe { d.store(stream.acc(r, p, t).cast(), *total) });
         }
     }
 }

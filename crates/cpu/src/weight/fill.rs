@@ -15,6 +15,8 @@ pub(super) struct Scratch {
     values: Vec<f32>,
     /// Sixteen rows of the kept type.
     cells: Vec<u8>,
+    /// Scales of groups, sixteen rows each.
+    scales: Vec<f32>,
 }
 
 /// Fills panel `p` of a weight, which is zero.
@@ -51,7 +53,7 @@ impl Kernel for Fill<'_> {
                             widen(s, row, &mut values[..cols]);
                         }
                     }
-                    nibbles(s, &scratch.values, panel, tile);
+                    nibbles(s, &scratch.values, &mut scratch.scales, panel, tile);
                 }
                 (Some(Form::Bytes), _) => {
                     let stride = cols.next_multiple_of(LANES);
@@ -136,7 +138,7 @@ fn kept<'a, S: Simd, C: Cell>(
 ) -> [&'a [u8]; LANES] {
     let rows: [_; LANES] = std::array::from_fn(row);
     let size = cols * size_of::<C>();
-    let Scratch { values, cells } = scratch;
+    let Scratch { values, cells, .. } = scratch;
     if rows.iter().any(|row| row.is_none_or(|(from, _)| from != dtype)) {
         values.resize(cols, 0.0);
         cells.resize(LANES * size, 0);
@@ -258,28 +260,40 @@ fn bytes<S: Simd>(s: S, w: &[f32], q: &mut [i8]) -> f32 {
     scale
 }
 
-/// Sixteen rows of numbers, zeros up to whole blocks, into the tiles and scales of a panel.
+/// [`quant::q4_row`] for sixteen rows of numbers, zeros up to whole blocks, into the tiles, multipliers and
+/// scales of a panel.
 #[inline(always)]
-fn nibbles<S: Simd>(s: S, values: &[f32], panel: &mut [u8], tile: usize) {
+fn nibbles<S: Simd>(s: S, values: &[f32], scales: &mut Vec<f32>, panel: &mut [u8], tile: usize) {
     const GROUP: usize = quant::GROUP;
-    let form = Form::Nibbles;
-    let stride = values.len() / LANES;
-    for (block, target) in panel.chunks_exact_mut(form.block_bytes()).enumerate() {
-        let mut halves = [[s.splat(0.0); GROUP]; 2];
+    let (form, zero) = (Form::Nibbles, s.splat(0.0));
+    let groups = values.len() / LANES / GROUP;
+    scales.resize(groups * LANES, 0.0);
+    let (mut most, mut finite) = (zero, zero);
+    for (group, place) in scales.chunks_exact_mut(LANES).enumerate() {
+        let scale = group_scale(s, &load_group(s, values, group));
+        // SAFETY: sixteen scales.
+        unsafe { s.store(place.as_mut_ptr(), scale) };
+        most = s.max(s.max(scale, s.sub(zero, scale)), most);
+        // Zero as long as all are finite, NaN from then on.
+        finite = s.add(finite, s.mul(scale, zero));
+    }
+    let row = s.add(s.div(most, s.splat(quant::MULTIPLIER)), finite);
+    let end = panel.len() - (2 - tile) * LANES * size_of::<f32>();
+    // SAFETY: a panel ends with the scales of both tiles, from any address.
+    unsafe { s.store(panel[end..].as_mut_ptr().cast(), row) };
+    // Rows without a scale stay zero.
+    let row = s.select_gt(row, zero, row, zero);
+    for (block, target) in panel.chunks_exact_mut(form.block_bytes()).take(groups / 2).enumerate() {
+        let mut halves = [[zero; GROUP]; 2];
         for (half, w) in halves.iter_mut().enumerate() {
-            for (i, part) in w.chunks_exact_mut(LANES).enumerate() {
-                let mut square = [s.splat(0.0); LANES];
-                for (n, v) in square.iter_mut().enumerate() {
-                    let at = n * stride + block * 2 * GROUP + half * GROUP + i * LANES;
-                    // SAFETY: sixteen elements of the row.
-                    *v = unsafe { s.load(values[at..at + LANES].as_ptr()) };
-                }
-                s.transpose(&mut square);
-                part.copy_from_slice(&square);
+            let group = 2 * block + half;
+            *w = load_group(s, values, group);
+            // SAFETY: sixteen scales, and room for sixteen multipliers.
+            unsafe {
+                let multiplier = quantize(s, w, s.load(scales[group * LANES..][..LANES].as_ptr()), row);
+                let place = form.multiplier_place(tile * LANES, half);
+                s.store_i8(target[place..][..LANES].as_mut_ptr().cast(), multiplier);
             }
-            let scales = groups(s, w);
-            let place = form.scale_place(tile * LANES, half);
-            target[place..place + 2 * LANES].copy_from_slice(bytemuck::cast_slice(&scales));
         }
         // The byte of each feature is the low one of a whole number that is added to 1.5 * 2^23.
         let (sixteen, bias) = (s.splat(16.0), s.splat(8.0 + 8.0 * 16.0 + quant::ROUND));
@@ -298,21 +312,55 @@ fn nibbles<S: Simd>(s: S, values: &[f32], panel: &mut [u8], tile: usize) {
     }
 }
 
-/// [`quant::q4_group`] for sixteen groups: lane `n` of the vectors is group `n`. Leaves the integers in `w`
-/// and returns the scales.
+/// Group `group` of sixteen rows: a vector for each input feature, rows as lanes.
 #[inline(always)]
-fn groups<S: Simd>(s: S, w: &mut [S::V; quant::GROUP]) -> [bf16; LANES] {
+fn load_group<S: Simd>(s: S, values: &[f32], group: usize) -> [S::V; quant::GROUP] {
+    let mut w = [s.splat(0.0); quant::GROUP];
+    for (i, part) in w.chunks_exact_mut(LANES).enumerate() {
+        let mut square = [s.splat(0.0); LANES];
+        for (n, v) in square.iter_mut().enumerate() {
+            let at = n * (values.len() / LANES) + group * quant::GROUP + i * LANES;
+            // SAFETY: sixteen elements of the row.
+            *v = unsafe { s.load(values[at..at + LANES].as_ptr()) };
+        }
+        s.transpose(&mut square);
+        part.copy_from_slice(&square);
+    }
+    w
+}
+
+/// A weight as a number in -8..=7.
+#[inline(always)]
+fn nibble<S: Simd>(s: S, w: S::V, inverse: S::V) -> S::V {
+    let magic = s.splat(quant::ROUND);
+    let t = s.sub(s.add(s.mul(w, inverse), magic), magic);
+    s.max(s.select_gt(t, s.splat(7.0), s.splat(7.0), t), s.splat(-8.0))
+}
+
+/// [`quant::inverse`].
+#[inline(always)]
+fn inverse<S: Simd>(s: S, v: S::V) -> S::V {
+    let (zero, inverse) = (s.splat(0.0), s.div(s.splat(1.0), v));
+    s.select_gt(s.splat(f32::INFINITY), s.max(inverse, s.sub(zero, inverse)), inverse, zero)
+}
+
+#[inline(always)]
+fn sum<S: Simd>(s: S, v: [S::V; 4]) -> S::V {
+    s.add(s.add(v[0], v[1]), s.add(v[2], v[3]))
+}
+
+/// The scales that groups have by themselves, in sixteen lanes; NaN where a weight is not finite.
+#[inline(always)]
+fn group_scale<S: Simd>(s: S, w: &[S::V; quant::GROUP]) -> S::V {
     let zero = s.splat(0.0);
     let (mut largest, mut size, mut finite) = (zero, zero, zero);
-    for &v in w.iter() {
+    for &v in w {
         let magnitude = s.max(v, s.sub(zero, v));
         largest = s.select_gt(magnitude, size, v, largest);
         size = s.select_gt(magnitude, size, magnitude, size);
-        // Zero as long as all are finite, NaN from then on.
         finite = s.add(finite, s.mul(v, zero));
     }
-    let (magic, low, high) = (s.splat(quant::ROUND), s.splat(-8.0), s.splat(7.0));
-    let (mut best_gain, mut best_scale, mut best_inverse, mut alive) = (zero, zero, zero, zero);
+    let (mut best_gain, mut best_scale, mut alive) = (zero, zero, zero);
     for steps in quant::STEPS {
         let inverse = s.div(s.splat(-steps), largest);
         // Zero up to the first factor that is not finite.
@@ -320,37 +368,52 @@ fn groups<S: Simd>(s: S, w: &mut [S::V; quant::GROUP]) -> [bf16; LANES] {
         let (mut products, mut squares) = ([zero; 4], [zero; 4]);
         for four in w.chunks_exact(4) {
             for ((&w, product), square) in four.iter().zip(&mut products).zip(&mut squares) {
-                let t = s.sub(s.add(s.mul(w, inverse), magic), magic);
-                let t = s.max(s.select_gt(t, high, high, t), low);
+                let t = nibble(s, w, inverse);
                 *product = s.add(*product, s.mul(w, t));
                 *square = s.add(*square, s.mul(t, t));
             }
         }
-        let sum = |v: [S::V; 4]| s.add(s.add(v[0], v[1]), s.add(v[2], v[3]));
-        let (product, square) = (sum(products), sum(squares));
+        let (product, square) = (sum(s, products), sum(s, squares));
         let scale = s.div(product, square);
         let gain = s.add(s.mul(scale, product), alive);
         best_scale = s.select_gt(gain, best_gain, scale, best_scale);
-        best_inverse = s.select_gt(gain, best_gain, inverse, best_inverse);
         best_gain = s.select_gt(gain, best_gain, gain, best_gain);
     }
-    let (mut numbers, mut not_finite, mut keep) = ([0.0f32; LANES], [0.0f32; LANES], [0.0f32; LANES]);
-    // SAFETY: the arrays have sixteen elements.
-    unsafe {
-        s.store(numbers.as_mut_ptr(), best_scale);
-        s.store(not_finite.as_mut_ptr(), finite);
+    s.add(best_scale, finite)
+}
+
+/// The square errors of groups with these scales.
+#[inline(always)]
+fn error<S: Simd>(s: S, w: &[S::V; quant::GROUP], scale: S::V) -> S::V {
+    let (zero, inverse) = (s.splat(0.0), inverse(s, scale));
+    let mut sums = [zero; 4];
+    for four in w.chunks_exact(4) {
+        for (&w, sum) in four.iter().zip(&mut sums) {
+            let left = s.fma(s.sub(zero, nibble(s, w, inverse)), scale, w);
+            *sum = s.add(*sum, s.mul(left, left));
+        }
     }
-    let mut scales = [bf16::NAN; LANES];
-    for n in (0..LANES).filter(|&n| !not_finite[n].is_nan()) {
-        scales[n] = bf16::from_f32(numbers[n]);
-        keep[n] = f32::from(scales[n].to_f32() != 0.0);
+    sum(s, sums)
+}
+
+/// Leaves the integers of sixteen groups in `w` and returns their multipliers. `row` is zero for rows that have
+/// no scale.
+#[inline(always)]
+fn quantize<S: Simd>(s: S, w: &mut [S::V; quant::GROUP], scale: S::V, row: S::V) -> S::V {
+    let (zero, one, most) = (s.splat(0.0), s.splat(1.0), s.splat(quant::MULTIPLIER));
+    let size = s.max(scale, s.sub(zero, scale));
+    // At least one: also where there is no number.
+    let low = s.max(s.floor(s.div(size, row)), one);
+    let low = s.select_gt(low, most, most, low);
+    let high = s.add(low, one);
+    let high = s.select_gt(high, most, most, high);
+    let signed = s.select_gt(scale, zero, row, s.sub(zero, row));
+    let (first, second) = (error(s, w, s.mul(low, signed)), error(s, w, s.mul(high, signed)));
+    let best = s.select_gt(first, second, high, low);
+    let kept = s.select_gt(row, zero, s.select_gt(size, zero, best, zero), zero);
+    let inverse = inverse(s, s.mul(best, signed));
+    for w in w.iter_mut() {
+        *w = s.select_gt(kept, zero, nibble(s, *w, inverse), zero);
     }
-    // SAFETY: as above.
-    let keep = unsafe { s.load(keep.as_ptr()) };
-    for v in w.iter_mut() {
-        let t = s.sub(s.add(s.mul(*v, best_inverse), magic), magic);
-        let t = s.max(s.select_gt(t, high, high, t), low);
-        *v = s.select_gt(keep, zero, t, zero);
-    }
-    scales
+    s.select_gt(scale, zero, kept, s.sub(zero, kept))
 }

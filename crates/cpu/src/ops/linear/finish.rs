@@ -39,20 +39,17 @@ impl Kernel for Finish<'_> {
             match (self.form, self.op.activation.is_some()) {
                 (Form::Pairs, false) => self.rows::<S, FLOATS, false>(s),
                 (Form::Pairs, true) => self.rows::<S, FLOATS, true>(s),
-                (Form::Bytes, false) => self.rows::<S, BYTES, false>(s),
-                (Form::Bytes, true) => self.rows::<S, BYTES, true>(s),
-                (Form::Nibbles, false) => self.rows::<S, SCALED, false>(s),
-                (Form::Nibbles, true) => self.rows::<S, SCALED, true>(s),
+                (_, false) => self.rows::<S, INTEGERS, false>(s),
+                (_, true) => self.rows::<S, INTEGERS, true>(s),
             }
         }
     }
 }
 
-/// What sums are: those of floats are whole, those of bytes are i32 that the scales of row and output feature
-/// belong to, those of nibbles wait for the scale of the row.
-const FLOATS: u8 = 0;
-const BYTES: u8 = 1;
-const SCALED: u8 = 2;
+/// What sums are: those of floats are whole, those of integers are i32 that the scales of row and output
+/// feature belong to.
+const FLOATS: bool = false;
+const INTEGERS: bool = true;
 
 /// Sixteen output features of a panel.
 struct Tile<S: Simd> {
@@ -75,7 +72,7 @@ impl Finish<'_> {
     /// # Safety
     /// The promise of [`Finish`], and that nobody else uses the outputs.
     #[inline(always)]
-    unsafe fn rows<S: Simd, const KIND: u8, const GATED: bool>(&self, s: S) {
+    unsafe fn rows<S: Simd, const KIND: bool, const GATED: bool>(&self, s: S) {
         let Finish { op, done, .. } = self;
         let stride = self.panels.len() * PANEL;
         let rows = done.start + done.rows.start..done.start + done.rows.end;
@@ -121,15 +118,19 @@ impl Finish<'_> {
     /// # Safety
     /// The promise of [`Finish`].
     #[inline(always)]
-    unsafe fn tile<S: Simd, const KIND: u8>(&self, s: S, panel: usize, t: usize) -> Tile<S> {
+    unsafe fn tile<S: Simd, const KIND: bool>(&self, s: S, panel: usize, t: usize) -> Tile<S> {
         let (first, end) = self.op.weight.tile_rows(panel, t);
         let len = end.saturating_sub(first);
-        // SAFETY: a panel of bytes has scales, the bias as many elements as there are output features.
+        // SAFETY: a panel of integers has scales, the bias as many elements as there are output features.
         unsafe {
             Tile {
                 first,
                 len,
-                scales: if KIND == BYTES { s.load(self.op.weight.scales(panel).add(t * LANES)) } else { s.splat(1.0) },
+                scales: if KIND == INTEGERS {
+                    s.load(self.op.weight.scales(panel).add(t * LANES))
+                } else {
+                    s.splat(1.0)
+                },
                 bias: self.op.bias.as_ref().map(|bias| load_up_to(s, bias.flat::<f32>().wrapping_add(first), len)),
             }
         }
@@ -142,17 +143,15 @@ impl Sums {
     /// # Safety
     /// The sums are there.
     #[inline(always)]
-    unsafe fn load<S: Simd, const KIND: u8>(&self, s: S, at: usize, tile: &Tile<S>) -> S::V {
+    unsafe fn load<S: Simd, const KIND: bool>(&self, s: S, at: usize, tile: &Tile<S>) -> S::V {
         // SAFETY: the caller's promise.
         unsafe {
             let mut v = sums::<S, KIND>(s, self.row.add(at));
-            if KIND != FLOATS {
+            if KIND == INTEGERS {
                 v = s.mul(v, s.splat(self.scale));
                 if let Some((rest, scale)) = self.rest {
                     v = s.fma(sums::<S, KIND>(s, rest.add(at)), s.splat(scale), v);
                 }
-            }
-            if KIND == BYTES {
                 v = s.mul(v, tile.scales);
             }
             match tile.bias {
@@ -166,7 +165,7 @@ impl Sums {
 /// # Safety
 /// There are sixteen sums.
 #[inline(always)]
-unsafe fn sums<S: Simd, const KIND: u8>(s: S, p: *const f32) -> S::V {
+unsafe fn sums<S: Simd, const KIND: bool>(s: S, p: *const f32) -> S::V {
     // SAFETY: the caller's promise.
-    unsafe { if KIND == BYTES { s.load_i32(p.cast()) } else { s.load(p) } }
+    unsafe { if KIND == INTEGERS { s.load_i32(p.cast()) } else { s.load(p) } }
 }

@@ -61,9 +61,19 @@ macro_rules! shared {
             }
         }
         #[inline(always)]
-        fn to_float(self, v: Self::Sums) -> [__m256; 2] {
-            // SAFETY: see `splat`.
-            unsafe { [_mm256_cvtepi32_ps(v.0), _mm256_cvtepi32_ps(v.1)] }
+        unsafe fn add_times(self, total: Self::Sums, sums: Self::Sums, m: *const i8) -> Self::Sums {
+            // SAFETY: and the caller's promise.
+            unsafe {
+                let m = _mm_loadu_si128(m.cast());
+                let (first, second) = (_mm256_cvtepi8_epi32(m), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(m)));
+                let first = _mm256_add_epi32(total.0, _mm256_mullo_epi32(sums.0, first));
+                (first, _mm256_add_epi32(total.1, _mm256_mullo_epi32(sums.1, second)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn expand(self, w: *const u8, m: [*const i8; 2], out: *mut u8) {
+            // SAFETY: and the caller's promise.
+            unsafe { expand(w, m, out) };
         }
     };
 }
@@ -80,6 +90,35 @@ unsafe fn halves(p: *const u8) -> ((__m256i, __m256i), (__m256i, __m256i)) {
         let low = _mm256_set1_epi8(15);
         let high = |v| _mm256_and_si256(_mm256_srli_epi16::<4>(v), low);
         ((_mm256_and_si256(a, low), _mm256_and_si256(b, low)), (high(a), high(b)))
+    }
+}
+
+/// [`Dots::expand`].
+///
+/// # Safety
+/// As there, and the instructions exist.
+#[inline(always)]
+unsafe fn expand(w: *const u8, m: [*const i8; 2], out: *mut u8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (low, eight) = (_mm256_set1_epi8(15), _mm256_set1_epi8(8));
+        for half in 0..2 {
+            for (i, m) in m.into_iter().enumerate() {
+                // Both halves of a lane hold its multiplier.
+                let m = _mm256_cvtepi8_epi32(_mm_loadl_epi64(m.add(half * 8).cast()));
+                let m = _mm256_or_si256(_mm256_slli_epi32::<16>(m), _mm256_and_si256(m, _mm256_set1_epi32(0xFFFF)));
+                for line in 0..8 {
+                    let w = _mm256_loadu_si256(w.add(line * 64 + half * 32).cast());
+                    let number = if i == 0 { w } else { _mm256_srli_epi16::<4>(w) };
+                    let number = _mm256_sub_epi8(_mm256_and_si256(number, low), eight);
+                    // Bytes at the upper end of 16 bits: their products' low bytes end up there, too.
+                    let odd = _mm256_mullo_epi16(_mm256_and_si256(number, _mm256_set1_epi16(-256)), m);
+                    let even = _mm256_srli_epi16::<8>(_mm256_mullo_epi16(_mm256_slli_epi16::<8>(number), m));
+                    let place = out.add((i * 8 + line) * 64 + half * 32);
+                    _mm256_storeu_si256(place.cast(), _mm256_or_si256(odd, even));
+                }
+            }
+        }
     }
 }
 

@@ -47,9 +47,33 @@ impl Dots for Vnni {
         unsafe { _mm512_storeu_si512(p.cast(), v) }
     }
     #[inline(always)]
-    fn to_float(self, v: __m512i) -> __m512 {
-        // SAFETY: see `splat`.
-        unsafe { _mm512_cvtepi32_ps(v) }
+    unsafe fn add_times(self, total: __m512i, sums: __m512i, m: *const i8) -> __m512i {
+        // SAFETY: and the caller's promise.
+        unsafe { _mm512_add_epi32(total, _mm512_mullo_epi32(sums, _mm512_cvtepi8_epi32(_mm_loadu_si128(m.cast())))) }
+    }
+    #[inline(always)]
+    unsafe fn expand(self, w: *const u8, m: [*const i8; 2], out: *mut u8) {
+        // SAFETY: and the caller's promise.
+        unsafe {
+            // Both halves of a lane hold its multiplier.
+            let both = |m: *const i8| {
+                let m = _mm512_cvtepi8_epi32(_mm_loadu_si128(m.cast()));
+                _mm512_or_si512(_mm512_slli_epi32::<16>(m), _mm512_and_si512(m, _mm512_set1_epi32(0xFFFF)))
+            };
+            let (first, second) = (both(m[0]), both(m[1]));
+            let (low, eight) = (_mm512_set1_epi8(15), _mm512_set1_epi8(8));
+            for line in 0..8 {
+                let w = _mm512_loadu_si512(w.add(line * 64).cast());
+                let numbers = [_mm512_and_si512(w, low), _mm512_and_si512(_mm512_srli_epi16::<4>(w), low)];
+                for (i, (number, m)) in numbers.into_iter().zip([first, second]).enumerate() {
+                    // Bytes at the upper end of 16 bits: their products' low bytes end up there, too.
+                    let number = _mm512_sub_epi8(number, eight);
+                    let odd = _mm512_mullo_epi16(_mm512_and_si512(number, _mm512_set1_epi16(-256)), m);
+                    let even = _mm512_srli_epi16::<8>(_mm512_mullo_epi16(_mm512_slli_epi16::<8>(number), m));
+                    _mm512_storeu_si512(out.add((i * 8 + line) * 64).cast(), _mm512_or_si512(odd, even));
+                }
+            }
+        }
     }
     #[inline(always)]
     unsafe fn bytes(self, p: *const u8) -> __m512i {

@@ -32,8 +32,21 @@ pub(crate) trait Dots: Copy {
     unsafe fn load(self, p: *const i32) -> Self::Sums;
     /// Sixteen i32 are writable.
     unsafe fn store(self, p: *mut i32, v: Self::Sums);
-    /// Rounded to nearest, ties to even.
-    fn to_float(self, v: Self::Sums) -> <Self::Float as Simd>::V;
+    /// `total + sums * m`, lane by lane; sixteen multipliers are readable.
+    unsafe fn add_times(self, total: Self::Sums, sums: Self::Sums, m: *const i8) -> Self::Sums;
+    /// Eight lines of 64 nibble pairs as in [`Dots::nibbles`], four features in a lane: eight lines of the low
+    /// numbers times each lane's first multiplier, then eight of the high ones times the second.
+    unsafe fn expand(self, w: *const u8, m: [*const i8; 2], out: *mut u8) {
+        for i in 0..8 * 64 {
+            let lane = i % 64 / 4;
+            // SAFETY: the caller promises 512 bytes and twice as much room, and sixteen multipliers each.
+            unsafe {
+                let (byte, [first, second]) = (*w.add(i), m.map(|m| *m.add(lane)));
+                *out.add(i) = ((byte & 15) as i8 - 8).wrapping_mul(first) as u8;
+                *out.add(8 * 64 + i) = ((byte >> 4) as i8 - 8).wrapping_mul(second) as u8;
+            }
+        }
+    }
     /// Signed bytes; 64 are readable.
     unsafe fn bytes(self, p: *const u8) -> Self::Weights;
     /// Low and high halves of 64 bytes, each a number in -8..=7 plus 8.

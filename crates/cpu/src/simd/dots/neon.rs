@@ -53,9 +53,19 @@ macro_rules! shared {
             v.into_iter().enumerate().for_each(|(i, v)| unsafe { vst1q_s32(p.add(4 * i), v) });
         }
         #[inline(always)]
-        fn to_float(self, v: Self::Sums) -> [float32x4_t; 4] {
-            // SAFETY: see `splat`.
-            v.map(|v| unsafe { vcvtq_f32_s32(v) })
+        unsafe fn add_times(self, total: Self::Sums, sums: Self::Sums, m: *const i8) -> Self::Sums {
+            // SAFETY: and the caller's promise.
+            unsafe {
+                let m = vld1q_s8(m);
+                let (low, high) = (vmovl_s8(vget_low_s8(m)), vmovl_high_s8(m));
+                let m = [
+                    vmovl_s16(vget_low_s16(low)),
+                    vmovl_high_s16(low),
+                    vmovl_s16(vget_low_s16(high)),
+                    vmovl_high_s16(high),
+                ];
+                std::array::from_fn(|i| vmlaq_s32(total[i], sums[i], m[i]))
+            }
         }
         #[inline(always)]
         unsafe fn bytes(self, p: *const u8) -> Self::Weights {

@@ -39,8 +39,10 @@ impl Dots for Plain {
         unsafe { p.cast::<[i32; 16]>().write_unaligned(v) }
     }
     #[inline(always)]
-    fn to_float(self, v: [i32; 16]) -> [f32; 16] {
-        v.map(|v| v as f32)
+    unsafe fn add_times(self, total: [i32; 16], sums: [i32; 16], m: *const i8) -> [i32; 16] {
+        // SAFETY: the caller's promise.
+        let m = unsafe { m.cast::<[i8; 16]>().read_unaligned() };
+        std::array::from_fn(|i| total[i].wrapping_add(sums[i].wrapping_mul(i32::from(m[i]))))
     }
     #[inline(always)]
     unsafe fn bytes(self, p: *const u8) -> [i8; 64] {
