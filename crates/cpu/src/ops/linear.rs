@@ -263,6 +263,7 @@ impl LinearOp {
                         claim: self.out.row::<f32>(row).wrapping_add(column).cast(),
                         claim_stride: self.out.row_bytes(),
                         later: self.later(later, index, panels.len(), blocks),
+                        near: ctx.kernels.isa() != Isa::Amx,
                         acc: sums.wrapping_add(panel * PANEL),
                         acc_stride: width,
                         ..self.product(form, x, panels.start + panel, part)

@@ -110,6 +110,7 @@ impl Form {
 }
 
 /// Rows of activations, packed, times some blocks of one panel.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only the matrix unit asks for all of it"))]
 #[derive(Clone, Copy)]
 pub(crate) struct Product {
     /// Not [`Form::Nibbles`].

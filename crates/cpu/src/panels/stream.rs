@@ -149,36 +149,40 @@ impl<const BF16: bool> Kernel for Pairs<BF16> {
 /// The promise of [`Stream`], whose rows are bf16.
 #[inline(always)]
 unsafe fn pairs_of_bf16<S: Simd, const R: usize, const P: usize>(s: S, stream: &Stream) {
-    let load = |p: *const u8, pair: usize| {
-        // SAFETY: the caller's promise.
-        let [x0, x1] = unsafe { p.cast::<[bf16; 2]>().add(pair).read() };
-        (s.splat(x0.to_f32()), s.splat(x1.to_f32()))
-    };
     // SAFETY: the caller's promise.
-    unsafe { pairs::<S, R, P>(s, stream, load) }
+    unsafe { pairs::<S, true, R, P>(s, stream) }
 }
 
 /// # Safety
 /// The promise of [`Stream`], whose rows are f32.
 #[inline(always)]
 unsafe fn pairs_of_f32<S: Simd, const R: usize, const P: usize>(s: S, stream: &Stream) {
-    let load = |p: *const u8, pair: usize| {
-        // SAFETY: the caller's promise.
-        let [x0, x1] = unsafe { p.cast::<[f32; 2]>().add(pair).read() };
-        (s.splat(x0), s.splat(x1))
-    };
     // SAFETY: the caller's promise.
-    unsafe { pairs::<S, R, P>(s, stream, load) }
+    unsafe { pairs::<S, false, R, P>(s, stream) }
+}
+
+/// Pair `pair` of a row's block in all lanes.
+///
+/// # Safety
+/// The block has it.
+#[inline(always)]
+unsafe fn load_pair<S: Simd, const BF16: bool>(s: S, x: *const u8, pair: usize) -> (S::V, S::V) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if BF16 {
+            let [x0, x1] = x.cast::<[bf16; 2]>().add(pair).read();
+            (s.splat(x0.to_f32()), s.splat(x1.to_f32()))
+        } else {
+            let [x0, x1] = x.cast::<[f32; 2]>().add(pair).read();
+            (s.splat(x0), s.splat(x1))
+        }
+    }
 }
 
 /// # Safety
-/// The promise of [`Stream`]; `load` gives a pair of a row's block to all lanes.
+/// The promise of [`Stream`], whose rows are bf16 or f32.
 #[inline(always)]
-unsafe fn pairs<S: Simd, const R: usize, const P: usize>(
-    s: S,
-    stream: &Stream,
-    load: impl Fn(*const u8, usize) -> (S::V, S::V),
-) {
+unsafe fn pairs<S: Simd, const BF16: bool, const R: usize, const P: usize>(s: S, stream: &Stream) {
     let mut total = [[[s.splat(0.0); 2]; P]; R];
     for block in 0..stream.blocks {
         let ahead: [_; P] = stream.ahead(block);
@@ -189,14 +193,18 @@ unsafe fn pairs<S: Simd, const R: usize, const P: usize>(
             let mut odd = even;
             for pair in 0..LANES {
                 let line = tile * Form::Pairs.tile_bytes() + pair * 64;
-                let x = x.map(|x| load(x, pair));
+                let mut pairs = [(s.splat(0.0), s.splat(0.0)); R];
+                for r in 0..R {
+                    // SAFETY: the block has sixteen pairs of a row.
+                    pairs[r] = unsafe { load_pair::<S, BF16>(s, x[r], pair) };
+                }
                 for p in 0..P {
                     s.prefetch(ahead[p].wrapping_add(line));
                     // SAFETY: the block has these 32 elements.
                     let (w0, w1) = unsafe { s.load_pairs(w[p].wrapping_add(line).cast()) };
                     for r in 0..R {
-                        even[r][p] = s.fma(x[r].0, w0, even[r][p]);
-                        odd[r][p] = s.fma(x[r].1, w1, odd[r][p]);
+                        even[r][p] = s.fma(pairs[r].0, w0, even[r][p]);
+                        odd[r][p] = s.fma(pairs[r].1, w1, odd[r][p]);
                     }
                 }
             }

@@ -2,6 +2,22 @@
 use super::{Kernel, Simd};
 use std::arch::x86_64::*;
 
+/// The same for both registers; a closure would be compiled without the instructions, and called.
+macro_rules! both {
+    ($v:ident => $e:expr) => {{
+        let [first, second] = $v;
+        let first = {
+            let $v = first;
+            $e
+        };
+        let second = {
+            let $v = second;
+            $e
+        };
+        [first, second]
+    }};
+}
+
 /// Exists only inside [`run`], that is, where the instructions do.
 #[derive(Clone, Copy)]
 pub(super) struct Avx2(());
@@ -55,10 +71,13 @@ unsafe fn add_exponent(v: __m256, n: __m256) -> __m256 {
 #[inline(always)]
 unsafe fn unzip<const CHOICE: i32>(low: V, high: V) -> V {
     // SAFETY: the caller's promise. Shuffles work on halves of registers: put the quarters in order.
-    [low, high].map(|v| unsafe {
-        let mixed = _mm256_castps_pd(_mm256_shuffle_ps::<CHOICE>(v[0], v[1]));
-        _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(mixed))
-    })
+    unsafe {
+        let pair = [low, high];
+        both!(pair => {
+            let mixed = _mm256_castps_pd(_mm256_shuffle_ps::<CHOICE>(pair[0], pair[1]));
+            _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(mixed))
+        })
+    }
 }
 
 /// Lanes in turn.
@@ -71,6 +90,23 @@ unsafe fn zip(even: __m256, odd: __m256) -> V {
     unsafe {
         let (low, high) = (_mm256_unpacklo_ps(even, odd), _mm256_unpackhi_ps(even, odd));
         [_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high)]
+    }
+}
+
+/// Sixteen words of both in turn.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn zip_words(a: __m256, b: __m256) -> V {
+    // SAFETY: the caller's promise. Unpacking works in halves of a register; the permutations put the quarters
+    // in order.
+    unsafe {
+        let (a, b) = (_mm256_castps_si256(a), _mm256_castps_si256(b));
+        let (low, high) = (_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b));
+        let first = _mm256_permute2x128_si256::<0x20>(low, high);
+        let second = _mm256_permute2x128_si256::<0x31>(low, high);
+        [_mm256_castsi256_ps(first), _mm256_castsi256_ps(second)]
     }
 }
 
@@ -131,16 +167,16 @@ impl Simd for Avx2 {
     fn split_pairs(self, v: V) -> (V, V) {
         // SAFETY: see `splat`.
         unsafe {
-            let pairs = v.map(|v| _mm256_castps_si256(v));
             let mask = _mm256_set1_epi32(0xFFFF_0000_u32 as i32);
-            let first = pairs.map(|v| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v)));
-            (first, pairs.map(|v| _mm256_castsi256_ps(_mm256_and_si256(v, mask))))
+            let first = both!(v => _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(v))));
+            (first, both!(v => _mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(v), mask))))
         }
     }
     #[inline(always)]
     fn round_bf16(self, v: V) -> V {
         // SAFETY: see `splat`.
-        v.map(|v| unsafe {
+        unsafe {
+            both!(v => {
             let bits = _mm256_castps_si256(v);
             let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
             let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
@@ -148,7 +184,8 @@ impl Simd for Avx2 {
             let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
             let bits = _mm256_blendv_epi8(rounded, quiet, nan);
             _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(0xFFFF_0000_u32 as i32)))
-        })
+            })
+        }
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: V) {
@@ -160,18 +197,8 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn zip_bf16(self, a: V, b: V) -> (V, V) {
-        // Unpacking works in halves of a register; the permutations put the quarters in order.
-        let zip = |a: __m256, b: __m256| {
-            // SAFETY: `self` proves AVX2.
-            unsafe {
-                let (a, b) = (_mm256_castps_si256(a), _mm256_castps_si256(b));
-                let (low, high) = (_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b));
-                let first = _mm256_permute2x128_si256::<0x20>(low, high);
-                let second = _mm256_permute2x128_si256::<0x31>(low, high);
-                [_mm256_castsi256_ps(first), _mm256_castsi256_ps(second)]
-            }
-        };
-        (zip(a[0], b[0]), zip(a[1], b[1]))
+        // SAFETY: see `splat`.
+        unsafe { (zip_words(a[0], b[0]), zip_words(a[1], b[1])) }
     }
     #[inline(always)]
     unsafe fn store_i8(self, p: *mut i8, v: V) {
@@ -187,13 +214,17 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn load_i32(self, p: *const i32) -> V {
         // SAFETY: and the caller promises sixteen elements.
-        unsafe { [0, 8].map(|i| _mm256_cvtepi32_ps(_mm256_loadu_si256(p.add(i).cast()))) }
+        unsafe {
+            let v = [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(8).cast())];
+            both!(v => _mm256_cvtepi32_ps(v))
+        }
     }
     #[inline(always)]
     unsafe fn store_bf16(self, p: *mut half::bf16, v: V) {
         // SAFETY: and the caller promises sixteen elements.
         unsafe {
-            let bits = self.round_bf16(v).map(|v| _mm256_srli_epi32::<16>(_mm256_castps_si256(v)));
+            let bits = self.round_bf16(v);
+            let bits = both!(bits => _mm256_srli_epi32::<16>(_mm256_castps_si256(bits)));
             // Packing works on halves of registers: put the quarters back in order.
             let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(bits[0], bits[1]));
             _mm256_storeu_si256(p.cast(), packed);

@@ -187,7 +187,10 @@ impl Chunk<'_> {
                     continue;
                 }
                 // SAFETY: a value has `size` elements.
-                let [first, second] = [0, 1].map(|i| unsafe { load_row(s, rows[i].1, panel * PANEL, self.size) });
+                let (first, second) = unsafe {
+                    let at = panel * PANEL;
+                    (load_row(s, rows[0].1, at, self.size), load_row(s, rows[1].1, at, self.size))
+                };
                 let (low, high) = s.zip_bf16(first, second);
                 let (low, high) = (s.split_pairs(low), s.split_pairs(high));
                 for r in 0..R {

@@ -286,7 +286,8 @@ impl Kernel for LoadValues<'_> {
             for panel in 0..FORM.blocks(self.size) {
                 // SAFETY: a value has `size` elements; the block has a line for each pair in both tiles.
                 unsafe {
-                    let [first, second] = [0, 1].map(|i| load_row(s, rows[i].1, panel * PANEL, self.size));
+                    let first = load_row(s, rows[0].1, panel * PANEL, self.size);
+                    let second = load_row(s, rows[1].1, panel * PANEL, self.size);
                     let (low, high) = s.zip_bf16(first, second);
                     let place = self.target.add((panel * KEY_BLOCKS + block) * BLOCK + line * LANES);
                     s.store(place, low);
