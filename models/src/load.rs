@@ -4,6 +4,7 @@ use crate::pack::Packs;
 use crate::{DecoderSpec, LayerWeights, Model, RopeSpec, WeightMap, rope_table};
 use anyfleet_tensor::{Backend, DType, HostWeight, Tensor, WeightFormat};
 use anyfleet_weights::{MatrixSpec, ModelDir, VectorSpec};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 /// Why weights could not be loaded.
@@ -15,6 +16,9 @@ pub enum LoadError {
     /// The device's.
     #[error(transparent)]
     Device(#[from] anyfleet_tensor::Error),
+    /// The caller's wish.
+    #[error("loading was stopped")]
+    Stopped,
 }
 
 /// Loads, and tells how far it is.
@@ -26,7 +30,7 @@ struct Loader<'a, B: Backend> {
     /// Matrix elements done and to do.
     done: u64,
     total: u64,
-    progress: &'a mut dyn FnMut(u64, u64),
+    progress: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 }
 
 type Result<T> = std::result::Result<T, LoadError>;
@@ -44,8 +48,10 @@ impl<B: Backend> Loader<'_, B> {
             }
         };
         self.done += elements(spec);
-        (self.progress)(self.done, self.total);
-        Ok(weight)
+        match (self.progress)(self.done, self.total) {
+            ControlFlow::Continue(()) => Ok(weight),
+            ControlFlow::Break(()) => Err(LoadError::Stopped),
+        }
     }
 
     fn vector(&self, spec: &VectorSpec) -> Result<Tensor<B>> {
@@ -147,11 +153,16 @@ impl<B: Backend> Decoder<B> {
 
     /// Loads every weight of `model`, keeping matrices as `store`, for sequences of up to
     /// `positions` tokens and activations of type `activation`. `progress` hears of matrix elements
-    /// done and in all.
+    /// done and in all, and may stop the load.
     ///
     /// # Errors
-    /// The first tensor that is missing or malformed, or out of device memory.
-    pub fn load(device: &B, model: &Model, options: LoadOptions, progress: &mut dyn FnMut(u64, u64)) -> Result<Self> {
+    /// The first tensor that is missing or malformed, out of device memory, or stopped.
+    pub fn load(
+        device: &B,
+        model: &Model,
+        options: LoadOptions,
+        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<Self> {
         let Model { dir, spec, weights } = model;
         let total = weights.matrices().map(elements).sum();
         let packs = Packs::open(device, model, options.store, options.packs.as_deref());

@@ -11,7 +11,9 @@ use anyfleet_runtime::{Executor, Runtime, RuntimeOptions};
 use anyfleet_tensor::{Backend, DType, WeightFormat};
 use anyfleet_text::Files;
 use anyfleet_weights::{Bundle, Hub, ModelFiles};
+use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Changes whenever the same inputs may give other bits than in the version before.
 const NUMERICS_VERSION: u32 = 1;
@@ -200,7 +202,7 @@ impl EngineBuilder {
     /// As [`EngineBuilder::build`].
     pub fn executor(&self) -> Result<Box<dyn Executor>> {
         let model = self.open()?;
-        Ok(self.on_device(Load(self, &model))?.executor)
+        Ok(self.on_device(Load(self, &model, &AtomicBool::new(false)))?.executor)
     }
 
     /// Opens, plans and loads the model and starts the engine.
@@ -210,10 +212,15 @@ impl EngineBuilder {
     /// [`Error::Plan`] when the model does not fit.
     pub fn build(self) -> Result<Engine> {
         let model = self.open()?;
-        // A tokenizer of megabytes takes as long as weights that are only mapped.
+        // A tokenizer of megabytes takes as long as weights that are only mapped; a broken one stops them.
+        let stop = AtomicBool::new(false);
         let (text, loaded) = std::thread::scope(|scope| {
-            let text = scope.spawn(|| load_text(model.dir.files()).map_err(model_error));
-            let loaded = self.on_device(Load(&self, &model));
+            let text = scope.spawn(|| {
+                let text = load_text(model.dir.files()).map_err(model_error);
+                stop.store(text.is_err(), Ordering::Relaxed);
+                text
+            });
+            let loaded = self.on_device(Load(&self, &model, &stop));
             (text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), loaded)
         });
         let ((tokenizer, template), loaded) = (text?, loaded?);
@@ -327,7 +334,8 @@ trait OnBackend {
 }
 
 struct Plan<'a>(&'a EngineBuilder, &'a Model);
-struct Load<'a>(&'a EngineBuilder, &'a Model);
+/// With what stops it.
+struct Load<'a>(&'a EngineBuilder, &'a Model, &'a AtomicBool);
 
 impl OnBackend for Plan<'_> {
     type Output = MemoryPlan;
@@ -343,7 +351,7 @@ impl OnBackend for Load<'_> {
     type Output = Loaded;
 
     fn run<B: Backend>(self, device: Arc<B>) -> Result<Loaded> {
-        let Load(builder, model) = self;
+        let Load(builder, model, stop) = self;
         let options = builder.executor_options(&*device, model)?;
         let plan = plan(&*device, &model.spec, &options).map_err(|e| Error::Plan(e.to_string()))?;
         let load = LoadOptions {
@@ -351,7 +359,10 @@ impl OnBackend for Load<'_> {
             positions: plan.limits.max_model_len,
             packs: builder.pack_cache.folder(plan.weights),
         };
-        let mut progress = |done, total| (builder.on_progress)(Progress::Weights { done, total });
+        let mut progress = |done, total| {
+            (builder.on_progress)(Progress::Weights { done, total });
+            if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
         let decoder = Decoder::load(&*device, model, load, &mut progress).map_err(|e| Error::Model(e.to_string()))?;
         let caps = device.caps();
         let numerics_id = format!(

@@ -41,7 +41,7 @@ fn setup(name: &str) -> Setup {
     let plan = plan(&*device, &model.spec, &options).expect("plan");
     let matrices = model.weights.matrices().map(|m| options.weights.bytes(m.rows(), m.cols) as u64).sum();
     let load = LoadOptions { store: options.weights, positions: plan.limits.max_model_len, packs: None };
-    let decoder = Decoder::load(&*device, &model, load, &mut |_, _| {}).expect("load");
+    let decoder = Decoder::load(&*device, &model, load, &mut |_, _| std::ops::ControlFlow::Continue(())).expect("load");
     let executor = ModelExecutor::new(device.clone(), decoder, &options, &plan).expect("executor");
     let (layers, groups) = (model.spec.layers.len(), plan.limits.cache.groups.len());
     Setup { device, executor, plan, matrices, layers, groups }

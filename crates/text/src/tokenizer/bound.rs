@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::validate::Checked;
+use super::vocab::Vocab;
 
 /// How many bytes of text one token can stand for, at most.
 pub(crate) struct TokenBound {
@@ -17,12 +17,12 @@ pub(crate) struct TokenBound {
 const UNBOUNDED: usize = 4096;
 
 impl TokenBound {
-    pub(crate) fn new(file: &Value, checked: &Checked) -> Self {
+    pub(crate) fn new(file: &Value, vocab: &Vocab) -> Self {
         let mut whitespace_is_free = file["added_tokens"]
             .as_array()
             .is_some_and(|list| list.iter().any(|t| t["lstrip"] == true || t["rstrip"] == true));
-        let mut bytes_per_token = checked.longest.max(1);
-        if swallows_unknown(&file["model"], &file["pre_tokenizer"]) {
+        let mut bytes_per_token = vocab.longest().max(1);
+        if swallows_unknown(&file["model"], vocab, &file["pre_tokenizer"]) {
             bytes_per_token = bytes_per_token.max(UNBOUNDED);
         }
         let mut stages = Vec::new();
@@ -63,12 +63,12 @@ impl TokenBound {
 }
 
 /// Whether one unknown token can stand for any length of text.
-fn swallows_unknown(model: &Value, pre_tokenizer: &Value) -> bool {
+fn swallows_unknown(model: &Value, vocab: &Vocab, pre_tokenizer: &Value) -> bool {
     let bytes_known = {
         let mut stages = Vec::new();
         flatten(pre_tokenizer, &mut stages);
         let mapped = stages.iter().any(|s| s["type"] == "ByteLevel");
-        let has = |token: &str| model["vocab"].get(token).is_some();
+        let has = |token: &str| vocab.id(token).is_some();
         // Every byte as its own token, in one of the two alphabets: there is no unknown character.
         (mapped && has("Ġ") && has("ł") && has("a")) || (model["byte_fallback"] == true && has("<0xFF>"))
     };

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use serde_json::{Map, Value, json};
 
 use super::kind;
+use super::vocab::Vocab;
 use crate::error::{Error, Result};
 use crate::file::Files;
 
@@ -115,21 +116,22 @@ impl Neighbours {
     }
 
     /// Writes into `file` (a tokenizer.json, not validated yet) what these files say: the flags of added
-    /// tokens, which tokens are special, whether `bos` and `eos` are added.
-    pub(crate) fn apply(self, file: &mut Value) -> Result<SpecialTokens, String> {
+    /// tokens, which tokens are special, whether `bos` and `eos` are added. A `known` vocabulary stands for
+    /// that of `file`.
+    pub(crate) fn apply(&self, file: &mut Value, known: Option<&Vocab>) -> Result<SpecialTokens, String> {
         let named = SpecialTokens::read(&self.config, &self.special_tokens_map);
         let list = match file["added_tokens"].take() {
             Value::Null => Vec::new(),
             Value::Array(list) => list,
             other => return Err(format!("added_tokens is {}, it must be a list", kind(&other))),
         };
-        let mut added = Added::new(list, &file["model"]["vocab"]);
+        let mut added = Added::new(list, ModelIds::new(known, &file["model"]["vocab"]));
         self.add_declared(&mut added);
         for token in named.all() {
             if let Some(entry) = added.get_mut(token) {
                 entry["special"] = true.into();
             } else if let Some(id) = added.model_ids.get(token) {
-                added.push(entry(id.clone(), token, &json!({"special": true})));
+                added.push(entry(id, token, &json!({"special": true})));
             }
         }
         let post_processor = self.post_processor(&added, &named);
@@ -155,7 +157,7 @@ impl Neighbours {
             if let Some(known) = added.get_mut(content) {
                 *known = entry(known["id"].clone(), content, token);
             } else if let Some(id) = added.model_ids.get(content) {
-                added.push(entry(id.clone(), content, token));
+                added.push(entry(id, content, token));
             } else if id == next {
                 added.push(entry(id.into(), content, token));
                 next += 1;
@@ -199,20 +201,48 @@ impl Neighbours {
 struct Added<'a> {
     list: Vec<Value>,
     at: HashMap<String, usize>,
-    /// Tokens of the model itself.
-    model_ids: HashMap<&'a str, Value>,
+    model_ids: ModelIds<'a>,
+}
+
+/// The tokens of the model itself.
+enum ModelIds<'a> {
+    Known(&'a Vocab),
+    Object(&'a Map<String, Value>),
+    List(HashMap<&'a str, usize>),
+}
+
+impl<'a> ModelIds<'a> {
+    fn new(known: Option<&'a Vocab>, vocab: &'a Value) -> Self {
+        match (known, vocab) {
+            (Some(vocab), _) => Self::Known(vocab),
+            (None, Value::Object(vocab)) => Self::Object(vocab),
+            (None, Value::Array(vocab)) => {
+                Self::List(vocab.iter().enumerate().filter_map(|(i, e)| Some((e[0].as_str()?, i))).collect())
+            }
+            _ => Self::List(HashMap::new()),
+        }
+    }
+
+    fn get(&self, token: &str) -> Option<Value> {
+        match self {
+            Self::Known(vocab) => vocab.id(token).map(Value::from),
+            Self::Object(vocab) => vocab.get(token).cloned(),
+            Self::List(ids) => ids.get(token).copied().map(Value::from),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Known(vocab) => vocab.len(),
+            Self::Object(vocab) => vocab.len(),
+            Self::List(ids) => ids.len(),
+        }
+    }
 }
 
 impl<'a> Added<'a> {
-    fn new(list: Vec<Value>, vocab: &'a Value) -> Self {
+    fn new(list: Vec<Value>, model_ids: ModelIds<'a>) -> Self {
         let at = list.iter().enumerate().filter_map(|(i, e)| Some((e["content"].as_str()?.to_owned(), i))).collect();
-        let model_ids = match vocab {
-            Value::Object(vocab) => vocab.iter().map(|(t, id)| (t.as_str(), id.clone())).collect(),
-            Value::Array(vocab) => {
-                vocab.iter().enumerate().filter_map(|(i, e)| Some((e[0].as_str()?, i.into()))).collect()
-            }
-            _ => HashMap::new(),
-        };
         Self { list, at, model_ids }
     }
 
@@ -230,7 +260,7 @@ impl<'a> Added<'a> {
     fn id(&self, token: &str) -> Option<Value> {
         match self.at.get(token) {
             Some(&at) => Some(self.list[at]["id"].clone()),
-            None => self.model_ids.get(token).cloned(),
+            None => self.model_ids.get(token),
         }
     }
 }

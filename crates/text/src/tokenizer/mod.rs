@@ -1,6 +1,7 @@
 //! Text to ids: a `tokenizers` pipeline behind a validator.
 
 mod bound;
+mod bpe;
 mod charsmap;
 mod config;
 mod pattern;
@@ -15,12 +16,14 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use tokenizers::models::bpe::Merges;
 
 use crate::decode::DecodePlan;
 use crate::error::{Error, Result, one_line, panic_text};
 use crate::file::{self, Files};
 use bound::TokenBound;
 pub use config::SpecialTokens;
+use vocab::Vocab;
 
 const NAME: &str = "tokenizer.json";
 /// Larger than any published tokenizer.json (about 35 MB) by a factor of three.
@@ -43,6 +46,37 @@ struct Inner {
     special_tokens: SpecialTokens,
     vocab_size: usize,
     hash: [u8; 32],
+}
+
+impl Inner {
+    /// Checks a file and hands it to the library. `tables` are those of a BPE model, where the file lacks them.
+    fn assemble(
+        mut file: Value,
+        tables: Option<(Vocab, Merges)>,
+        neighbours: &config::Neighbours,
+        hash: [u8; 32],
+    ) -> Result<Self, String> {
+        let (known, merges) = tables.unzip();
+        let special_tokens = neighbours.apply(&mut file, known.as_ref())?;
+        let vocab = validate::document(&mut file, known)?;
+        let plan = DecodePlan::new(&file["decoder"])?;
+        let bound = TokenBound::new(&file, &vocab);
+        let vocab_size = vocab.size();
+        let library = guarded(|| match merges {
+            Some(merges) => bpe::tokenizer(file, vocab, merges),
+            None => Ok(serde_json::from_value(file)?),
+        })
+        .map_err(|panic| format!("the tokenizers library panicked on it: {panic}"))?
+        .map_err(|e| format!("not a tokenizer: {e}"))?;
+        let added = library.get_added_vocabulary();
+        let special_ids = added
+            .get_added_tokens_decoder()
+            .keys()
+            .copied()
+            .filter(|&id| library.id_to_token(id).is_some_and(|t| added.is_special_token(&t)))
+            .collect();
+        Ok(Self { library, plan, bound, special_ids, special_tokens, vocab_size, hash })
+    }
 }
 
 impl Tokenizer {
@@ -84,38 +118,21 @@ impl Tokenizer {
 
     fn build(bytes: &[u8], neighbours: config::Neighbours, origin: &str) -> Result<Self> {
         let fail = |reason: String| Error::Tokenizer { origin: origin.to_owned(), reason: one_line(reason) };
-        let mut file = validate::parse(bytes).map_err(fail)?;
+        let text = validate::text(bytes).map_err(fail)?;
         // The hash covers what decides the ids: the file, and the neighbours' say in it.
         let mut hash = Sha256::new();
         hash.update((bytes.len() as u64).to_le_bytes());
         hash.update(bytes);
         hash.update(neighbours.digest_input());
-        let special_tokens = neighbours.apply(&mut file).map_err(fail)?;
-        let checked = validate::document(&mut file).map_err(fail)?;
-        let plan = DecodePlan::new(&file["decoder"]).map_err(fail)?;
-        let bound = TokenBound::new(&file, &checked);
-
-        let library = guarded(|| serde_json::from_value::<tokenizers::Tokenizer>(file))
-            .map_err(|panic| fail(format!("the tokenizers library panicked on it: {panic}")))?
-            .map_err(|e| fail(format!("not a tokenizer: {e}")))?;
-        let added = library.get_added_vocabulary();
-        let special_ids = added
-            .get_added_tokens_decoder()
-            .keys()
-            .copied()
-            .filter(|&id| library.id_to_token(id).is_some_and(|t| added.is_special_token(&t)))
-            .collect();
-        Ok(Self {
-            inner: Arc::new(Inner {
-                library,
-                plan,
-                bound,
-                special_ids,
-                special_tokens,
-                vocab_size: checked.vocab_size,
-                hash: hash.finalize().into(),
-            }),
-        })
+        let hash = hash.finalize().into();
+        let regular = bpe::read(text).and_then(|(file, t)| Inner::assemble(file, Some(t), &neighbours, hash).ok());
+        let inner = match regular {
+            Some(inner) => inner,
+            None => {
+                validate::parse(text).and_then(|file| Inner::assemble(file, None, &neighbours, hash)).map_err(fail)?
+            }
+        };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// The ids of `text`. With `add_special`, the post-processor adds its special tokens (a leading

@@ -13,23 +13,18 @@ use super::{kind, pipeline, vocab};
 /// 100 bytes, so this bounds the memory of parsing to about 1 GB.
 const MAX_VALUES: usize = 8 << 20;
 
-/// What later stages need to know about a validated file.
-pub(crate) struct Checked {
-    /// The largest id + 1.
-    pub vocab_size: usize,
-    /// Length in bytes of the longest token, as the vocabulary writes it.
-    pub longest: usize,
-}
-
-/// Parses the file, refusing what would take absurd memory to parse.
-pub(crate) fn parse(bytes: &[u8]) -> Result<Value, String> {
-    if std::str::from_utf8(bytes).is_err() {
-        return Err("is not UTF-8".into());
-    }
+/// Refuses what is no text or would take absurd memory to parse.
+pub(crate) fn text(bytes: &[u8]) -> Result<&str, String> {
+    let text = std::str::from_utf8(bytes).map_err(|_| "is not UTF-8")?;
     if separators(bytes) > MAX_VALUES {
         return Err(format!("holds more than {MAX_VALUES} values, no tokenizer does"));
     }
-    let value: Value = serde_json::from_slice(bytes).map_err(|e| format!("is not valid JSON: {e}"))?;
+    Ok(text)
+}
+
+/// Parses the file.
+pub(crate) fn parse(text: &str) -> Result<Value, String> {
+    let value: Value = serde_json::from_str(text).map_err(|e| format!("is not valid JSON: {e}"))?;
     if !value.is_object() {
         return Err(format!("is {}, it must be an object", kind(&value)));
     }
@@ -58,8 +53,9 @@ fn separators(bytes: &[u8]) -> usize {
     count
 }
 
-/// Checks the whole file and removes what a server must not honour: truncation, padding, dropout.
-pub(crate) fn document(file: &mut Value) -> Result<Checked, String> {
+/// Checks the whole file and removes what a server must not honour: truncation, padding, dropout. A `known`
+/// vocabulary, with its merges, is that of a BPE model and has been checked.
+pub(crate) fn document(file: &mut Value, known: Option<Vocab>) -> Result<Vocab, String> {
     let Value::Object(root) = file else {
         return Err("it must be an object".into());
     };
@@ -76,17 +72,17 @@ pub(crate) fn document(file: &mut Value) -> Result<Checked, String> {
             return Err(format!("{part} is {}, it must be an object or null", kind(spec)));
         }
     }
-    let mut vocab = model(root)?;
+    let mut vocab = model(root, known)?;
     vocab.add(root.get("added_tokens").unwrap_or(&Value::Null))?;
     pipeline::normalizer(&root["normalizer"])?;
     pipeline::pre_tokenizer(&root["pre_tokenizer"])?;
     pipeline::decoder(&root["decoder"])?;
     pipeline::post_processor(&root["post_processor"], &vocab)?;
-    Ok(Checked { vocab_size: vocab.size(), longest: vocab.longest() })
+    Ok(vocab)
 }
 
 /// Checks the model and names its type, which files from before 2020 leave out.
-fn model(root: &mut Map<String, Value>) -> Result<Vocab, String> {
+fn model(root: &mut Map<String, Value>, known: Option<Vocab>) -> Result<Vocab, String> {
     let Some(Value::Object(model)) = root.get_mut("model") else {
         return Err("has no model".into());
     };
@@ -110,8 +106,12 @@ fn model(root: &mut Map<String, Value>) -> Result<Vocab, String> {
     match kind.as_str() {
         "BPE" => {
             model.insert("dropout".into(), Value::Null);
-            vocab::bpe(model)
+            match known {
+                Some(vocab) => vocab::bpe_strings(model).map(|_| vocab),
+                None => vocab::bpe(model),
+            }
         }
+        _ if known.is_some() => Err("its model is no BPE".into()),
         "WordPiece" => vocab::word_piece(model),
         "WordLevel" => vocab::word_level(model),
         "Unigram" => vocab::unigram(model),

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use serde_json::{Map, Value};
+use tokenizers::models::bpe::Vocab as Ids;
 
 use super::kind;
 
@@ -16,24 +17,59 @@ const MAX_UNIGRAM_TOKEN: usize = 512;
 /// The library matches every added token against every text.
 const MAX_ADDED: usize = 1 << 20;
 
-/// The tokens of a file: the model's, then the added ones with the ids that the library gives them.
+/// The tokens of a file: the model's, and of the added ones the largest id and length.
 pub(crate) struct Vocab {
-    ids: HashMap<String, u32>,
-    model_len: usize,
+    /// The model's own.
+    ids: Ids,
     max_id: Option<u32>,
     longest: usize,
 }
 
 impl Vocab {
-    fn new(ids: HashMap<String, u32>) -> Self {
+    fn new(ids: Ids) -> Self {
         let longest = ids.keys().map(String::len).max().unwrap_or(0);
-        Self { model_len: ids.len(), max_id: ids.values().max().copied(), ids, longest }
+        Self { max_id: ids.values().max().copied(), ids, longest }
     }
 
+    /// A vocabulary object's entries; `None` where [`id_map`] refuses them or a token is there twice.
+    pub(crate) fn regular(entries: Vec<(String, u32)>) -> Option<Self> {
+        let mut ids = Ids::with_capacity(entries.len());
+        let mut used = Vec::new();
+        for (token, id) in entries {
+            if u64::from(id) >= MAX_ID || token.len() > MAX_TOKEN {
+                return None;
+            }
+            let at = id as usize;
+            if used.len() <= at {
+                used.resize(at + 1, false);
+            }
+            if std::mem::replace(&mut used[at], true) || ids.insert(token, id).is_some() {
+                return None;
+            }
+        }
+        Some(Self::new(ids))
+    }
+
+    /// The id of a token of the model.
+    pub(crate) fn id(&self, token: &str) -> Option<u32> {
+        self.ids.get(token).copied()
+    }
+
+    /// The model's tokens.
+    pub(crate) fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    pub(crate) fn into_ids(self) -> Ids {
+        self.ids
+    }
+
+    /// The largest id + 1.
     pub(crate) fn size(&self) -> usize {
         self.max_id.map_or(0, |id| id as usize + 1)
     }
 
+    /// Length in bytes of the longest token, as the vocabulary writes it.
     pub(crate) fn longest(&self) -> usize {
         self.longest
     }
@@ -55,7 +91,8 @@ impl Vocab {
             other => return Err(format!("added_tokens is {}, it must be a list", kind(other))),
         };
         let mut owner: HashMap<u32, &str> = HashMap::new();
-        let mut next = self.model_len as u32;
+        let mut new: HashMap<&str, u32> = HashMap::new();
+        let mut next = self.ids.len() as u32;
         for (at, entry) in list.iter().enumerate() {
             let fail = |what: String| format!("added_tokens[{at}]: {what}");
             let content = entry["content"].as_str().ok_or_else(|| fail("has no content".into()))?;
@@ -66,9 +103,11 @@ impl Vocab {
                 return Err(fail(format!("is {} bytes long, the limit is {MAX_TOKEN}", content.len())));
             }
             let declared = id(&entry["id"]).map_err(|e| fail(format!("id {e}")))?;
-            let given = *self.ids.entry(content.to_owned()).or_insert_with(|| {
-                next += 1;
-                next - 1
+            let given = self.id(content).unwrap_or_else(|| {
+                *new.entry(content).or_insert_with(|| {
+                    next += 1;
+                    next - 1
+                })
             });
             if declared != given {
                 return Err(fail(format!(
@@ -102,7 +141,7 @@ fn id_map(model: &Map<String, Value>) -> Result<Vocab, String> {
         Some(other) => return Err(format!("model.vocab is {}, it must be an object", kind(other))),
         None => return Err("model.vocab is missing".into()),
     };
-    let mut ids = HashMap::with_capacity(vocab.len());
+    let mut ids = Ids::with_capacity(vocab.len());
     let mut owner: HashMap<u32, &str> = HashMap::with_capacity(vocab.len());
     for (token, value) in vocab {
         let id = id(value).map_err(|e| format!("model.vocab: the id of {} {e}", quoted(token)))?;
@@ -136,9 +175,7 @@ fn optional_string<'a>(model: &'a Map<String, Value>, field: &str) -> Result<Opt
 /// cuts `continuing_subword_prefix` off the right side by length alone.
 pub(crate) fn bpe(model: &Map<String, Value>) -> Result<Vocab, String> {
     let vocab = id_map(model)?;
-    let prefix = optional_string(model, "continuing_subword_prefix")?.unwrap_or_default();
-    optional_string(model, "end_of_word_suffix")?;
-    optional_string(model, "unk_token")?;
+    let prefix = bpe_strings(model)?;
     let merges = match model.get("merges") {
         Some(Value::Array(merges)) => merges,
         Some(other) => return Err(format!("model.merges is {}, it must be a list", kind(other))),
@@ -182,6 +219,14 @@ pub(crate) fn bpe(model: &Map<String, Value>) -> Result<Vocab, String> {
     Ok(vocab)
 }
 
+/// The optional strings of a BPE model; returns `continuing_subword_prefix`.
+pub(crate) fn bpe_strings(model: &Map<String, Value>) -> Result<&str, String> {
+    let prefix = optional_string(model, "continuing_subword_prefix")?.unwrap_or_default();
+    optional_string(model, "end_of_word_suffix")?;
+    optional_string(model, "unk_token")?;
+    Ok(prefix)
+}
+
 /// A WordPiece model. Matching a word takes time in the cube of its length, so the length has a limit.
 pub(crate) fn word_piece(model: &Map<String, Value>) -> Result<Vocab, String> {
     const MAX_WORD: u64 = 1000;
@@ -206,7 +251,7 @@ pub(crate) fn unigram(model: &Map<String, Value>) -> Result<Vocab, String> {
         Some(other) => return Err(format!("model.vocab is {}, it must be a list", kind(other))),
         None => return Err("model.vocab is missing".into()),
     };
-    let mut ids = HashMap::with_capacity(list.len());
+    let mut ids = Ids::with_capacity(list.len());
     for (at, entry) in list.iter().enumerate() {
         let fail = |what: String| format!("model.vocab[{at}]: {what}");
         let (Some(token), Some(_)) = (entry[0].as_str(), entry[1].as_f64()) else {

@@ -19,20 +19,23 @@ pub fn shared(path: &str) -> Option<PathBuf> {
     None
 }
 
+/// Names and paths of the tokenizers in the shared data.
+pub const SHARED_TOKENIZERS: [(&str, &str); 5] = [
+    ("gpt2", "tokenizers/built/gpt2.tokenizer.json"),
+    ("qwen2", "tokenizers/built/qwen2_qwen3.tokenizer.json"),
+    ("mistral-v0.3", "tokenizers/mistral-7b-v0.3/tokenizer.json"),
+    ("phi-3", "tokenizers/phi3/tokenizer.json"),
+    ("stories260K", "stories260K/hf/tokenizer.json"),
+];
+
 /// The tokenizers of the shared data, with a name each, loaded once.
 pub fn shared_tokenizers() -> &'static [(&'static str, anyfleet_text::Tokenizer)] {
     static LOADED: OnceLock<Vec<(&'static str, anyfleet_text::Tokenizer)>> = OnceLock::new();
     LOADED.get_or_init(|| {
-        [
-            ("gpt2", "tokenizers/built/gpt2.tokenizer.json"),
-            ("qwen2", "tokenizers/built/qwen2_qwen3.tokenizer.json"),
-            ("mistral-v0.3", "tokenizers/mistral-7b-v0.3/tokenizer.json"),
-            ("phi-3", "tokenizers/phi3/tokenizer.json"),
-            ("stories260K", "stories260K/hf/tokenizer.json"),
-        ]
-        .into_iter()
-        .filter_map(|(name, path)| Some((name, anyfleet_text::Tokenizer::from_file(shared(path)?).unwrap())))
-        .collect()
+        SHARED_TOKENIZERS
+            .into_iter()
+            .filter_map(|(name, path)| Some((name, anyfleet_text::Tokenizer::from_file(shared(path)?).unwrap())))
+            .collect()
     })
 }
 

@@ -40,7 +40,7 @@ fn broken_json() {
 }
 
 /// Files that use each kind of model and most other parts.
-fn variants() -> Vec<Value> {
+pub fn variants() -> Vec<Value> {
     let mut word_piece = common::byte_fallback();
     word_piece["model"] = json!({"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
         "max_input_chars_per_word": 100, "vocab": {"[UNK]": 0, "the": 1, "##m": 2, "t": 3}});

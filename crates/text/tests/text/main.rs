@@ -6,6 +6,7 @@ mod detokenizer;
 mod files;
 mod hostile_templates;
 mod hostile_tokenizers;
+mod library;
 mod published_templates;
 mod stop_strings;
 mod tokenizer;
