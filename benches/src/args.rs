@@ -182,6 +182,7 @@ mod tests {
             &["run", "--model", "x", "--random-weights", "y"],
             &["run", "--model", "x", "--prompt", "0"],
             &["run", "--model", "x", "--quantize", "q3"],
+            &["run", "--model", "x", "--kv-dtype", "q8"],
             &["device", "--threads", "0"],
             &["perplexity", "--pocket"],
         ] {

@@ -1,6 +1,6 @@
 //! One decoder that executes any [`DecoderSpec`] on any backend: eight operations a layer.
 use crate::{AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, RopeSpec};
-use anyfleet_tensor::ops::{Attention, Embed, Gather, Linear, LinearActMul, Norm, QkNorm, Rope, RopeKv};
+use anyfleet_tensor::ops::{Attention, Embed, Gather, KvScales, Linear, LinearActMul, Norm, QkNorm, Rope, RopeKv};
 use anyfleet_tensor::{Backend, DType, Encoder, Live, Result, Tensor};
 
 /// A decoder's weights on a device, and the way through them.
@@ -64,8 +64,16 @@ pub struct LayerCache<B: Backend> {
     pub k: Tensor<B>,
     /// Values.
     pub v: Tensor<B>,
+    /// Scales of keys and of values, `[P, G, p]` f32 each, where both are i8.
+    pub scales: Option<(Tensor<B>, Tensor<B>)>,
     /// The layer's cache group.
     pub group: usize,
+}
+
+impl<B: Backend> LayerCache<B> {
+    fn scales(&self) -> Option<KvScales<'_, B>> {
+        self.scales.as_ref().map(|(k, v)| KvScales { k, v })
+    }
 }
 
 /// Activation buffers, shared by all layers.
@@ -189,6 +197,7 @@ impl<B: Backend> Decoder<B> {
             q: &q,
             k_cache: &cache.k,
             v_cache: &cache.v,
+            scales: cache.scales(),
             qkv: &qkv,
             positions: &step.positions,
             slots: &group.slots,
@@ -201,6 +210,7 @@ impl<B: Backend> Decoder<B> {
             q: &q,
             k_cache: &cache.k,
             v_cache: &cache.v,
+            scales: cache.scales(),
             seqs: &group.seqs,
             table: &group.table,
             scale: attn.scale,

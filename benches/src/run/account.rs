@@ -107,7 +107,7 @@ pub fn matrix_rate(ceilings: &Ceilings, dtype: DType, quantize: Quantize) -> Opt
 mod tests {
     use super::*;
     use crate::device::example;
-    use anyfleet::{DTypeSpec, Engine};
+    use anyfleet::{DTypeSpec, Engine, KvDType};
     use anyfleet_models::open_model;
     use std::path::{Path, PathBuf};
 
@@ -149,6 +149,15 @@ mod tests {
                 assert_eq!(full, spec.layers.iter().all(|l| l.attention.window.is_none()), "{name}");
             }
         }
+    }
+
+    #[test]
+    fn bytes_count_with_their_scales() {
+        let dir = fixture("qwen3");
+        let spec = open_model(&dir).unwrap().spec;
+        let plan = Engine::builder(dir.to_str().unwrap()).kv_dtype(KvDType::I8).plan().unwrap();
+        let size = spec.layers[0].attention.head_dim as f64;
+        assert_eq!(Account::new(&spec, &plan, 0).kv_element, (size + 4.0) / size);
     }
 
     #[test]

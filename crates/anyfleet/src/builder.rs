@@ -2,8 +2,8 @@
 use crate::engine::Shared;
 use crate::worker::{Board, Worker};
 use crate::{
-    ChatTemplate, DTypeSpec, DeviceSpec, Engine, EngineInfo, Error, PackCache, QuantizeSpec, Result, SamplingParams,
-    Tokenizer,
+    ChatTemplate, DTypeSpec, DeviceSpec, Engine, EngineInfo, Error, KvDType, PackCache, QuantizeSpec, Result,
+    SamplingParams, Tokenizer,
 };
 use anyfleet_executor::{ExecutorOptions, MemoryPlan, ModelExecutor, plan};
 use anyfleet_models::{Decoder, LoadOptions, Model, open_model};
@@ -51,6 +51,7 @@ pub struct EngineBuilder {
     device: DeviceSpec,
     dtype: DTypeSpec,
     quantize: QuantizeSpec,
+    kv_dtype: KvDType,
     max_model_len: Option<usize>,
     kv_cache_bytes: Option<u64>,
     max_num_seqs: usize,
@@ -80,6 +81,7 @@ impl EngineBuilder {
             device: DeviceSpec::Auto,
             dtype: DTypeSpec::Auto,
             quantize: QuantizeSpec::None,
+            kv_dtype: KvDType::Auto,
             max_model_len: None,
             kv_cache_bytes: None,
             max_num_seqs: 64,
@@ -100,7 +102,8 @@ impl EngineBuilder {
         self
     }
 
-    /// Type of weights and KV cache on the device; the checkpoint's by default.
+    /// Type of weights on the device, and of the KV cache unless [`EngineBuilder::kv_dtype`] says otherwise; the
+    /// checkpoint's by default.
     #[must_use]
     pub fn dtype(mut self, dtype: DTypeSpec) -> Self {
         self.dtype = dtype;
@@ -111,6 +114,13 @@ impl EngineBuilder {
     #[must_use]
     pub fn quantize(mut self, quantize: QuantizeSpec) -> Self {
         self.quantize = quantize;
+        self
+    }
+
+    /// Type of keys and values in the cache; that of the weights by default, before they are quantized.
+    #[must_use]
+    pub fn kv_dtype(mut self, kv_dtype: KvDType) -> Self {
+        self.kv_dtype = kv_dtype;
         self
     }
 
@@ -294,12 +304,24 @@ impl EngineBuilder {
         }
     }
 
-    fn executor_options<B: Backend>(&self, device: &B, model: &Model) -> Result<ExecutorOptions> {
-        let dtype = match self.dtype {
+    /// The type of the weights, before they are quantized.
+    fn weight_dtype(&self, model: &Model) -> DType {
+        match self.dtype {
             DTypeSpec::F32 => DType::F32,
             DTypeSpec::Bf16 => DType::BF16,
             DTypeSpec::F16 => DType::F16,
             DTypeSpec::Auto => model.dir.main_dtype().unwrap_or(DType::F32),
+        }
+    }
+
+    fn executor_options<B: Backend>(&self, device: &B, model: &Model) -> Result<ExecutorOptions> {
+        let dtype = self.weight_dtype(model);
+        let kv = match self.kv_dtype {
+            KvDType::Auto => dtype,
+            KvDType::F32 => DType::F32,
+            KvDType::Bf16 => DType::BF16,
+            KvDType::F16 => DType::F16,
+            KvDType::I8 => DType::I8,
         };
         let caps = device.caps();
         let weights = match self.quantize {
@@ -307,8 +329,16 @@ impl EngineBuilder {
             QuantizeSpec::Q8 => WeightFormat::Q8,
             QuantizeSpec::Q4 => WeightFormat::Q4,
         };
-        if !caps.weights.contains(&WeightFormat::Float(dtype)) || !caps.kv.contains(&dtype) {
+        if !caps.weights.contains(&WeightFormat::Float(dtype)) {
             return Err(Error::Device(format!("{} does not support --dtype {dtype}; use another dtype", caps.device)));
+        }
+        if !caps.kv.contains(&kv) {
+            let known: Vec<&str> = caps.kv.iter().map(|kv| if *kv == DType::I8 { "int8" } else { kv.name() }).collect();
+            return Err(Error::Device(format!(
+                "{} has no KV cache of {kv}; use one of these for --kv-dtype: {}",
+                caps.device,
+                known.join(", ")
+            )));
         }
         if !caps.weights.contains(&weights) {
             return Err(Error::Device(format!("{} does not support --quantize {weights}; use none", caps.device)));
@@ -316,7 +346,7 @@ impl EngineBuilder {
         let activation = caps.activations.first().copied().unwrap_or(DType::F32);
         Ok(ExecutorOptions {
             weights,
-            kv: dtype,
+            kv,
             activation,
             max_model_len: self.max_model_len,
             kv_bytes: self.kv_cache_bytes,
@@ -372,7 +402,7 @@ impl OnBackend for Load<'_> {
         let name = caps.device.clone();
         let executor =
             ModelExecutor::new(device, decoder, &options, &plan).map_err(|e| Error::Device(e.to_string()))?;
-        Ok(Loaded { executor: Box::new(executor), plan, device: name, dtype: options.kv, numerics_id })
+        Ok(Loaded { executor: Box::new(executor), plan, device: name, dtype: builder.weight_dtype(model), numerics_id })
     }
 }
 

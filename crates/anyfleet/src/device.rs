@@ -34,7 +34,7 @@ impl FromStr for DeviceSpec {
     }
 }
 
-/// Type of weights and of the KV cache on the device.
+/// Type of weights on the device, and of the KV cache unless [`KvDType`] says otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum DTypeSpec {
     /// The type most of the checkpoint's weights have.
@@ -105,6 +105,49 @@ impl FromStr for QuantizeSpec {
             "q8" => Ok(QuantizeSpec::Q8),
             "q4" => Ok(QuantizeSpec::Q4),
             _ => Err(format!("quantization \"{name}\" is unknown; use none, q8 or q4")),
+        }
+    }
+}
+
+/// Type of keys and values in the cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum KvDType {
+    /// That of the weights, before they are quantized.
+    #[default]
+    Auto,
+    /// IEEE binary32.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE binary16.
+    F16,
+    /// A byte an element with a scale per token and head: about half the memory of bf16.
+    I8,
+}
+
+impl fmt::Display for KvDType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            KvDType::Auto => "auto",
+            KvDType::F32 => "f32",
+            KvDType::Bf16 => "bf16",
+            KvDType::F16 => "f16",
+            KvDType::I8 => "int8",
+        })
+    }
+}
+
+impl FromStr for KvDType {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "auto" => Ok(KvDType::Auto),
+            "f32" => Ok(KvDType::F32),
+            "bf16" => Ok(KvDType::Bf16),
+            "f16" => Ok(KvDType::F16),
+            "int8" => Ok(KvDType::I8),
+            _ => Err(format!("KV dtype \"{name}\" is unknown; use auto, int8, bf16, f16 or f32")),
         }
     }
 }

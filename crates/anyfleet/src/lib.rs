@@ -55,7 +55,7 @@ pub use anyfleet_runtime::{
 };
 pub use anyfleet_text::{ChatInput, ChatTemplate, Detokenizer, Tokenizer};
 pub use builder::{EngineBuilder, Progress};
-pub use device::{DTypeSpec, DeviceInfo, DeviceSpec, QuantizeSpec, list_devices};
+pub use device::{DTypeSpec, DeviceInfo, DeviceSpec, KvDType, QuantizeSpec, list_devices};
 pub use engine::{Engine, EngineInfo};
 pub use error::{Error, Result};
 pub use pack_cache::PackCache;

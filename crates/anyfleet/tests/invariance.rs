@@ -3,7 +3,7 @@
 mod common;
 
 use anyfleet::{
-    Completion, DTypeSpec, Engine, EngineBuilder, GenerateRequest, QuantizeSpec, SamplingParams, TokenStream,
+    Completion, DTypeSpec, Engine, EngineBuilder, GenerateRequest, KvDType, QuantizeSpec, SamplingParams, TokenStream,
 };
 use common::fixtures_dir;
 
@@ -11,12 +11,14 @@ use common::fixtures_dir;
 /// QK-norm with everything else.
 const MODELS: [&str; 4] = ["llama3", "mistral-window", "qwen2-window", "qwen3-mixed"];
 
-/// Types of weights and keys, and quantizations.
-const KINDS: [(DTypeSpec, QuantizeSpec); 4] = [
-    (DTypeSpec::F32, QuantizeSpec::None),
-    (DTypeSpec::Bf16, QuantizeSpec::None),
-    (DTypeSpec::Bf16, QuantizeSpec::Q8),
-    (DTypeSpec::Bf16, QuantizeSpec::Q4),
+/// Types of weights, quantizations, and types of keys.
+const KINDS: [(DTypeSpec, QuantizeSpec, KvDType); 6] = [
+    (DTypeSpec::F32, QuantizeSpec::None, KvDType::Auto),
+    (DTypeSpec::Bf16, QuantizeSpec::None, KvDType::Auto),
+    (DTypeSpec::Bf16, QuantizeSpec::Q8, KvDType::Auto),
+    (DTypeSpec::Bf16, QuantizeSpec::Q4, KvDType::Auto),
+    (DTypeSpec::Bf16, QuantizeSpec::None, KvDType::I8),
+    (DTypeSpec::Bf16, QuantizeSpec::Q4, KvDType::I8),
 ];
 
 fn builder(model: &str) -> EngineBuilder {
@@ -79,9 +81,9 @@ fn assert_same(what: &str, found: &[Vec<u32>], want: &[Vec<u32>]) {
 #[test]
 fn bits_do_not_depend_on_the_company() {
     for model in MODELS {
-        for (dtype, quantize) in KINDS {
-            let base = builder(model).dtype(dtype).quantize(quantize);
-            let kind = format!("{model} {dtype} {quantize}");
+        for (dtype, quantize, kv) in KINDS {
+            let base = builder(model).dtype(dtype).quantize(quantize).kv_dtype(kv);
+            let kind = format!("{model} {dtype} {quantize} {kv}");
             let requests = requests(24);
             let want = alone(&base.clone().prefix_cache(false).threads(1).build().expect("engine"), &requests);
             let engine = base.clone().threads(2).build().expect("engine");
@@ -98,23 +100,24 @@ fn bits_do_not_depend_on_the_company() {
 
 #[test]
 fn bits_do_not_depend_on_chunk_and_page_size() {
-    let quantized = [QuantizeSpec::Q8, QuantizeSpec::Q4].map(|quantize| (MODELS[0], quantize));
-    for (model, quantize) in MODELS.map(|model| (model, QuantizeSpec::None)).into_iter().chain(quantized) {
-        let builder = |model| builder(model).quantize(quantize);
+    let quantized = [QuantizeSpec::Q8, QuantizeSpec::Q4].map(|quantize| (MODELS[0], quantize, KvDType::Auto));
+    let plain = |kv| MODELS.map(|model| (model, QuantizeSpec::None, kv));
+    for (model, quantize, kv) in plain(KvDType::Auto).into_iter().chain(quantized).chain(plain(KvDType::I8)) {
+        let builder = |model| builder(model).quantize(quantize).kv_dtype(kv);
         let requests = requests(12);
         let want = alone(&builder(model).prefix_cache(false).build().expect("engine"), &requests);
         for (page, tokens, threads) in [(1, 512, 2), (3, 64, 1), (64, 13, 2), (16, 9, 1), (5, 40, 2)] {
             let engine =
                 builder(model).page_size(page).max_batch_tokens(tokens).max_num_seqs(9.min(tokens)).threads(threads);
             let found = together(&engine.build().expect("engine"), &requests);
-            assert_same(&format!("{model} {quantize}, pages of {page}, steps of {tokens}"), &found, &want);
+            assert_same(&format!("{model} {quantize} {kv}, pages of {page}, steps of {tokens}"), &found, &want);
         }
     }
 }
 
 /// An engine with at most `most` pages in any cache group.
-fn small_cache(model: &str, most: u32) -> EngineBuilder {
-    let with = |bytes| builder(model).max_batch_tokens(64).kv_cache_bytes(bytes);
+fn small_cache(base: EngineBuilder, most: u32) -> EngineBuilder {
+    let with = |bytes| base.clone().max_batch_tokens(64).kv_cache_bytes(bytes);
     let fits = |bytes: &u64| {
         let plan = with(*bytes).plan();
         plan.is_ok_and(|p| p.limits.cache.groups.iter().all(|g| g.pages <= most))
@@ -125,10 +128,12 @@ fn small_cache(model: &str, most: u32) -> EngineBuilder {
 
 #[test]
 fn bits_survive_preemption_and_64_streams_share_16_pages() {
-    for model in MODELS {
+    let kinds = MODELS.map(|model| (model, KvDType::Auto));
+    for (model, kv) in kinds.into_iter().chain([("qwen3-mixed", KvDType::I8)]) {
         let requests = requests(64);
-        let want = alone(&builder(model).prefix_cache(false).build().expect("engine"), &requests);
-        let engine = small_cache(model, 16).build().expect("engine");
+        let builder = builder(model).kv_dtype(kv);
+        let want = alone(&builder.clone().prefix_cache(false).build().expect("engine"), &requests);
+        let engine = small_cache(builder, 16).build().expect("engine");
         let pages: Vec<u32> = engine.info().plan.limits.cache.groups.iter().map(|g| g.pages).collect();
         assert_same(&format!("{model}, {pages:?} pages"), &together(&engine, &requests), &want);
         let stats = engine.stats();

@@ -18,11 +18,10 @@ const FAR: u64 = (4 << 30) + (64 << 20);
 /// Qwen's vocabulary.
 const VOCAB: usize = 151_936;
 
-/// One dtype combination, the narrowest the device has: the small tier covers the others.
+/// One dtype combination, the narrowest floats the device has, and integers: the small tier covers the others.
 pub(crate) fn cases<B: Backend>(caps: &Caps) -> Cases<B> {
-    let (Some(&activation), Some(&kv)) = (caps.activations.first(), caps.kv.iter().min_by_key(|d| d.size())) else {
-        return Vec::new();
-    };
+    let kv = caps.kv.iter().filter(|d| d.is_float()).min_by_key(|d| d.size());
+    let (Some(&activation), Some(&kv)) = (caps.activations.first(), kv) else { return Vec::new() };
     let Some(&weight) = caps.weights.iter().min_by_key(|w| w.bytes(1, 1)) else { return Vec::new() };
     let mut cases: Cases<B> = Vec::new();
     for rows in [1, 17, 512] {
@@ -82,6 +81,13 @@ pub(crate) fn cases<B: Backend>(caps: &Caps) -> Cases<B> {
     let chunks = vec![Length { rows: 24, context: 5000 }, Length { rows: 3, context: 3001 }];
     cases.push(Box::new(ChunkIndependence(AttentionCase { sequences: chunks, ..attention(activation, kv) })));
     cases.push(Box::new(rope_kv(activation, kv)));
+    for &kv in caps.kv.iter().filter(|d| d.is_scaled()) {
+        for (rows, context, offset) in [(1, 32_768, 0), (512, 4096, 0), (5, 300, FAR)] {
+            let sequences = vec![Length { rows, context }];
+            cases.push(Box::new(AttentionCase { sequences, sampled: 1, offset, ..attention(activation, kv) }));
+        }
+        cases.push(Box::new(rope_kv(activation, kv)));
+    }
     cases
 }
 

@@ -12,7 +12,7 @@ pub fn unit_roundoff(dtype: DType) -> f64 {
         DType::F32 => UNIT_F32,
         DType::BF16 => 1.0 / 256.0,
         DType::F16 => 1.0 / 2048.0,
-        DType::U32 | DType::U8 => 0.0,
+        DType::U32 | DType::U8 | DType::I8 => 0.0,
     }
 }
 
@@ -66,6 +66,7 @@ pub fn decode(dtype: DType, bytes: &[u8], i: usize) -> f64 {
         DType::F16 => f16::from_le_bytes(two()).to_f64(),
         DType::U32 => u32::from_le_bytes(four()) as f64,
         DType::U8 => bytes[i] as f64,
+        DType::I8 => bytes[i] as i8 as f64,
     }
 }
 
@@ -77,7 +78,7 @@ pub fn poison(dtype: DType) -> &'static [u8] {
         DType::F32 | DType::U32 => &[0xad, 0xde, 0xc0, 0x7f],
         DType::BF16 => &[0xde, 0x7f],
         DType::F16 => &[0xde, 0x7e],
-        DType::U8 => &[0xa5],
+        DType::U8 | DType::I8 => &[0xa5],
     }
 }
 

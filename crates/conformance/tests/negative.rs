@@ -33,7 +33,7 @@ fn a_backend_that_computes_nothing_fails_every_op() {
 }
 
 /// Each mutation with the op it breaks and a word of the message that names the damage.
-const MUTATIONS: [(Mutation, &str, &str); 30] = [
+const MUTATIONS: [(Mutation, &str, &str); 32] = [
     (Mutation::EmbedNextRow, "embed", "expected Exact"),
     (Mutation::NormForgetsEps, "norm", "expected Near"),
     (Mutation::NormWritesPastTheEnd, "norm", "memory outside output out was written"),
@@ -52,11 +52,13 @@ const MUTATIONS: [(Mutation, &str, &str); 30] = [
     (Mutation::RopeStoresUnusedSlots, "rope_kv", "_cache"),
     (Mutation::RopeInterleavesWrong, "rope_kv", "expected Near"),
     (Mutation::RopeTruncatesStores, "rope_kv", "k_cache"),
+    (Mutation::RopeScalesByPage, "rope_kv", "_scale"),
     (Mutation::AttentionWindowOffByOne, "attention", "expected Near"),
     (Mutation::AttentionSeesTheFuture, "attention", "expected Near"),
     (Mutation::AttentionIgnoresFirstPage, "attention", "panicked"),
     (Mutation::AttentionSumsByPage, "attention", "gave other bits in chunks"),
     (Mutation::AttentionOneKvHead, "attention", "expected Near"),
+    (Mutation::AttentionForgetsScales, "attention", "expected Near"),
     (Mutation::GatherCopiesInOrder, "gather", "expected Exact"),
     (Mutation::SampleTiesToHighestId, "sample", "expected Exact"),
     (Mutation::SampleAdjustsLogprobs, "sample", "logprobs"),

@@ -29,9 +29,11 @@ pub fn cache_groups(spec: &DecoderSpec, max_model_len: usize) -> Vec<LayerGroup>
 }
 
 impl LayerGroup {
-    /// Bytes of one page over all layers of the group, keys and values.
+    /// Bytes of one page over all layers of the group, keys and values, their scales included.
     pub fn page_bytes(&self, spec: &DecoderSpec, page_size: usize, kv: DType) -> u64 {
-        let token = |layer: &LayerSpec| 2 * layer.attention.kv_heads * layer.attention.head_dim * kv.size();
+        let scale = if kv.is_scaled() { DType::F32.size() } else { 0 };
+        let head = |layer: &LayerSpec| layer.attention.head_dim * kv.size() + scale;
+        let token = |layer: &LayerSpec| 2 * layer.attention.kv_heads * head(layer);
         self.layers.iter().map(|&i| (token(&spec.layers[i]) * page_size) as u64).sum()
     }
 
@@ -63,7 +65,12 @@ pub fn allocate<B: Backend>(
             let group = group_of(i);
             let pages = cache.groups[group].pages as usize;
             let shape = [pages, layer.attention.kv_heads, cache.page_size as usize, layer.attention.head_dim];
-            Ok(LayerCache { k: Tensor::new(device, kv, &shape)?, v: Tensor::new(device, kv, &shape)?, group })
+            let tensor = |dtype, shape: &[usize]| Tensor::new(device, dtype, shape);
+            let scales = match kv.is_scaled() {
+                true => Some((tensor(DType::F32, &shape[..3])?, tensor(DType::F32, &shape[..3])?)),
+                false => None,
+            };
+            Ok(LayerCache { k: tensor(kv, &shape)?, v: tensor(kv, &shape)?, scales, group })
         })
         .collect()
 }

@@ -36,7 +36,11 @@ struct Setup {
 }
 
 fn setup(name: &str) -> Setup {
-    let (model, options) = (model(name), options());
+    setup_with(name, options())
+}
+
+fn setup_with(name: &str, options: ExecutorOptions) -> Setup {
+    let model = model(name);
     let device = Arc::new(NullBackend::default());
     let plan = plan(&*device, &model.spec, &options).expect("plan");
     let matrices = model.weights.matrices().map(|m| options.weights.bytes(m.rows(), m.cols) as u64).sum();
@@ -105,10 +109,33 @@ fn a_layer_is_at_most_nine_ops_and_the_head_four() {
 #[test]
 fn what_is_allocated_is_what_was_planned() {
     for name in ["llama2", "llama-bias", "mistral-window", "qwen2-window", "qwen3-mixed"] {
-        let setup = setup(name);
-        let allocated: u64 = setup.device.allocations().iter().map(|&b| b as u64).sum();
-        assert_eq!(allocated + setup.matrices, setup.plan.total(), "{name}: {}", setup.plan);
-        assert!(setup.plan.kv_cache <= 1 << 20, "{name}: {}", setup.plan);
+        for kv in [DType::BF16, DType::I8] {
+            let setup = setup_with(name, ExecutorOptions { kv, ..options() });
+            let allocated: u64 = setup.device.allocations().iter().map(|&b| b as u64).sum();
+            assert_eq!(allocated + setup.matrices, setup.plan.total(), "{name}: {}", setup.plan);
+            assert!(setup.plan.kv_cache <= 1 << 20, "{name}: {}", setup.plan);
+        }
+    }
+}
+
+#[test]
+fn a_cache_of_bytes_takes_a_byte_an_element_and_four_a_head() {
+    let device = NullBackend::default();
+    for name in ["llama2", "qwen3-mixed"] {
+        let spec = model(name).spec;
+        // One sequence of the full length: as many pages, whatever their size.
+        let [bf16, bytes] = [DType::BF16, DType::I8].map(|kv| {
+            let options = ExecutorOptions { kv, kv_bytes: None, max_sequences: 1, ..options() };
+            plan(&device, &spec, &options).expect("plan")
+        });
+        assert_eq!(bf16.kv_tokens, bytes.kv_tokens, "{name}");
+        let size = spec.layers[0].attention.head_dim as u64;
+        assert!(spec.layers.iter().all(|l| l.attention.head_dim as u64 == size), "{name}");
+        assert_eq!(bytes.kv_cache * 2 * size, bf16.kv_cache * (size + 4), "{name}");
+        assert_eq!(
+            (bytes.weights, bytes.activations, bytes.workspace),
+            (bf16.weights, bf16.activations, bf16.workspace)
+        );
     }
 }
 

@@ -27,7 +27,7 @@ pub struct Caps {
     pub operands: Vec<(WeightFormat, Operand)>,
     /// KV-cache types whose attention rounds queries and softmax weights first, and to what.
     pub attention_operands: Vec<(DType, DType)>,
-    /// KV-cache types.
+    /// KV-cache types; with [`DType::I8`] come [scales](crate::ops::KvScales).
     pub kv: Vec<DType>,
     /// Tokens per KV page the backend prefers; it takes any page size from 1 up.
     pub page_size: usize,

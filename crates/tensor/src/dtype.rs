@@ -14,6 +14,8 @@ pub enum DType {
     U32,
     /// Raw bytes.
     U8,
+    /// Signed bytes: keys and values as [`quant::kv_head`](crate::quant::kv_head) makes them.
+    I8,
 }
 
 impl DType {
@@ -23,13 +25,18 @@ impl DType {
         match self {
             DType::F32 | DType::U32 => 4,
             DType::BF16 | DType::F16 => 2,
-            DType::U8 => 1,
+            DType::U8 | DType::I8 => 1,
         }
     }
 
     /// True for the types arithmetic is done on.
     pub const fn is_float(self) -> bool {
         matches!(self, DType::F32 | DType::BF16 | DType::F16)
+    }
+
+    /// True for a cache whose elements mean something only with a scale per token and head beside them.
+    pub const fn is_scaled(self) -> bool {
+        matches!(self, DType::I8)
     }
 
     /// The name used in messages, flags and `NumericsId`s.
@@ -40,6 +47,7 @@ impl DType {
             DType::F16 => "f16",
             DType::U32 => "u32",
             DType::U8 => "u8",
+            DType::I8 => "i8",
         }
     }
 }
@@ -54,7 +62,7 @@ impl fmt::Display for DType {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum WeightFormat {
-    /// One float per element; never [`DType::U32`] or [`DType::U8`].
+    /// One float per element; never an integer type.
     Float(DType),
     /// A signed byte per element and an f32 scale per output feature: [`quant::q8_row`](crate::quant::q8_row).
     Q8,
@@ -103,4 +111,7 @@ impl Element for u32 {
 }
 impl Element for u8 {
     const DTYPE: DType = DType::U8;
+}
+impl Element for i8 {
+    const DTYPE: DType = DType::I8;
 }

@@ -24,7 +24,7 @@ impl Default for NullBackend {
                 weights: floats.map(WeightFormat::Float).to_vec(),
                 operands: Vec::new(),
                 attention_operands: Vec::new(),
-                kv: floats.to_vec(),
+                kv: [floats.as_slice(), &[DType::I8]].concat(),
                 page_size: 16,
                 memory: DeviceMemory::default(),
                 max_buffer: None,

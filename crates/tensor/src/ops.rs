@@ -159,11 +159,21 @@ pub struct QkNorm<'a, B: Backend> {
     pub eps: f32,
 }
 
+/// The scales of caches of [`DType::I8`], which have them and which alone have them: an element reads as
+/// the byte times the scale of its token and head, rounded to bf16 (to nearest, ties to even).
+pub struct KvScales<'a, B: Backend> {
+    /// `[P, G, p]` f32.
+    pub k: &'a Tensor<B>,
+    /// `[P, G, p]` f32.
+    pub v: &'a Tensor<B>,
+}
+
 /// Normalises and rotates queries and keys, writes queries to `q` and stores keys and values.
 ///
 /// `q` `[T, H*d]`; `qkv` `[T, (H + 2G)*d]` as `[q | k | v]`; `positions` `[T]` u32, below the rope
 /// table's rows; `slots` `[T]` u32 = page * p + offset, or `u32::MAX` to store nothing; caches
-/// `[P, G, p, d]` in a KV dtype.
+/// `[P, G, p, d]` in a KV dtype. Bytes and scale of a head in caches of i8 are those of
+/// [`quant::kv_head`](crate::quant::kv_head).
 pub struct RopeKv<'a, B: Backend> {
     /// `[T, H*d]`.
     pub q: &'a Tensor<B>,
@@ -171,6 +181,8 @@ pub struct RopeKv<'a, B: Backend> {
     pub k_cache: &'a Tensor<B>,
     /// `[P, G, p, d]`.
     pub v_cache: &'a Tensor<B>,
+    /// Of caches of i8.
+    pub scales: Option<KvScales<'a, B>>,
     /// `[T, (H + 2G)*d]`.
     pub qkv: &'a Tensor<B>,
     /// `[T]` u32.
@@ -200,6 +212,8 @@ pub struct Attention<'a, B: Backend> {
     pub k_cache: &'a Tensor<B>,
     /// `[P, G, p, d]`.
     pub v_cache: &'a Tensor<B>,
+    /// Of caches of i8.
+    pub scales: Option<KvScales<'a, B>>,
     /// `[S, 8]` u32.
     pub seqs: &'a Tensor<B>,
     /// `[E]` u32.
@@ -366,7 +380,12 @@ impl<B: Backend> LinearActMul<'_, B> {
     }
 }
 
-fn check_cache<B: Backend>(device: &B, op: &'static str, k: &Tensor<B>, v: &Tensor<B>) -> Result<()> {
+fn check_cache<B: Backend>(
+    device: &B,
+    op: &'static str,
+    (k, v): (&Tensor<B>, &Tensor<B>),
+    scales: Option<&KvScales<'_, B>>,
+) -> Result<()> {
     rule!(
         op,
         k.shape().len() == 4 && k.shape() == v.shape(),
@@ -376,7 +395,32 @@ fn check_cache<B: Backend>(device: &B, op: &'static str, k: &Tensor<B>, v: &Tens
     );
     rule!(op, k.is_contiguous() && v.is_contiguous(), "caches must be contiguous", k_cache = k, v_cache = v);
     one_of(device, op, "k_cache", k, &device.caps().kv)?;
-    one_of(device, op, "v_cache", v, &device.caps().kv)
+    exactly(device, op, "v_cache", v, k.dtype())?;
+    rule!(
+        op,
+        k.dtype().is_scaled() == scales.is_some(),
+        "caches of i8, and no others, have scales",
+        k_cache = k,
+        scales = scales.map(|scales| scales.k)
+    );
+    let Some(KvScales { k: k_scale, v: v_scale }) = scales else { return Ok(()) };
+    rule!(
+        op,
+        k_scale.shape() == &k.shape()[..3] && v_scale.shape() == k_scale.shape(),
+        "scales must be [P, G, p]",
+        k_scale = k_scale,
+        v_scale = v_scale,
+        k_cache = k
+    );
+    rule!(
+        op,
+        k_scale.is_contiguous() && v_scale.is_contiguous(),
+        "scales must be contiguous",
+        k_scale = k_scale,
+        v_scale = v_scale
+    );
+    exactly(device, op, "k_scale", k_scale, DType::F32)?;
+    exactly(device, op, "v_scale", v_scale, DType::F32)
 }
 
 impl<B: Backend> RopeKv<'_, B> {
@@ -386,7 +430,7 @@ impl<B: Backend> RopeKv<'_, B> {
     /// [`Error::Shape`] or [`Error::DType`].
     pub fn check(&self, device: &B) -> Result<()> {
         const OP: &str = "rope_kv";
-        check_cache(device, OP, self.k_cache, self.v_cache)?;
+        check_cache(device, OP, (self.k_cache, self.v_cache), self.scales.as_ref())?;
         let (groups, size) = (self.k_cache.dim(1), self.k_cache.dim(3));
         let rows = self.q.rows();
         rule!(OP, size > 0 && self.q.cols().is_multiple_of(size), "q must be [T, H*d]", q = self.q, d = size);
@@ -444,7 +488,7 @@ impl<B: Backend> Attention<'_, B> {
     /// [`Error::Shape`] or [`Error::DType`].
     pub fn check(&self, device: &B) -> Result<()> {
         const OP: &str = "attention";
-        check_cache(device, OP, self.k_cache, self.v_cache)?;
+        check_cache(device, OP, (self.k_cache, self.v_cache), self.scales.as_ref())?;
         let width = self.k_cache.dim(1) * self.k_cache.dim(3);
         rule!(OP, self.out.shape() == self.q.shape(), "out and q differ", out = self.out, q = self.q);
         rule!(

@@ -1,4 +1,4 @@
-//! Integer weights and activations: what they mean, to the bit.
+//! Integer weights, activations, keys and values: what they mean, to the bit.
 //!
 //! Weights are quantized on the host by the functions here, so that every backend keeps the same
 //! integers. Activations are quantized where a product runs, by the arithmetic of [`ByteRow`]. Products
@@ -9,6 +9,8 @@
 //!
 //! A row with a [`ByteRow::rest`] is two rows; their results are added before the weights' scale, the rest
 //! last: `fma(rest, rest.scale, row * row.scale)`.
+
+use half::bf16;
 
 /// Input features that share a multiplier in [`WeightFormat::Q4`](crate::WeightFormat::Q4).
 pub const GROUP: usize = 32;
@@ -203,6 +205,33 @@ fn bytes(x: impl Iterator<Item = f32>, scale: f32) -> Vec<i8> {
     x.map(|x| round(x * inverse).clamp(-BYTE, BYTE) as i8).collect()
 }
 
+/// Quantizes one head of one token for a cache of i8: `q = round(x * (1 / scale))`, ties to even, with
+/// `scale = largest magnitude / 127`. Returns the scale. A head of zeros has the scale 0 and so has one of
+/// such small numbers that the scale has no inverse; its bytes are 0. A head with an element that is not
+/// finite has bytes of 0 and the scale `f32::NAN`: all of it reads as NaN, and nothing else does.
+///
+/// # Panics
+/// When `q` is shorter than `x`.
+pub fn kv_head(x: &[f32], q: &mut [i8]) -> f32 {
+    let q = &mut q[..x.len()];
+    let finite = x.iter().all(|v| v.is_finite());
+    let scale = if finite { x.iter().fold(0.0f32, |most, v| most.max(v.abs())) / BYTE } else { f32::NAN };
+    let inverse = inverse(scale);
+    if inverse == 0.0 {
+        q.fill(0);
+        return if finite { 0.0 } else { f32::NAN };
+    }
+    for (q, x) in q.iter_mut().zip(x) {
+        *q = round(x * inverse).clamp(-BYTE, BYTE) as i8;
+    }
+    scale
+}
+
+/// What an element of a cache of i8 reads as.
+pub fn kv_value(q: i8, scale: f32) -> bf16 {
+    bf16::from_f32(f32::from(q) * scale)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -267,6 +296,26 @@ mod tests {
         assert!(row.rest.is_some());
         for (i, (got, want)) in row.values().into_iter().zip(&x).enumerate() {
             assert!((got - want).abs() < 150.0 / 127.0 / 250.0, "element {i}: {got}, expected {want}");
+        }
+    }
+
+    #[test]
+    fn heads_of_a_cache() {
+        let x = wave(77);
+        let mut q = vec![1; 77];
+        let scale = kv_head(&x, &mut q);
+        assert!(q.iter().any(|q| q.unsigned_abs() == 127));
+        for (&q, x) in q.iter().zip(&x) {
+            // Half a step, and half a unit of bf16.
+            assert!((kv_value(q, scale).to_f32() - x).abs() <= scale * 0.5001 + x.abs() / 256.0);
+        }
+        for (x, scale) in [([0.0, -0.0], 0.0), ([1e-45, -3e-39], 0.0), ([f32::MAX, 1.0], f32::MAX / 127.0)] {
+            assert_eq!(kv_head(&x, &mut q), scale);
+            assert_eq!(q[0], if scale == 0.0 { 0 } else { 127 });
+        }
+        for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let scale = kv_head(&[1.0, odd], &mut q);
+            assert!(scale.is_nan() && q[..2] == [0, 0] && kv_value(q[0], scale).is_nan());
         }
     }
 

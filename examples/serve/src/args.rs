@@ -2,7 +2,7 @@
 use crate::progress::LoadBar;
 use crate::size::parse_size;
 use crate::{Failure, banner};
-use anyfleet::{DTypeSpec, DeviceSpec, Engine, EngineBuilder, PackCache, QuantizeSpec};
+use anyfleet::{DTypeSpec, DeviceSpec, Engine, EngineBuilder, KvDType, PackCache, QuantizeSpec};
 use anyfleet_openai::ServerState;
 use clap::Parser;
 use std::time::Duration;
@@ -26,12 +26,15 @@ pub(crate) struct Args {
     /// Name of the model in the API; several, separated by commas, are aliases [default: its directory's or hub name]
     #[arg(long, value_name = "NAME", value_delimiter = ',', help_heading = "Model")]
     pub served_model_name: Vec<String>,
-    /// Type of weights and KV cache; auto is the checkpoint's own
+    /// Type of weights; auto is the checkpoint's own
     #[arg(long, value_name = "auto|bf16|f16|f32", default_value = "auto", help_heading = "Model")]
     pub dtype: String,
     /// Keep weights as integers of 8 or 4 bits; the KV cache keeps its type
     #[arg(long, value_name = "none|q8|q4", default_value = "none", help_heading = "Model")]
     pub quantize: String,
+    /// Keys and values in the cache: auto (as --dtype), int8 (half of bf16's memory), bf16, f16 or f32
+    #[arg(long, value_name = "TYPE", default_value = "auto", help_heading = "Model")]
+    pub kv_dtype: String,
     /// Tokens per sequence, prompt and output [default: the model's limit, or what the KV cache holds]
     #[arg(long, value_name = "TOKENS", value_parser = positive, help_heading = "Model")]
     pub max_model_len: Option<usize>,
@@ -117,6 +120,7 @@ impl Args {
             .device(self.device.parse::<DeviceSpec>()?)
             .dtype(self.dtype.parse::<DTypeSpec>()?)
             .quantize(self.quantize.parse::<QuantizeSpec>()?)
+            .kv_dtype(self.kv_dtype.parse::<KvDType>()?)
             .pack_cache(self.pack_cache.clone())
             .prefix_cache(!self.no_prefix_cache)
             .on_progress(move |p| progress.update(p));

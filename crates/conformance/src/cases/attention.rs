@@ -1,5 +1,5 @@
 //! Causal attention over pages.
-use super::cache::{PageShape, far_caches};
+use super::cache::{Caches, NAMES, PageShape, far_caches};
 use super::linear::{dot, dot_error};
 use crate::case::{OpCase, Selection, Types};
 use crate::expect::{Expected, Tolerance, Want};
@@ -9,7 +9,7 @@ use crate::operand::{Role, Spec};
 use crate::rng::Rng;
 use crate::stage::{Placement, Stage, Staged};
 use anyfleet_tensor::ops::Attention;
-use anyfleet_tensor::{Backend, Caps, DType, Encoder, Live, Result, SeqMeta, Tensor};
+use anyfleet_tensor::{Backend, Caps, DType, Encoder, Live, Result, SeqMeta, quant};
 
 /// One sequence of a case: its last `rows` positions are queries.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -62,8 +62,17 @@ pub struct AttentionCase {
 /// Queries, keys and values of one sequence, row-major.
 struct Sequence {
     q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
+    k: Cells,
+    v: Cells,
+}
+
+/// What a cache keeps of a sequence's keys or values.
+struct Cells {
+    /// As attention reads them.
+    values: Vec<f32>,
+    /// Where the cache is i8: the bytes, and a scale per head.
+    bytes: Vec<i8>,
+    scales: Vec<f32>,
 }
 
 /// Rows of a sequence in a batch.
@@ -100,9 +109,15 @@ pub struct Host {
 struct Pages {
     seqs: Vec<u32>,
     table: Vec<u32>,
-    /// Page id, keys and values.
-    contents: Vec<(usize, Vec<u8>, Vec<u8>)>,
+    contents: Vec<Page>,
     count: usize,
+}
+
+/// A page's id, keys and values, and the scales of both where they have some.
+struct Page {
+    id: usize,
+    cells: [Vec<u8>; 2],
+    scales: [Vec<u8>; 2],
 }
 
 impl AttentionCase {
@@ -157,9 +172,17 @@ impl AttentionCase {
                     let id = ids.pop().expect("pages were counted");
                     let held = page * batch.page..((page + 1) * batch.page).min(keys.end);
                     let seen = held.start.max(keys.start)..held.end;
-                    let fill = |from: &[f32]| self.fill_page(shape, from, seen.clone());
                     let sequence = &host.sequences[span.sequence];
-                    pages.contents.push((id, fill(&sequence.k), fill(&sequence.v)));
+                    let both = [&sequence.k, &sequence.v];
+                    let cells = both.map(|from| match self.kv.is_scaled() {
+                        true => fill_page(shape, bytemuck::cast_slice(&from.bytes), seen.clone()),
+                        false => fill_page(shape, &encode(self.kv, &from.values), seen.clone()),
+                    });
+                    let scales = both.map(|from| match self.kv.is_scaled() {
+                        true => fill_page(shape.scales(), &encode(DType::F32, &from.scales), seen.clone()),
+                        false => Vec::new(),
+                    });
+                    pages.contents.push(Page { id, cells, scales });
                     pages.table.push(id as u32);
                 }
             }
@@ -169,46 +192,57 @@ impl AttentionCase {
         pages
     }
 
-    fn fill_page(&self, shape: PageShape, from: &[f32], positions: std::ops::Range<usize>) -> Vec<u8> {
-        let mut bytes = shape.blank();
-        for position in positions {
-            for group in 0..self.groups {
-                let head = &from[(position * self.groups + group) * self.size..][..self.size];
-                let at = shape.head(group, position % shape.tokens).start * self.kv.size();
-                let head = encode(self.kv, head);
-                bytes[at..at + head.len()].copy_from_slice(&head);
-            }
-        }
-        bytes
-    }
-
     fn stage_caches<B: Backend>(
         &self,
         stage: &mut Stage<'_, B>,
         shape: PageShape,
         pages: &mut Pages,
-    ) -> Result<[Tensor<B>; 2]> {
+    ) -> Result<Caches<B>> {
         if self.offset > 0 {
-            let (k, v, first) = far_caches(stage, shape, self.offset, pages.count)?;
-            let rows = |values: bool| {
-                let pick = |(id, k, v): &(usize, Vec<u8>, Vec<u8>)| (first + id, if values { v } else { k }.clone());
-                pages.contents.iter().map(pick).collect()
-            };
-            stage.sparse("k_cache", false, &k, rows(false));
-            stage.sparse("v_cache", false, &v, rows(true));
+            let (caches, first) = far_caches(stage, shape, self.offset, pages.count)?;
+            for (i, (cells, scales)) in NAMES[0].into_iter().zip(NAMES[1]).enumerate() {
+                let rows = pages.contents.iter().map(|page| (first + page.id, page.cells[i].clone()));
+                stage.sparse(cells, false, &caches.cells[i], rows.collect());
+                if let Some(tensors) = &caches.scales {
+                    let rows = pages.contents.iter().map(|page| (first + page.id, page.scales[i].clone()));
+                    stage.sparse(scales, false, &tensors[i], rows.collect());
+                }
+            }
             pages.table.iter_mut().filter(|id| **id != u32::MAX).for_each(|id| *id += first as u32);
-            return Ok([k, v]);
+            return Ok(caches);
         }
-        let mut images = [vec![shape.blank(); pages.count], vec![shape.blank(); pages.count]];
-        for (id, k, v) in &pages.contents {
-            images[0][*id].clone_from(k);
-            images[1][*id].clone_from(v);
-        }
-        let mut cache = |name, image: &[Vec<u8>]| {
-            let (dims, data) = (shape.dims(pages.count), image.concat());
-            stage.operand(Spec { name, role: Role::Input, dtype: self.kv, shape: &dims, data: &data })
+        let mut cache = |name, shape: PageShape, dims: &[usize], of: &dyn Fn(&Page) -> Vec<u8>| {
+            let mut image = vec![shape.blank(); pages.count];
+            pages.contents.iter().for_each(|page| image[page.id] = of(page));
+            let spec = Spec { name, role: Role::Input, dtype: shape.dtype, shape: dims, data: &image.concat() };
+            stage.operand(spec)
         };
-        Ok([cache("k_cache", &images[0])?, cache("v_cache", &images[1])?])
+        let ([k, v], [k_scale, v_scale]) = (NAMES[0], NAMES[1]);
+        let (dims, scales) = (shape.dims(pages.count), shape.scales());
+        Ok(Caches {
+            cells: [cache(k, shape, &dims, &|p| p.cells[0].clone())?, cache(v, shape, &dims, &|p| p.cells[1].clone())?],
+            scales: match self.kv.is_scaled() {
+                true => Some([
+                    cache(k_scale, scales, &dims[..3], &|p| p.scales[0].clone())?,
+                    cache(v_scale, scales, &dims[..3], &|p| p.scales[1].clone())?,
+                ]),
+                false => None,
+            },
+        })
+    }
+
+    /// Heads of keys or values as a cache keeps them.
+    fn cells(&self, values: Vec<f32>) -> Cells {
+        let mut cells = Cells { bytes: Vec::new(), scales: Vec::new(), values };
+        if self.kv.is_scaled() {
+            cells.bytes = vec![0; cells.values.len()];
+            for (head, bytes) in cells.values.chunks_mut(self.size).zip(cells.bytes.chunks_mut(self.size)) {
+                let scale = quant::kv_head(head, bytes);
+                head.iter_mut().zip(bytes).for_each(|(v, q)| *v = quant::kv_value(*q, scale).to_f32());
+                cells.scales.push(scale);
+            }
+        }
+        cells
     }
 
     pub(crate) fn stage_batch<B: Backend>(
@@ -228,7 +262,7 @@ impl AttentionCase {
         }
         let q = stage.input("q", self.activation, &[batch.tokens, width], &rows)?;
         let mut pages = self.pages(host, batch);
-        let [k_cache, v_cache] = self.stage_caches(&mut stage, self.page_shape(batch), &mut pages)?;
+        let caches = self.stage_caches(&mut stage, self.page_shape(batch), &mut pages)?;
         let seqs = stage.indices("seqs", &[batch.spans.len() + padding, 8], &pages.seqs)?;
         let table = stage.indices("table", &[pages.table.len()], &pages.table)?;
         let out = stage.output("out", self.activation, &[batch.tokens, width])?;
@@ -236,8 +270,8 @@ impl AttentionCase {
         // Either way of counting, where every entry counts.
         let live = if padding == 0 && batch.seed.is_multiple_of(2) { Live::All } else { Live::Sequences };
         let record = Box::new(move |enc: &mut Encoder<'_, B>| {
-            let (k_cache, v_cache, seqs, table) = (&k_cache, &v_cache, &seqs, &table);
-            enc.attention(Attention { out: &out, q: &q, k_cache, v_cache, seqs, table, scale, window, live });
+            let ([k_cache, v_cache], scales, seqs, table) = (&caches.cells, caches.kv_scales(), &seqs, &table);
+            enc.attention(Attention { out: &out, q: &q, k_cache, v_cache, scales, seqs, table, scale, window, live });
         });
         stage.finish(live, batch.spans.len(), record)
     }
@@ -254,7 +288,7 @@ impl AttentionCase {
         let scores: Vec<f64> = keys
             .clone()
             .map(|key| {
-                let (score, absolute) = dot(q, &sequence.k[at(key)]);
+                let (score, absolute) = dot(q, &sequence.k.values[at(key)]);
                 magnitude = magnitude.max(absolute * self.scale() as f64);
                 score * self.scale() as f64
             })
@@ -264,7 +298,7 @@ impl AttentionCase {
         for (key, score) in keys.zip(scores) {
             let p = (score - most).exp();
             total += p;
-            for (i, &v) in sequence.v[at(key)].iter().enumerate() {
+            for (i, &v) in sequence.v.values[at(key)].iter().enumerate() {
                 value[i] += p * v as f64;
                 scale[i] += p * v.abs() as f64;
             }
@@ -276,6 +310,19 @@ impl AttentionCase {
         let spread = (1.0 + 4.0 * magnitude + rounded) / total;
         value.iter().zip(scale).map(|(v, s)| Want::Near { value: v / total, scale: s * spread }).collect()
     }
+}
+
+/// A page of `from`, `[positions][groups][size]`; slots of other positions stay poison.
+fn fill_page(shape: PageShape, from: &[u8], positions: std::ops::Range<usize>) -> Vec<u8> {
+    let (mut bytes, element) = (shape.blank(), shape.dtype.size());
+    for position in positions {
+        for group in 0..shape.groups {
+            let head = &from[(position * shape.groups + group) * shape.size * element..][..shape.size * element];
+            let at = shape.head(group, position % shape.tokens).start * element;
+            bytes[at..at + head.len()].copy_from_slice(head);
+        }
+    }
+    bytes
 }
 
 impl OpCase for AttentionCase {
@@ -298,8 +345,8 @@ impl OpCase for AttentionCase {
     fn draw(&self, rng: &mut Rng) -> Host {
         let sequences = self.sequences.iter().map(|length| Sequence {
             q: self.spread.activations(rng, length.rows, self.heads * self.size, self.activation),
-            k: self.spread.activations(rng, length.context, self.groups * self.size, self.kv),
-            v: round_all(self.kv, rng.normals(length.context * self.groups * self.size, 1.0)),
+            k: self.cells(self.spread.activations(rng, length.context, self.groups * self.size, self.kv)),
+            v: self.cells(round_all(self.kv, rng.normals(length.context * self.groups * self.size, 1.0))),
         });
         let sequences = sequences.collect();
         // Rows of the batch need not be in the order of the sequences, nor without gaps.
@@ -361,8 +408,8 @@ impl OpCase for AttentionCase {
         let longest = self.sequences.iter().map(|s| s.context).max().unwrap_or(0);
         let arithmetic = dot_error(longest.max(self.size));
         let rounding = unit_roundoff(self.activation);
-        // Weights may be rounded to the values' type where that is bf16.
-        let weights = if self.kv == DType::BF16 { unit_roundoff(DType::BF16) } else { 0.0 };
+        // Weights may be rounded to the type values are read as where that is bf16.
+        let weights = if matches!(self.kv, DType::BF16 | DType::I8) { unit_roundoff(DType::BF16) } else { 0.0 };
         // With outliers one score in a thousand is in the thousands, and so is its error's factor.
         let factor = if self.spread == Spread::Normal { 64.0 } else { 8192.0 };
         Tolerance {

@@ -1,5 +1,5 @@
 //! Per-head norms, rotation, and the store of keys and values.
-use super::cache::{CacheWants, PageShape, far_caches};
+use super::cache::{CacheWants, Caches, NAMES, PageShape, far_caches};
 use super::norm;
 use crate::case::{OpCase, Piece, Selection, Types, live_of};
 use crate::expect::{Expected, Tolerance, Want};
@@ -8,7 +8,7 @@ use crate::number::{UNIT_F32, round, unit_roundoff};
 use crate::rng::Rng;
 use crate::stage::{Placement, Stage, Staged};
 use anyfleet_tensor::ops::{QkNorm, Rope, RopeKv};
-use anyfleet_tensor::{Backend, DType, Encoder, Live, Result};
+use anyfleet_tensor::{Backend, DType, Encoder, Live, Result, quant};
 
 /// Positions the drawn rope tables have.
 const POSITIONS: usize = 300;
@@ -108,6 +108,36 @@ impl RopeKvCase {
     }
 }
 
+impl RopeKvCase {
+    /// Bytes and scale of a head in a cache of i8: those of [`quant::kv_head`] where the head is only moved.
+    /// An element that is computed is off by what f32 arithmetic may be, which the scale inherits and the
+    /// rounding of its byte adds half a step to.
+    fn quantized(&self, head: &[Want]) -> (Vec<Want>, Want) {
+        let exact: Option<Vec<f32>> =
+            head.iter().map(|want| if let Want::Exact(v) = *want { Some(v as f32) } else { None }).collect();
+        if let Some(head) = exact {
+            let mut bytes = vec![0; head.len()];
+            let scale = quant::kv_head(&head, &mut bytes);
+            return (bytes.into_iter().map(|q| Want::Exact(q.into())).collect(), Want::Exact(scale.into()));
+        }
+        let numbers = head.iter().map(|want| match *want {
+            Want::Near { value, scale } => (value, scale),
+            Want::Exact(value) => (value, 0.0),
+            _ => unreachable!("a head's elements are known"),
+        });
+        let most = numbers.clone().fold(0.0f64, |most, (value, _)| most.max(value.abs()));
+        let most_scale = numbers.clone().fold(0.0f64, |most, (_, scale)| most.max(scale));
+        let byte = f64::from(quant::BYTE);
+        let half_step = 0.5 / self.tolerance().arithmetic;
+        let bytes = numbers.map(|(value, scale)| Want::Near {
+            value: value / most * byte,
+            // The element's own error, the scale's, and three roundings on the way.
+            scale: half_step + byte * (scale / most + value.abs() / most * (most_scale / most + 1.0)),
+        });
+        (bytes.collect(), Want::Near { value: most / byte, scale: (most_scale + most) / byte })
+    }
+}
+
 /// `[POSITIONS, rotary]`: cosines, then sines, of `position / 10000^(2i/rotary)`.
 fn rope_table(rotary: usize) -> Vec<f32> {
     let half = rotary / 2;
@@ -168,16 +198,26 @@ impl OpCase for RopeKvCase {
         let slots = stage.indices("slots", &[capacity], &slots)?;
         let q = stage.output("q", self.activation, &[capacity, self.heads * self.size])?;
         let shape = self.page_shape();
-        let (k_cache, v_cache) = if self.offset > 0 {
-            let (k, v, first) = far_caches(&stage, shape, self.offset, self.pages())?;
-            for (name, view) in [("k_cache", &k), ("v_cache", &v)] {
-                let pages = (first - 1..first + self.pages() + 1).map(|page| (page, Vec::new()));
-                stage.sparse(name, true, view, pages.collect());
+        let caches = if self.offset > 0 {
+            let (caches, first) = far_caches(&stage, shape, self.offset, self.pages())?;
+            for (names, views) in NAMES.into_iter().zip([Some(&caches.cells), caches.scales.as_ref()]) {
+                for (name, view) in names.into_iter().zip(views.into_iter().flatten()) {
+                    let pages = (first - 1..first + self.pages() + 1).map(|page| (page, Vec::new()));
+                    stage.sparse(name, true, view, pages.collect());
+                }
             }
-            (k, v)
+            caches
         } else {
             let dims = shape.dims(self.pages());
-            (stage.output("k_cache", self.kv, &dims)?, stage.output("v_cache", self.kv, &dims)?)
+            let mut outputs = |[k, v]: [&'static str; 2], dtype, dims: &[usize]| -> Result<_> {
+                Ok([stage.output(k, dtype, dims)?, stage.output(v, dtype, dims)?])
+            };
+            let cells = outputs(NAMES[0], self.kv, &dims)?;
+            let scales = match self.kv.is_scaled() {
+                true => Some(outputs(NAMES[1], DType::F32, &dims[..3])?),
+                false => None,
+            };
+            Caches { cells, scales }
         };
         let table = match self.rotary {
             0 => None,
@@ -194,8 +234,9 @@ impl OpCase for RopeKvCase {
         let record = Box::new(move |enc: &mut Encoder<'_, B>| {
             enc.rope_kv(RopeKv {
                 q: &q,
-                k_cache: &k_cache,
-                v_cache: &v_cache,
+                k_cache: &caches.cells[0],
+                v_cache: &caches.cells[1],
+                scales: caches.kv_scales(),
                 qkv: &qkv,
                 positions: &positions,
                 slots: &slots,
@@ -209,7 +250,11 @@ impl OpCase for RopeKvCase {
 
     fn expect(&self, host: &Host, selection: &Selection) -> Vec<Expected> {
         let mut queries = Vec::new();
-        let (mut keys, mut values) = (CacheWants::new(self.page_shape()), CacheWants::new(self.page_shape()));
+        let wants = || [0, 1].map(|_| CacheWants::new(self.page_shape()));
+        let scale_wants = || [0, 1].map(|_| CacheWants::new(self.page_shape().scales()));
+        let (mut caches, mut scales) = (wants(), self.kv.is_scaled().then(scale_wants));
+        // Of a cache of i8 what is stored is more than a rounding away.
+        let store = if self.kv.is_scaled() { DType::F32 } else { self.kv };
         for &r in &selection.rows {
             let heads: Vec<&[f32]> = host.qkv[r * self.width()..][..self.width()].chunks(self.size).collect();
             let (q, kv) = heads.split_at(self.heads);
@@ -218,12 +263,22 @@ impl OpCase for RopeKvCase {
             queries.push(q.iter().flat_map(head).collect());
             let Some(slot) = self.slot(host, r) else { continue };
             for group in 0..self.groups {
-                keys.set(slot, group, &self.head(host, kv[group], position, &host.k_norm, self.kv));
-                let moved = |&v: &f32| Want::Exact(round(self.kv, v) as f64);
-                values.set(slot, group, &kv[self.groups + group].iter().map(moved).collect::<Vec<_>>());
+                let key = self.head(host, kv[group], position, &host.k_norm, store);
+                let moved = |&v: &f32| Want::Exact(round(store, v) as f64);
+                let value = kv[self.groups + group].iter().map(moved).collect();
+                for (cache, head) in [key, value].into_iter().enumerate() {
+                    let Some(scales) = &mut scales else {
+                        caches[cache].set(slot, group, &head);
+                        continue;
+                    };
+                    let (bytes, scale) = self.quantized(&head);
+                    caches[cache].set(slot, group, &bytes);
+                    scales[cache].set(slot, group, &[scale]);
+                }
             }
         }
-        vec![Expected::dense(queries), keys.finish(), values.finish()]
+        let caches = caches.into_iter().chain(scales.into_iter().flatten()).map(CacheWants::finish);
+        [Expected::dense(queries)].into_iter().chain(caches).collect()
     }
 
     fn pieces(&self, host: &Host, row: usize, position: usize) -> Vec<Piece> {
@@ -231,9 +286,14 @@ impl OpCase for RopeKvCase {
         if let Some(slot) = self.slot(host, row) {
             let (page, offset) = (slot / self.page, slot % self.page);
             let shape = self.page_shape();
-            let heads = (0..self.groups)
-                .flat_map(|g| [1, 2].map(|output| Piece { output, row: page, elements: Some(shape.head(g, offset)) }));
-            pieces.extend(heads);
+            let mut outputs = vec![(shape, [1, 2])];
+            if self.kv.is_scaled() {
+                outputs.push((shape.scales(), [3, 4]));
+            }
+            for (shape, caches) in outputs {
+                let piece = |g, output| Piece { output, row: page, elements: Some(shape.head(g, offset)) };
+                pieces.extend((0..self.groups).flat_map(|g| caches.map(|output| piece(g, output))));
+            }
         }
         pieces
     }
@@ -242,10 +302,16 @@ impl OpCase for RopeKvCase {
         let norm = if self.qk_norm { norm::relative_error(self.size) } else { 0.0 };
         let arithmetic = norm + 4.0 * UNIT_F32;
         let rounding = unit_roundoff(self.activation).max(unit_roundoff(self.kv));
+        // Bytes are at most half a step off, and the largest of a head is 127.
+        let steps = match self.kv.is_scaled() {
+            true => self.size as f64 / 4.0 / f64::from(quant::BYTE).powi(2),
+            false => 0.0,
+        };
         Tolerance {
-            nmse: (2.0 * arithmetic).powi(2) + rounding.powi(2),
+            nmse: (2.0 * arithmetic).powi(2) + rounding.powi(2) + steps,
             arithmetic,
-            reason: "two f32 products and a sum a pair, the norm's error where there is one, one store",
+            reason: "two f32 products and a sum a pair, the norm's error where there is one, one store, which as \
+                     bytes is half a step of 127 in a head",
         }
     }
 }

@@ -32,11 +32,13 @@ pub enum Mutation {
     RopeStoresUnusedSlots,
     RopeInterleavesWrong,
     RopeTruncatesStores,
+    RopeScalesByPage,
     AttentionWindowOffByOne,
     AttentionSeesTheFuture,
     AttentionIgnoresFirstPage,
     AttentionSumsByPage,
     AttentionOneKvHead,
+    AttentionForgetsScales,
     GatherCopiesInOrder,
     SampleTiesToHighestId,
     SampleAdjustsLogprobs,
@@ -64,7 +66,7 @@ impl Naive {
             weights: [DType::F32, DType::BF16].map(WeightFormat::Float).to_vec(),
             operands: Vec::new(),
             attention_operands: Vec::new(),
-            kv: vec![DType::BF16],
+            kv: vec![DType::BF16, DType::I8],
             page_size: 16,
             memory: DeviceMemory::default(),
             max_buffer: None,
@@ -149,6 +151,7 @@ impl View {
         let decode = |b: &[u8]| match self.dtype {
             DType::BF16 => bf16::from_le_bytes([b[0], b[1]]).to_f32(),
             DType::F16 => f16::from_le_bytes([b[0], b[1]]).to_f32(),
+            DType::I8 => f32::from(b[0] as i8),
             _ => f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
         };
         bytes.chunks_exact(size).map(decode).collect()
@@ -171,6 +174,7 @@ impl View {
             match self.dtype {
                 DType::BF16 => to.copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
                 DType::F16 => to.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
+                DType::I8 => to[0] = value as i8 as u8,
                 _ => to.copy_from_slice(&value.to_le_bytes()),
             }
         }
@@ -224,6 +228,7 @@ impl Recorder<Naive> for Plan {
             q: view(op.q),
             k_cache: view(op.k_cache),
             v_cache: view(op.v_cache),
+            scales: op.scales.map(|s| [view(s.k), view(s.v)]),
             qkv: view(op.qkv),
             positions: view(op.positions),
             slots: view(op.slots),
@@ -239,6 +244,7 @@ impl Recorder<Naive> for Plan {
             q: view(op.q),
             k_cache: view(op.k_cache),
             v_cache: view(op.v_cache),
+            scales: op.scales.map(|s| [view(s.k), view(s.v)]),
             seqs: view(op.seqs),
             table: view(op.table),
             scale: op.scale,

@@ -1,7 +1,7 @@
 //! The ops one element at a time, with a place for every mutation.
 use super::{Mutation, Packed, View};
 use anyfleet_tensor::ops::Activation;
-use anyfleet_tensor::{Adjust, DType, SampleMode, SampleParams, TOP_LOGPROBS, sampling};
+use anyfleet_tensor::{Adjust, DType, SampleMode, SampleParams, TOP_LOGPROBS, quant, sampling};
 use half::{bf16, f16};
 use std::cell::Cell;
 
@@ -125,6 +125,7 @@ pub struct RopeArgs {
     pub q: View,
     pub k_cache: View,
     pub v_cache: View,
+    pub scales: Option<[View; 2]>,
     pub qkv: View,
     pub positions: View,
     pub slots: View,
@@ -163,7 +164,7 @@ fn cache_at(cache: &View, slot: usize, group: usize) -> usize {
 }
 
 pub fn rope_kv(m: Mutation, live: usize, args: &RopeArgs) {
-    let [_, groups, _, size] = args.k_cache.dims().try_into().unwrap();
+    let [_, groups, page, size] = args.k_cache.dims().try_into().unwrap();
     let heads = args.q.cols() / size;
     for row in 0..live {
         let qkv = args.qkv.row(row);
@@ -184,8 +185,18 @@ pub fn rope_kv(m: Mutation, live: usize, args: &RopeArgs) {
                 k.iter_mut().for_each(|v| *v = f32::from_bits(v.to_bits() & !0xffff));
             }
             let at = cache_at(&args.k_cache, slot, g);
-            args.k_cache.put(at, &k);
-            args.v_cache.put(at, &head(heads + groups + g));
+            let heads = [k, head(heads + groups + g)];
+            for (i, (cache, head)) in [&args.k_cache, &args.v_cache].into_iter().zip(heads).enumerate() {
+                let Some(scales) = &args.scales else {
+                    cache.put(at, &head);
+                    continue;
+                };
+                let mut bytes = vec![0; size];
+                let scale = quant::kv_head(&head, &mut bytes);
+                cache.put(at, &bytes.into_iter().map(f32::from).collect::<Vec<_>>());
+                let at = if m == Mutation::RopeScalesByPage { at / size / page * page } else { at / size };
+                scales[i].put(at, &[scale]);
+            }
         }
     }
 }
@@ -195,10 +206,25 @@ pub struct AttentionArgs {
     pub q: View,
     pub k_cache: View,
     pub v_cache: View,
+    pub scales: Option<[View; 2]>,
     pub seqs: View,
     pub table: View,
     pub scale: f32,
     pub window: Option<u32>,
+}
+
+impl AttentionArgs {
+    /// A key (cache 0) or value (1) as it is read.
+    fn cached(&self, m: Mutation, cache: usize, slot: usize, group: usize) -> Vec<f32> {
+        let cells = [&self.k_cache, &self.v_cache][cache];
+        let (at, size) = (cache_at(cells, slot, group), cells.dims()[3]);
+        let mut head = cells.slice(at, size);
+        if let Some(scales) = &self.scales {
+            let scale = if m == Mutation::AttentionForgetsScales { 0.01 } else { scales[cache].slice(at / size, 1)[0] };
+            head.iter_mut().for_each(|v| *v = quant::kv_value(*v as i8, scale).to_f32());
+        }
+        head
+    }
 }
 
 pub fn attention(m: Mutation, live: usize, args: &AttentionArgs) {
@@ -226,7 +252,7 @@ fn attention_row(m: Mutation, args: &AttentionArgs, row: usize, position: usize,
         let group = if m == Mutation::AttentionOneKvHead { 0 } else { head / (heads / groups) };
         let q = &queries[head * size..(head + 1) * size];
         let score = |key: usize| {
-            let k = args.k_cache.slice(cache_at(&args.k_cache, slot(key), group), size);
+            let k = args.cached(m, 0, slot(key), group);
             q.iter().zip(k).map(|(q, k)| q * k).sum::<f32>() * args.scale
         };
         let scores: Vec<f32> = keys.clone().map(score).collect();
@@ -236,7 +262,7 @@ fn attention_row(m: Mutation, args: &AttentionArgs, row: usize, position: usize,
         let mut part = vec![0.0f32; size + 1];
         for (key, score) in keys.clone().zip(scores) {
             let p = (score - most).exp();
-            let v = args.v_cache.slice(cache_at(&args.v_cache, slot(key), group), size);
+            let v = args.cached(m, 1, slot(key), group);
             part[size] += p;
             part.iter_mut().zip(v).for_each(|(sum, v)| *sum += p * v);
             if key % chunk == chunk - 1 || key + 1 == keys.end {

@@ -11,7 +11,8 @@
 //! 3. l = l * exp(m - m') + sum(p), the sum over 16 strided lanes and their tree;
 //! 4. o = o * exp(m - m'), then o += p * v by fused multiply-adds over the keys it sees, in order.
 //!
-//! bf16 keys and values are multiplied by pairs, after rounding queries and weights: see [`pairs`].
+//! bf16 keys and values are multiplied by pairs, after rounding queries and weights: see [`pairs`]. Those kept
+//! as bytes are brought to bf16 as they are read; from there on nothing tells them apart.
 //!
 //! A key the row does not see therefore changes no bit, whatever lies in its memory, and neither does
 //! a chunk without keys that it sees: those are skipped.
@@ -26,7 +27,8 @@ use crate::simd::{Cell, Kernel, LANES, Simd, load_partial, load_up_to, math, sto
 use crate::view::{View, check_apart};
 use anyfleet_tensor::ops::Attention;
 use anyfleet_tensor::{DType, Live, Result, SeqMeta};
-use half::f16;
+use half::{bf16, f16};
+use pairs::PairedCell;
 use std::ops::Range;
 
 pub(crate) struct AttentionOp {
@@ -34,6 +36,8 @@ pub(crate) struct AttentionOp {
     q: View,
     k_cache: View,
     v_cache: View,
+    /// Of keys and of values, where the caches are bytes.
+    scales: Option<[View; 2]>,
     seqs: View,
     table: View,
     /// Key/value heads, query heads of each, head size, tokens per page.
@@ -66,11 +70,16 @@ impl AttentionOp {
     pub(crate) fn new(op: &Attention<'_, CpuBackend>) -> Result<Self> {
         let view = |tensor| View::new("attention", tensor);
         let (groups, page_size, size) = (op.k_cache.dim(1), op.k_cache.dim(2), op.k_cache.dim(3));
+        let scales = match &op.scales {
+            Some(scales) => Some([view(scales.k)?, view(scales.v)?]),
+            None => None,
+        };
         let this = AttentionOp {
             out: view(op.out)?,
             q: view(op.q)?,
             k_cache: view(op.k_cache)?,
             v_cache: view(op.v_cache)?,
+            scales,
             seqs: view(op.seqs)?,
             table: view(op.table)?,
             groups,
@@ -81,7 +90,7 @@ impl AttentionOp {
             window: op.window.map(|w| w as usize),
             live: op.live,
         };
-        for input in [&this.q, &this.k_cache, &this.v_cache] {
+        for input in [&this.q, &this.k_cache, &this.v_cache].into_iter().chain(this.scales.iter().flatten()) {
             check_apart("attention", &this.out, input)?;
         }
         Ok(this)
@@ -92,7 +101,10 @@ impl AttentionOp {
         if self.group_heads == 0 {
             return;
         }
-        let most = if self.k_cache.dtype() == DType::BF16 { TILE_ROWS_OF_PAIRS } else { TILE_ROWS };
+        let most = match self.k_cache.dtype() {
+            DType::BF16 | DType::I8 => TILE_ROWS_OF_PAIRS,
+            _ => TILE_ROWS,
+        };
         let tile = (most / self.group_heads).max(1);
         for s in 0..ctx.live(self.live, self.seqs.rows()) {
             let seq = self.sequence(s);
@@ -110,8 +122,8 @@ impl AttentionOp {
                 let next = tasks[piece.items.end..].first().filter(|_| piece.more);
                 match self.k_cache.dtype() {
                     DType::F32 => self.tile::<f32>(ctx, task, next),
-                    DType::BF16 if task.count * self.group_heads <= few::ROWS => few::tile(self, ctx, task, next),
-                    DType::BF16 => pairs::tile(self, ctx, task, next),
+                    DType::BF16 => self.tile_of_pairs::<bf16>(ctx, task, next),
+                    DType::I8 => self.tile_of_pairs::<i8>(ctx, task, next),
                     _ => self.tile::<f16>(ctx, task, next),
                 }
             },
@@ -129,6 +141,14 @@ impl AttentionOp {
             seq.context_len
         );
         seq
+    }
+
+    /// A tile whose keys and values are multiplied by pairs.
+    fn tile_of_pairs<C: PairedCell>(&self, ctx: &Context, task: &Task, next: Option<&Task>) {
+        match task.count * self.group_heads <= few::ROWS {
+            true => few::tile::<C>(self, ctx, task, next),
+            false => pairs::tile::<C>(self, ctx, task, next),
+        }
     }
 
     fn tile<C: Cell>(&self, ctx: &Context, task: &Task, next: Option<&Task>) {
@@ -159,7 +179,7 @@ impl AttentionOp {
 
     /// Calls `work` with every chunk that the task sees: where it begins, where it is, and what comes after
     /// it, in the end the first chunk of `next`, for `work` to ask for.
-    fn walk<C: Cell>(
+    fn walk<C: Copy>(
         &self,
         ctx: &Context,
         task: &Task,
@@ -183,7 +203,7 @@ impl AttentionOp {
     }
 
     /// Asks for the cache lines of a chunk.
-    fn ask<C: Cell>(&self, ctx: &Context, rows: &Cached<C>) {
+    fn ask<C: Copy>(&self, ctx: &Context, rows: &Cached<C>) {
         ctx.kernels.run(Prefetch { rows, bytes: self.size * size_of::<C>() });
     }
 
@@ -196,17 +216,25 @@ impl AttentionOp {
     }
 
     /// Where the cache keeps the `needed` keys and values of the chunk at `start`.
-    fn cached<C: Cell>(&self, task: &Task, start: usize, needed: Range<usize>) -> Cached<C> {
-        let mut rows = [(std::ptr::null::<C>(), std::ptr::null::<C>()); CHUNK];
+    fn cached<C: Copy>(&self, task: &Task, start: usize, needed: Range<usize>) -> Cached<C> {
+        let mut rows = [(CachedRow::NONE, CachedRow::NONE); CHUNK];
         let mut i = needed.start;
         while i < needed.end {
             let (page, offset) = self.locate(task, start + i);
             let run = (self.page_size - offset).min(needed.end - i);
-            let first = (task.group * self.page_size + offset) * self.size;
+            let first = task.group * self.page_size + offset;
+            let caches = [self.k_cache.row::<C>(page), self.v_cache.row::<C>(page)];
+            let scales = match &self.scales {
+                Some([k, v]) => [k.row::<f32>(page), v.row::<f32>(page)],
+                None => [std::ptr::null_mut(); 2],
+            };
             for (j, row) in rows[i..i + run].iter_mut().enumerate() {
-                let at = first + j * self.size;
-                // SAFETY: group, and offset + j, are below the page's dimensions.
-                *row = unsafe { (self.k_cache.row::<C>(page).add(at), self.v_cache.row::<C>(page).add(at)) };
+                // Group, and offset + j, are below the page's dimensions.
+                let place = |cache: usize| CachedRow {
+                    cells: caches[cache].wrapping_add((first + j) * self.size),
+                    scale: scales[cache].wrapping_add(first + j),
+                };
+                *row = (place(0), place(1));
             }
             i += run;
         }
@@ -351,8 +379,35 @@ impl Tile<'_> {
     }
 }
 
-/// Where the cache keeps key and value of each position of a chunk; null where they are not needed.
-type Cached<C> = [(*const C, *const C); CHUNK];
+/// Where the cache keeps key and value of each position of a chunk.
+type Cached<C> = [(CachedRow<C>, CachedRow<C>); CHUNK];
+
+/// Where the cache keeps one head of one token.
+#[derive(Clone, Copy)]
+struct CachedRow<C> {
+    /// Null where it is not needed.
+    cells: *const C,
+    /// Of bytes; without meaning for other cells.
+    scale: *const f32,
+}
+
+impl<C> CachedRow<C> {
+    const NONE: CachedRow<C> = CachedRow { cells: std::ptr::null(), scale: std::ptr::null() };
+
+    #[inline(always)]
+    fn is_needed(&self) -> bool {
+        !self.cells.is_null()
+    }
+
+    /// Asks for the cache line at byte `at` of the cells, with the first one for that of the scale.
+    #[inline(always)]
+    fn ask<S: Simd>(&self, s: S, at: usize) {
+        s.prefetch(self.cells.cast::<u8>().wrapping_add(at));
+        if size_of::<C>() == 1 && at == 0 {
+            s.prefetch(self.scale.cast());
+        }
+    }
+}
 
 /// Asks for a chunk's cache lines.
 struct Prefetch<'a, C> {
@@ -360,16 +415,16 @@ struct Prefetch<'a, C> {
     bytes: usize,
 }
 
-impl<C: Cell> Kernel for Prefetch<'_, C> {
+impl<C> Kernel for Prefetch<'_, C> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for &(key, value) in self.rows {
-            if !key.is_null() {
+        for (key, value) in self.rows {
+            if key.is_needed() {
                 for i in (0..self.bytes).step_by(64) {
-                    s.prefetch(key.cast::<u8>().wrapping_add(i));
-                    s.prefetch(value.cast::<u8>().wrapping_add(i));
+                    key.ask(s, i);
+                    value.ask(s, i);
                 }
             }
         }
@@ -394,9 +449,9 @@ impl<C: Cell> Kernel for Load<'_, C> {
         let Range { start, end } = self.needed;
         let whole = self.size / LANES * LANES;
         for panel in start / LANES..end.div_ceil(LANES) {
-            let mut keys = [self.rows[start].0; LANES];
+            let mut keys = [self.rows[start].0.cells; LANES];
             for (lane, key) in keys.iter_mut().enumerate() {
-                *key = self.rows[(panel * LANES + lane).clamp(start, end - 1)].0;
+                *key = self.rows[(panel * LANES + lane).clamp(start, end - 1)].0.cells;
             }
             // SAFETY: keys have `size` elements, and the panel has a vector for each.
             unsafe {
@@ -419,7 +474,7 @@ impl<C: Cell> Kernel for Load<'_, C> {
             }
         }
         for position in start..end {
-            let value = self.rows[position].1;
+            let value = self.rows[position].1.cells;
             // SAFETY: values have `size` elements; the padding of the last panel becomes zero.
             unsafe {
                 let target = self.values.add(position * LANES);

@@ -2,16 +2,19 @@
 use crate::CpuBackend;
 use crate::ops::norm;
 use crate::plan::Context;
+use crate::scratch::with_scratch;
 use crate::simd::{Cell, Kernel, LANES, Simd, load_up_to, store_up_to};
 use crate::view::{View, check_apart};
 use anyfleet_tensor::ops::RopeKv;
-use anyfleet_tensor::{DType, Live, Result};
+use anyfleet_tensor::{DType, Live, Result, quant};
 use half::{bf16, f16};
 
 pub(crate) struct RopeKvOp {
     q: View,
     k_cache: View,
     v_cache: View,
+    /// Of keys and of values, where the caches are bytes.
+    scales: Option<[View; 2]>,
     qkv: View,
     positions: View,
     slots: View,
@@ -51,11 +54,16 @@ impl RopeKvOp {
             Some(norm) => Some(NormView { q: view(norm.q)?, k: view(norm.k)?, eps: norm.eps }),
             None => None,
         };
+        let scales = match &op.scales {
+            Some(scales) => Some([view(scales.k)?, view(scales.v)?]),
+            None => None,
+        };
         let (groups, page_size, size) = (op.k_cache.dim(1), op.k_cache.dim(2), op.k_cache.dim(3));
         let this = RopeKvOp {
             q: view(op.q)?,
             k_cache: view(op.k_cache)?,
             v_cache: view(op.v_cache)?,
+            scales,
             qkv: view(op.qkv)?,
             positions: view(op.positions)?,
             slots: view(op.slots)?,
@@ -67,27 +75,34 @@ impl RopeKvOp {
             page_size,
             live: op.live,
         };
-        for out in [&this.q, &this.k_cache, &this.v_cache] {
+        let stores: Vec<&View> =
+            [&this.k_cache, &this.v_cache].into_iter().chain(this.scales.iter().flatten()).collect();
+        for (i, out) in stores.iter().enumerate() {
             check_apart(OP, out, &this.qkv)?;
+            stores[..i].iter().try_for_each(|other| check_apart(OP, out, other))?;
         }
-        check_apart(OP, &this.k_cache, &this.v_cache)?;
+        check_apart(OP, &this.q, &this.qkv)?;
         Ok(this)
     }
 
     pub(crate) fn execute(&self, ctx: &Context) {
         let rows = ctx.live(self.live, self.q.rows());
         ctx.split(rows, 2 * self.qkv.cols(), |range| {
-            for row in range {
-                match self.k_cache.dtype() {
-                    DType::F32 => self.row::<f32>(ctx, row),
-                    DType::BF16 => self.row::<bf16>(ctx, row),
-                    _ => self.row::<f16>(ctx, row),
+            with_scratch([self.size.next_multiple_of(LANES)], |[head]| {
+                for row in range {
+                    match self.k_cache.dtype() {
+                        DType::F32 => self.row::<f32>(ctx, row, head),
+                        DType::BF16 => self.row::<bf16>(ctx, row, head),
+                        DType::I8 => self.row::<i8>(ctx, row, head),
+                        _ => self.row::<f16>(ctx, row, head),
+                    }
                 }
-            }
+            });
         });
     }
 
-    fn row<C: Cell>(&self, ctx: &Context, row: usize) {
+    /// One token; `head` is scratch for a head.
+    fn row<C: KvCell>(&self, ctx: &Context, row: usize, head: &mut [f32]) {
         let position = self.positions.u32_at(row) as usize;
         let table = self.rope.as_ref().map_or(&[] as &[f32], |rope| {
             let rows = rope.table.rows();
@@ -96,20 +111,28 @@ impl RopeKvOp {
             unsafe { rope.table.slice::<f32>(position) }
         });
         let slot = self.slots.u32_at(row);
-        let caches =
-            (slot != NO_SLOT).then(|| [&self.k_cache, &self.v_cache].map(|cache| self.place::<C>(cache, slot)));
+        let caches = (slot != NO_SLOT).then(|| [0, 1].map(|cache| self.place::<C>(cache, slot)));
         // SAFETY: `qkv` is apart from everything written here, and each task has its own rows of `q`.
         let (qkv, q) = unsafe { (self.qkv.slice::<f32>(row), self.q.slice_mut::<f32>(row)) };
-        ctx.kernels.run(Token { op: self, qkv, q, table, caches });
+        ctx.kernels.run(Token { op: self, qkv, q, table, caches, head });
     }
 
-    /// Where the first head of a slot goes; the others follow a page's tokens apart. The slots of a step
-    /// are distinct, so no other task writes there.
-    fn place<C: Cell>(&self, cache: &View, slot: u32) -> *mut C {
+    /// Where the first head of a slot goes in the cache of keys (0) or values (1); the others follow a page's
+    /// tokens apart. The slots of a step are distinct, so no other task writes there.
+    fn place<C>(&self, cache: usize, slot: u32) -> Place<C> {
+        let cells = [&self.k_cache, &self.v_cache][cache];
         let (page, offset) = (slot as usize / self.page_size, slot as usize % self.page_size);
-        assert!(page < cache.rows(), "rope_kv: slot {slot} past the cache's {} pages", cache.rows());
-        cache.row::<C>(page).wrapping_add(offset * self.size)
+        assert!(page < cells.rows(), "rope_kv: slot {slot} past the cache's {} pages", cells.rows());
+        let scale = self.scales.as_ref().map_or(std::ptr::null_mut(), |scales| scales[cache].row::<f32>(page));
+        Place { cells: cells.row::<C>(page).wrapping_add(offset * self.size), scale: scale.wrapping_add(offset) }
     }
+}
+
+/// Where a cache keeps one head of one token.
+struct Place<C> {
+    cells: *mut C,
+    /// Of bytes; without meaning for other cells.
+    scale: *mut f32,
 }
 
 /// Everything of one token. Both places in the caches have room for all groups.
@@ -120,10 +143,12 @@ struct Token<'a, C> {
     /// Cosines, then sines; empty for no rotation.
     table: &'a [f32],
     /// Of the first head in the caches of keys and of values; none for a token that is not kept.
-    caches: Option<[*mut C; 2]>,
+    caches: Option<[Place<C>; 2]>,
+    /// Scratch for a head in whole vectors.
+    head: &'a mut [f32],
 }
 
-impl<C: Cell> Kernel for Token<'_, C> {
+impl<C: KvCell> Kernel for Token<'_, C> {
     type Output = ();
 
     #[inline(always)]
@@ -141,14 +166,113 @@ impl<C: Cell> Kernel for Token<'_, C> {
         let Some([k_cache, v_cache]) = self.caches else { return };
         let heads = k.chunks_exact(op.size).zip(v.chunks_exact(op.size));
         for (group, (k, v)) in heads.enumerate() {
-            let start = group * op.page_size * op.size;
             // SAFETY: as above; the group is one of a page's.
             unsafe {
-                Head::new(s, k, k_norm).turn(s, self.table, interleaved, k_cache.add(start));
-                Head::new(s, v, None).turn(s, &[], false, v_cache.add(start));
+                let (k_place, v_place) = (k_cache.of_group(op, group), v_cache.of_group(op, group));
+                C::keep(s, &Head::new(s, k, k_norm), self.table, interleaved, k_place, self.head);
+                C::keep(s, &Head::new(s, v, None), &[], false, v_place, self.head);
             }
         }
     }
+}
+
+impl<C> Place<C> {
+    /// The place of head `group` where this is that of the first one.
+    #[inline(always)]
+    fn of_group(&self, op: &RopeKvOp, group: usize) -> Place<C> {
+        let tokens = group * op.page_size;
+        Place { cells: self.cells.wrapping_add(tokens * op.size), scale: self.scale.wrapping_add(tokens) }
+    }
+}
+
+/// What a cache keeps.
+trait KvCell: bytemuck::Pod {
+    /// Rotates a head and stores it; `scratch` has room for it in whole vectors.
+    ///
+    /// # Safety
+    /// `place` has room for the head, and for its scale where the cells have one.
+    unsafe fn keep<S: Simd>(
+        s: S,
+        head: &Head<'_, S::V>,
+        table: &[f32],
+        interleaved: bool,
+        place: Place<Self>,
+        scratch: &mut [f32],
+    );
+}
+
+impl<C: Cell> KvCell for C {
+    #[inline(always)]
+    unsafe fn keep<S: Simd>(
+        s: S,
+        head: &Head<'_, S::V>,
+        table: &[f32],
+        interleaved: bool,
+        place: Place<C>,
+        _scratch: &mut [f32],
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { head.turn(s, table, interleaved, place.cells) };
+    }
+}
+
+impl KvCell for i8 {
+    #[inline(always)]
+    unsafe fn keep<S: Simd>(
+        s: S,
+        head: &Head<'_, S::V>,
+        table: &[f32],
+        interleaved: bool,
+        place: Place<i8>,
+        scratch: &mut [f32],
+    ) {
+        let len = head.x.len();
+        scratch[len..].fill(0.0);
+        // SAFETY: the scratch has room for the head; the place as the caller promises.
+        unsafe {
+            head.turn(s, table, interleaved, scratch.as_mut_ptr());
+            *place.scale = kv_head(s, scratch, len, place.cells);
+        }
+    }
+}
+
+/// [`quant::kv_head`] of the first `len` elements of `x`, whole vectors with zeros at the end.
+///
+/// # Safety
+/// There is room for `len` bytes.
+#[inline(always)]
+unsafe fn kv_head<S: Simd>(s: S, x: &[f32], len: usize, bytes: *mut i8) -> f32 {
+    let (mut most, mut odd) = (s.splat(0.0), s.splat(0.0));
+    for x in x.chunks_exact(LANES) {
+        // SAFETY: sixteen elements.
+        let v = unsafe { s.load(x.as_ptr()) };
+        most = s.max(s.max(v, s.sub(s.splat(0.0), v)), most);
+        // A number less itself is zero, and NaN if it is not finite.
+        odd = s.add(odd, s.sub(v, v));
+    }
+    let finite = s.reduce_add(odd) == 0.0;
+    let scale = if finite { s.reduce_max(most) / quant::BYTE } else { f32::NAN };
+    let inverse = quant::inverse(scale);
+    let (factor, round) = (s.splat(inverse), s.splat(quant::ROUND));
+    for (i, x) in x.chunks_exact(LANES).enumerate() {
+        let mut whole = s.splat(0.0);
+        if inverse != 0.0 {
+            // SAFETY: sixteen elements. Magnitudes are at most some roundings above 127, so none is 128.
+            whole = s.sub(s.add(s.mul(unsafe { s.load(x.as_ptr()) }, factor), round), round);
+        }
+        // SAFETY: so many bytes are left.
+        unsafe {
+            match len - i * LANES {
+                n @ 0..LANES => {
+                    let mut last = [0; LANES];
+                    s.store_i8(last.as_mut_ptr(), whole);
+                    bytes.add(i * LANES).copy_from_nonoverlapping(last.as_ptr(), n);
+                }
+                _ => s.store_i8(bytes.add(i * LANES), whole),
+            }
+        }
+    }
+    if inverse == 0.0 && finite { 0.0 } else { scale }
 }
 
 /// A head before its rotation: normalised as it is read.
@@ -277,8 +401,8 @@ fn rotated<S: Simd>(s: S, (a, b): (S::V, S::V), (cos, sin): (S::V, S::V)) -> (S:
 #[cfg(test)]
 mod tests {
     use crate::ops::testing::*;
-    use anyfleet_tensor::ops::{QkNorm, Rope, RopeKv};
-    use anyfleet_tensor::{Backend, DType, Live, Tensor};
+    use anyfleet_tensor::ops::{KvScales, QkNorm, Rope, RopeKv};
+    use anyfleet_tensor::{Backend, DType, Live, Tensor, quant};
 
     struct Shape {
         heads: usize,
@@ -340,7 +464,7 @@ mod tests {
             Shape { heads: 2, groups: 1, size: 20, rotary: 12, page_size: 2, interleaved: true, norm: true },
         ];
         for shape in &shapes {
-            for kv in FLOATS {
+            for kv in CACHES {
                 same_bits(|device| check(device, shape, kv));
             }
         }
@@ -360,6 +484,8 @@ mod tests {
             cache
         };
         let (k_cache, v_cache) = (cache(), cache());
+        let scales =
+            [POISON; 2].map(|x| tensor(device, &vec![x; pages * groups * page_size], &[pages, groups, page_size]));
         let untouched = read_as_f32(device, &k_cache)[0];
         let tensors = (
             columns_of(device, &source, rows, width),
@@ -372,6 +498,7 @@ mod tests {
                 q: &q,
                 k_cache: &k_cache,
                 v_cache: &v_cache,
+                scales: kv.is_scaled().then_some(KvScales { k: &scales[0], v: &scales[1] }),
                 qkv: &tensors.0,
                 positions: &tensor_u32(device, &positions, &[rows]),
                 slots: &tensor_u32(device, &slots, &[rows]),
@@ -381,6 +508,18 @@ mod tests {
             })
         });
         let (q, k, v) = (read_rows(device, &q, rows), read_as_f32(device, &k_cache), read_as_f32(device, &v_cache));
+        let [k_scale, v_scale] = scales.map(|scale| read(device, &scale));
+        // What a cache keeps of a head: its elements as they are read back, without their scale, and that.
+        let kept = |x: &[f32]| {
+            let mut bytes = vec![0; size];
+            match kv.is_scaled() {
+                true => {
+                    let scale = quant::kv_head(x, &mut bytes);
+                    (bytes.into_iter().map(f32::from).collect(), scale)
+                }
+                false => (x.iter().map(|&x| round(x, kv)).collect::<Vec<f32>>(), POISON),
+            }
+        };
         let mut written = 0;
         for row in 0..3 {
             let angles = &table[positions[row] as usize * rotary..][..rotary];
@@ -398,16 +537,61 @@ mod tests {
                 }
                 let at = ((page * groups + g) * page_size + offset) * size;
                 let want = naive_head(heads_of_row[heads + g], norm.then_some(&k_weight), angles, interleaved);
-                close(&k[at..][..size], &want, if kv == DType::F32 { 1e-6 } else { 4e-3 });
+                if !kv.is_scaled() {
+                    close(&k[at..][..size], &want, if kv == DType::F32 { 1e-6 } else { 4e-3 });
+                }
                 let exact = exact_head(heads_of_row[heads + g], norm.then_some(&k_weight), angles, interleaved);
-                assert!(k[at..][..size].iter().zip(exact).all(|(&k, exact)| k == round(exact, kv)));
-                let want: Vec<f32> = heads_of_row[heads + groups + g].iter().map(|&x| round(x, kv)).collect();
-                assert_eq!(v[at..][..size], want[..]);
-                written += size;
+                assert_eq!((k[at..][..size].to_vec(), k_scale[at / size]), kept(&exact));
+                assert_eq!((v[at..][..size].to_vec(), v_scale[at / size]), kept(heads_of_row[heads + groups + g]));
+                written += v[at..][..size].iter().filter(|&&x| x != untouched).count();
             }
         }
         assert!(q[3 * heads * size..].iter().all(|&x| x == POISON));
         assert_eq!(v.iter().filter(|&&x| x != untouched).count(), written);
-        [q, k, v].concat()
+        [q, k, v, k_scale, v_scale].concat()
+    }
+
+    /// A cache of bytes has no number for a head that is not finite, zero or close to it.
+    #[test]
+    fn heads_without_a_scale() {
+        let (size, width) = (37, 5 * 37);
+        let mut source = random(1, 3 * width);
+        source[2 * size + 36] = f32::INFINITY;
+        source[4 * size + 3] = f32::NAN;
+        source[width + 2 * size..width + 3 * size].fill(0.0);
+        source[width + 4 * size..][..size].fill(-1e-44);
+        same_bits(|device| {
+            let cache = || Tensor::new(device, DType::I8, &[1, 2, 3, size]).unwrap();
+            let (k_cache, v_cache) = (cache(), cache());
+            let [k, v] = [POISON; 2].map(|x| tensor(device, &[x; 6], &[1, 2, 3]));
+            bind(device, 3, |enc| {
+                enc.rope_kv(RopeKv {
+                    q: &tensor(device, &vec![POISON; 3 * size], &[3, size]),
+                    k_cache: &k_cache,
+                    v_cache: &v_cache,
+                    scales: Some(KvScales { k: &k, v: &v }),
+                    qkv: &tensor(device, &source, &[3, width]),
+                    positions: &tensor_u32(device, &[0, 1, 2], &[3]),
+                    slots: &tensor_u32(device, &[0, 1, 2], &[3]),
+                    rope: None,
+                    qk_norm: None,
+                    live: Live::Tokens,
+                })
+            });
+            let mut found = Vec::new();
+            for (cells, scales, first) in [(&k_cache, &k, 1), (&v_cache, &v, 3)] {
+                let (cells, scales) = (read_as_f32(device, cells), read(device, scales));
+                for (token, group) in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)] {
+                    let mut bytes = vec![0; size];
+                    let head = &source[token * width + (first + group) * size..][..size];
+                    let (want, at) = (quant::kv_head(head, &mut bytes), group * 3 + token);
+                    assert_eq!(scales[at].to_bits(), want.to_bits(), "token {token}, head {group}");
+                    assert!(cells[at * size..][..size].iter().zip(bytes).all(|(&cell, byte)| cell == f32::from(byte)));
+                }
+                found.extend([cells, scales].concat());
+            }
+            assert_eq!(found.iter().filter(|x| x.is_nan()).count(), 2);
+            found
+        });
     }
 }

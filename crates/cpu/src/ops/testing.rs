@@ -5,6 +5,9 @@ use half::{bf16, f16};
 
 pub(super) const FLOATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
+/// Types a cache may have.
+pub(super) const CACHES: [DType; 4] = [DType::F32, DType::BF16, DType::F16, DType::I8];
+
 /// In outputs before an operation: whatever still has it was not written.
 pub(super) const POISON: f32 = -12345.0;
 
@@ -122,12 +125,13 @@ pub(super) fn read_rows(device: &CpuBackend, tensor: &Tensor<CpuBackend>, rows: 
     (0..rows).flat_map(|row| read(device, &tensor.narrow(row, 1))).collect()
 }
 
-/// A tensor of any float type, widened.
+/// A tensor of any float type, or of signed bytes, widened.
 pub(super) fn read_as_f32(device: &CpuBackend, tensor: &Tensor<CpuBackend>) -> Vec<f32> {
     let bytes = read_bytes(device, tensor);
     match tensor.dtype() {
         DType::BF16 => collect::<bf16>(&bytes).into_iter().map(bf16::to_f32).collect(),
         DType::F16 => collect::<f16>(&bytes).into_iter().map(f16::to_f32).collect(),
+        DType::I8 => collect::<i8>(&bytes).into_iter().map(f32::from).collect(),
         _ => collect(&bytes),
     }
 }

@@ -51,6 +51,47 @@ unsafe fn widen_bf16(p: *const half::bf16) -> __m256 {
     unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())))) }
 }
 
+/// Bits whose upper halves are the bf16 that eight numbers round to.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn round_up(v: __m256) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let bits = _mm256_castps_si256(v);
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+        _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)))
+    }
+}
+
+/// Eight lanes of [`Simd::join_pairs`].
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn join_pairs(first: __m256, second: __m256) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let lower = _mm256_srli_epi32::<16>(round_up(first));
+        _mm256_castsi256_ps(_mm256_blend_epi16::<0b1010_1010>(lower, round_up(second)))
+    }
+}
+
+/// Eight pairs of bytes widened: the first elements, then the second ones.
+///
+/// # Safety
+/// AVX2; sixteen bytes at `p`.
+#[inline(always)]
+unsafe fn widen_pairs(p: *const i8) -> (__m256, __m256) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let pairs = _mm256_cvtepi16_epi32(_mm_loadu_si128(p.cast()));
+        let first = _mm256_srai_epi32::<24>(_mm256_slli_epi32::<24>(pairs));
+        (_mm256_cvtepi32_ps(first), _mm256_cvtepi32_ps(_mm256_srai_epi32::<8>(pairs)))
+    }
+}
+
 /// Eight lanes of [`Simd::add_exponent`].
 ///
 /// # Safety
@@ -173,16 +214,24 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn load_pairs_i8(self, p: *const i8) -> (V, V) {
+        // SAFETY: and the caller promises 32 bytes.
+        let (low, high) = unsafe { (widen_pairs(p), widen_pairs(p.add(16))) };
+        ([low.0, high.0], [low.1, high.1])
+    }
+    #[inline(always)]
+    fn join_pairs(self, first: V, second: V) -> V {
+        // SAFETY: see `splat`.
+        unsafe { [join_pairs(first[0], second[0]), join_pairs(first[1], second[1])] }
+    }
+    #[inline(always)]
     fn round_bf16(self, v: V) -> V {
         // SAFETY: see `splat`.
         unsafe {
             both!(v => {
-            let bits = _mm256_castps_si256(v);
-            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
-            let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
-            let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+                let quiet = _mm256_or_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x0040_0000));
             let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
-            let bits = _mm256_blendv_epi8(rounded, quiet, nan);
+            let bits = _mm256_blendv_epi8(round_up(v), quiet, nan);
             _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(0xFFFF_0000_u32 as i32)))
             })
         }

@@ -22,6 +22,20 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx512(()))
 }
 
+/// Bits whose upper half is the bf16 that a number rounds to.
+///
+/// # Safety
+/// AVX-512.
+#[inline(always)]
+unsafe fn round_up(v: __m512) -> __m512i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let bits = _mm512_castps_si512(v);
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)))
+    }
+}
+
 impl Simd for Avx512 {
     type V = __m512;
     const WIDE: bool = true;
@@ -59,14 +73,29 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn load_pairs_i8(self, p: *const i8) -> (__m512, __m512) {
+        // SAFETY: and the caller promises 32 bytes.
+        unsafe {
+            let pairs = _mm512_cvtepi16_epi32(_mm256_loadu_si256(p.cast()));
+            let first = _mm512_srai_epi32::<24>(_mm512_slli_epi32::<24>(pairs));
+            (_mm512_cvtepi32_ps(first), _mm512_cvtepi32_ps(_mm512_srai_epi32::<8>(pairs)))
+        }
+    }
+    #[inline(always)]
+    fn join_pairs(self, first: __m512, second: __m512) -> __m512 {
+        // SAFETY: see `splat`.
+        unsafe {
+            let (first, second) = (round_up(first), round_up(second));
+            let upper = _mm512_and_si512(second, _mm512_set1_epi32(0xFFFF_0000_u32 as i32));
+            _mm512_castsi512_ps(_mm512_or_si512(_mm512_srli_epi32::<16>(first), upper))
+        }
+    }
+    #[inline(always)]
     fn round_bf16(self, v: __m512) -> __m512 {
         // SAFETY: see `splat`.
         unsafe {
-            let bits = _mm512_castps_si512(v);
-            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-            let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
-            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
-            let bits = _mm512_mask_blend_epi32(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v), rounded, quiet);
+            let quiet = _mm512_or_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x0040_0000));
+            let bits = _mm512_mask_blend_epi32(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v), round_up(v), quiet);
             _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(0xFFFF_0000_u32 as i32)))
         }
     }

@@ -36,6 +36,11 @@ pub(crate) trait Simd: Copy {
     }
     /// Of sixteen pairs of bf16: the first elements, then the second ones, widened.
     fn split_pairs(self, v: Self::V) -> (Self::V, Self::V);
+    /// Sixteen pairs of bytes as numbers: the first elements, then the second ones. 32 bytes must be readable.
+    unsafe fn load_pairs_i8(self, p: *const i8) -> (Self::V, Self::V);
+    /// The inverse of [`Simd::split_pairs`]: numbers are rounded to bf16, to nearest, ties to even. Of a NaN
+    /// the upper half is kept, so its lower half must be zero, as that of `f32::NAN` is.
+    fn join_pairs(self, first: Self::V, second: Self::V) -> Self::V;
     unsafe fn store(self, p: *mut f32, v: Self::V);
     /// Low bytes of lanes that hold whole numbers in -128..128; sixteen are writable.
     unsafe fn store_i8(self, p: *mut i8, v: Self::V);

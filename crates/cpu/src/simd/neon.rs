@@ -83,6 +83,17 @@ fn transpose4(r: [float32x4_t; 4]) -> [float32x4_t; 4] {
     }
 }
 
+/// Bits whose upper halves are the bf16 that four numbers round to.
+#[inline(always)]
+fn round_up(v: float32x4_t) -> uint32x4_t {
+    // SAFETY: NEON is always there.
+    unsafe {
+        let bits = vreinterpretq_u32_f32(v);
+        let odd = vandq_u32(vshrq_n_u32::<16>(bits), vdupq_n_u32(1));
+        vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7FFF)))
+    }
+}
+
 impl Simd for Neon {
     type V = V;
     const WIDE: bool = false;
@@ -113,13 +124,23 @@ impl Simd for Neon {
         )
     }
     #[inline(always)]
+    unsafe fn load_pairs_i8(self, p: *const i8) -> (V, V) {
+        let pairs = lanes!(I => vmovl_s16(vreinterpret_s16_s8(vld1_s8(p.add(8 * I)))));
+        (
+            lanes!(I => vcvtq_f32_s32(vshrq_n_s32::<24>(vshlq_n_s32::<24>(pairs[I])))),
+            lanes!(I => vcvtq_f32_s32(vshrq_n_s32::<8>(pairs[I]))),
+        )
+    }
+    #[inline(always)]
+    fn join_pairs(self, first: V, second: V) -> V {
+        // The upper halves of the first elements are shifted into the lower ones of the second.
+        lanes!(I => vreinterpretq_f32_u32(vsriq_n_u32::<16>(round_up(second[I]), round_up(first[I]))))
+    }
+    #[inline(always)]
     fn round_bf16(self, v: V) -> V {
         lanes!(I => {
-            let bits = vreinterpretq_u32_f32(v[I]);
-            let odd = vandq_u32(vshrq_n_u32::<16>(bits), vdupq_n_u32(1));
-            let rounded = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7FFF)));
-            let quiet = vorrq_u32(bits, vdupq_n_u32(0x0040_0000));
-            let bits = vbslq_u32(vceqq_f32(v[I], v[I]), rounded, quiet);
+            let quiet = vorrq_u32(vreinterpretq_u32_f32(v[I]), vdupq_n_u32(0x0040_0000));
+            let bits = vbslq_u32(vceqq_f32(v[I], v[I]), round_up(v[I]), quiet);
             vreinterpretq_f32_u32(vandq_u32(bits, vdupq_n_u32(0xFFFF_0000)))
         })
     }

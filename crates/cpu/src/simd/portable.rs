@@ -56,6 +56,20 @@ impl Simd for Portable {
         (bits.map(|b| f32::from_bits(b << 16)), bits.map(|b| f32::from_bits(b & 0xFFFF_0000)))
     }
     #[inline(always)]
+    unsafe fn load_pairs_i8(self, p: *const i8) -> (V, V) {
+        // SAFETY: the caller promises 32 bytes.
+        let bytes = unsafe { p.cast::<[i8; 2 * LANES]>().read_unaligned() };
+        (std::array::from_fn(|i| f32::from(bytes[2 * i])), std::array::from_fn(|i| f32::from(bytes[2 * i + 1])))
+    }
+    #[inline(always)]
+    fn join_pairs(self, first: V, second: V) -> V {
+        let upper = |v: f32| {
+            let bits = v.to_bits();
+            bits.wrapping_add(0x7FFF + (bits >> 16 & 1))
+        };
+        zip(first, second, |a, b| f32::from_bits(upper(a) >> 16 | upper(b) & 0xFFFF_0000))
+    }
+    #[inline(always)]
     fn round_bf16(self, v: V) -> V {
         v.map(|x| half::bf16::from_f32(x).to_f32())
     }

@@ -91,3 +91,40 @@ fn lanes_compare_and_move() {
         assert_eq!(mask >> LANES, 0);
     }
 }
+
+/// 32 bytes as pairs, and two vectors joined to pairs of bf16 and split again.
+struct Pairs<'a>(&'a [i8; 32], &'a [f32; 32]);
+
+impl Kernel for Pairs<'_> {
+    type Output = [[f32; LANES]; 4];
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Self::Output {
+        // SAFETY: 32 bytes, and twice sixteen numbers.
+        let (bytes, first, second) =
+            unsafe { (s.load_pairs_i8(self.0.as_ptr()), s.load(self.1.as_ptr()), s.load(self.1[LANES..].as_ptr())) };
+        let joined = s.split_pairs(s.join_pairs(first, second));
+        let mut lanes = [[0.0; LANES]; 4];
+        for (lanes, v) in lanes.iter_mut().zip([bytes.0, bytes.1, joined.0, joined.1]) {
+            // SAFETY: sixteen elements.
+            unsafe { s.store(lanes.as_mut_ptr(), v) };
+        }
+        lanes
+    }
+}
+
+#[test]
+fn bytes_widen_and_numbers_become_pairs() {
+    let bytes: [i8; 32] = std::array::from_fn(|i| (i as i32 * 37 % 256 - 128) as i8);
+    let numbers: Vec<f32> = numbers().into_iter().map(|x| if x.is_nan() { f32::NAN } else { x }).collect();
+    for set in sets() {
+        for numbers in numbers.as_chunks::<32>().0 {
+            let [even, odd, first, second] = set.run(Pairs(&bytes, numbers));
+            for i in 0..LANES {
+                assert_eq!([even[i], odd[i]], [bytes[2 * i], bytes[2 * i + 1]].map(f32::from), "{:?}", set.isa());
+                let want = [numbers[i], numbers[LANES + i]].map(|x| bf16::from_f32(x).to_f32().to_bits());
+                assert_eq!([first[i], second[i]].map(f32::to_bits), want, "{:?}", set.isa());
+            }
+        }
+    }
+}

@@ -1,8 +1,8 @@
-//! Attention of a few rows over bf16 keys and values, as a step of decoding has them: a chunk's keys and
-//! values go from the cache into registers, are used for all rows and forgotten.
+//! Attention of a few rows over keys and values of bf16 or bytes, as a step of decoding has them: a chunk's
+//! keys and values go from the cache into registers, are used for all rows and forgotten.
 //!
 //! The sums are those of [`pairs`](super::pairs), in the same order.
-use super::pairs::{Rows, Weigh, load_row};
+use super::pairs::{PairedCell, Rows, Weigh, load_row};
 use super::{AttentionOp, CHUNK, Cached, Finish, Task, visible_in};
 use crate::panels::{Form, PANEL};
 use crate::plan::Context;
@@ -13,7 +13,7 @@ use std::ops::Range;
 /// Most rows.
 pub(super) const ROWS: usize = 4;
 
-pub(super) fn tile(op: &AttentionOp, ctx: &Context, task: &Task, next: Option<&Task>) {
+pub(super) fn tile<C: PairedCell>(op: &AttentionOp, ctx: &Context, task: &Task, next: Option<&Task>) {
     let rows = task.count * op.group_heads;
     let width = op.size.next_multiple_of(PANEL);
     with_scratch([rows * width, rows * CHUNK, rows * CHUNK, rows * width], |[q, scores, weights, sums]| {
@@ -22,7 +22,7 @@ pub(super) fn tile(op: &AttentionOp, ctx: &Context, task: &Task, next: Option<&T
         for (r, q) in q.chunks_exact_mut(width).enumerate() {
             ctx.kernels.run(Round { x: op.head::<f32>(&op.q, task, r), len: op.size, out: q });
         }
-        op.walk(ctx, task, next, |start, cached, later| {
+        op.walk::<C>(ctx, task, next, |start, cached, later| {
             let seen = std::array::from_fn(|r| visible_in(op, task, r.min(rows - 1), start));
             let chunk = Chunk {
                 cached,
@@ -38,10 +38,10 @@ pub(super) fn tile(op: &AttentionOp, ctx: &Context, task: &Task, next: Option<&T
                 total: &mut total,
             };
             match rows {
-                1 => ctx.kernels.run(Counted::<1>(chunk)),
-                2 => ctx.kernels.run(Counted::<2>(chunk)),
-                3 => ctx.kernels.run(Counted::<3>(chunk)),
-                _ => ctx.kernels.run(Counted::<ROWS>(chunk)),
+                1 => ctx.kernels.run(Counted::<C, 1>(chunk)),
+                2 => ctx.kernels.run(Counted::<C, 2>(chunk)),
+                3 => ctx.kernels.run(Counted::<C, 3>(chunk)),
+                _ => ctx.kernels.run(Counted::<C, ROWS>(chunk)),
             }
         });
         for (r, sums) in sums.chunks_exact(width).enumerate() {
@@ -77,10 +77,10 @@ impl Kernel for Round<'_> {
 }
 
 /// A chunk of keys and values, and the state of the rows; `width` is the head size rounded up to panels.
-struct Chunk<'a> {
-    cached: &'a Cached<half::bf16>,
+struct Chunk<'a, C> {
+    cached: &'a Cached<C>,
     /// What is asked for meanwhile, line by line.
-    later: &'a Cached<half::bf16>,
+    later: &'a Cached<C>,
     size: usize,
     scale: f32,
     /// Keys each row sees.
@@ -96,9 +96,9 @@ struct Chunk<'a> {
     total: &'a mut [f32; ROWS],
 }
 
-struct Counted<'a, const R: usize>(Chunk<'a>);
+struct Counted<'a, C, const R: usize>(Chunk<'a, C>);
 
-impl<const R: usize> Kernel for Counted<'_, R> {
+impl<C: PairedCell, const R: usize> Kernel for Counted<'_, C, R> {
     type Output = ();
 
     #[inline(always)]
@@ -130,7 +130,7 @@ impl<const R: usize> Kernel for Counted<'_, R> {
     }
 }
 
-impl Chunk<'_> {
+impl<C: PairedCell> Chunk<'_, C> {
     /// Scores of sixteen keys.
     #[inline(always)]
     fn score<S: Simd, const R: usize>(&mut self, s: S, tile: usize) {
@@ -138,7 +138,7 @@ impl Chunk<'_> {
         let (keys, later) = (&self.cached[tile * LANES..][..LANES], &self.later[tile * LANES..][..LANES]);
         let mut scores = [s.splat(0.0); R];
         // Scores of keys that nobody needs are masked.
-        if keys.iter().any(|key| !key.0.is_null()) {
+        if keys.iter().any(|key| key.0.is_needed()) {
             for block in 0..Form::Pairs.blocks(self.size) {
                 let mut square = [s.splat(0.0); LANES];
                 for (vector, key) in square.iter_mut().zip(keys) {
@@ -147,11 +147,12 @@ impl Chunk<'_> {
                 }
                 s.transpose(&mut square);
                 let (mut even, mut odd) = ([s.splat(0.0); R], [s.splat(0.0); R]);
+                let at = block * PANEL * size_of::<C>();
                 for (pair, keys) in square.iter().enumerate() {
-                    let (key, value) = later[pair];
-                    if !key.is_null() {
-                        s.prefetch(key.cast::<u8>().wrapping_add(block * 64));
-                        s.prefetch(value.cast::<u8>().wrapping_add(block * 64));
+                    let (key, value) = &later[pair];
+                    if key.is_needed() && at.is_multiple_of(64) {
+                        key.ask(s, at);
+                        value.ask(s, at);
                     }
                     let (k0, k1) = s.split_pairs(*keys);
                     for r in 0..R {
@@ -183,15 +184,14 @@ impl Chunk<'_> {
             let (mut even, mut odd) = ([[s.splat(0.0); 2]; R], [[s.splat(0.0); 2]; R]);
             for (pair, rows) in rows.chunks_exact(2).enumerate() {
                 // What nobody needs has no weight.
-                if rows[0].1.is_null() && rows[1].1.is_null() {
+                if !rows[0].1.is_needed() && !rows[1].1.is_needed() {
                     continue;
                 }
                 // SAFETY: a value has `size` elements.
-                let (first, second) = unsafe {
-                    let at = panel * PANEL;
-                    (load_row(s, rows[0].1, at, self.size), load_row(s, rows[1].1, at, self.size))
+                let (low, high) = unsafe {
+                    let first = load_row(s, rows[0].1, panel * PANEL, self.size);
+                    s.zip_bf16(first, load_row(s, rows[1].1, panel * PANEL, self.size))
                 };
-                let (low, high) = s.zip_bf16(first, second);
                 let (low, high) = (s.split_pairs(low), s.split_pairs(high));
                 for r in 0..R {
                     // SAFETY: the row has a weight for each key.

@@ -1,10 +1,10 @@
-//! Attention over bf16 keys and values: both products by pairs, on the matrix unit where there is one.
+//! Attention over keys and values of bf16 or bytes: both products by pairs, on the matrix unit where there is one.
 //!
 //! Queries and softmax weights are rounded to bf16. Of a chunk of 64 keys, keys become two panels of 32
 //! output features, values a panel for each 32 elements of the head, both in the order of
 //! [`panels`](crate::panels). A row's steps are those of the module above, with sums by pairs of elements
 //! (scores) and by pairs of keys (values); the sum of the weights takes them as rounded.
-use super::{AttentionOp, CHUNK, Cached, Finish, Task, visible_in};
+use super::{AttentionOp, CHUNK, Cached, CachedRow, Finish, Task, visible_in};
 use crate::panels::pack::{PackPairs, store_pairs};
 use crate::panels::{self, Form, PANEL, Product, ROW};
 use crate::plan::Context;
@@ -61,7 +61,7 @@ impl Rows {
 }
 
 /// Computes a tile; its last chunk is worked on while the first one of `next` comes from memory.
-pub(super) fn tile(op: &AttentionOp, ctx: &Context, task: &Task, next: Option<&Task>) {
+pub(super) fn tile<C: PairedCell>(op: &AttentionOp, ctx: &Context, task: &Task, next: Option<&Task>) {
     let rows = task.count * op.group_heads;
     let (blocks, width) = (FORM.blocks(op.size), op.size.next_multiple_of(PANEL));
     let (q, weights) = (Rows::new(ctx.kernels, blocks), Rows::new(ctx.kernels, KEY_BLOCKS));
@@ -88,7 +88,7 @@ pub(super) fn tile(op: &AttentionOp, ctx: &Context, task: &Task, next: Option<&T
             ctx.kernels.run(PackPairs { source, k: op.size, target, step, narrow });
         }
         let mut tile = Tile { op, ctx, task, rows, q, weights, scores, sums, keys, values, max, total };
-        op.walk(ctx, task, next, |start, cached, later| {
+        op.walk::<C>(ctx, task, next, |start, cached, later| {
             op.ask(ctx, later);
             tile.chunk(start, cached);
         });
@@ -118,7 +118,7 @@ struct Tile<'a> {
 }
 
 impl Tile<'_> {
-    fn chunk(&mut self, start: usize, cached: &Cached<bf16>) {
+    fn chunk<C: PairedCell>(&mut self, start: usize, cached: &Cached<C>) {
         let (size, blocks) = (self.op.size, self.q.blocks);
         let width = size.next_multiple_of(PANEL);
         self.ctx.kernels.run(LoadKeys { rows: cached, size, target: self.keys.as_mut_ptr() });
@@ -217,35 +217,65 @@ impl Kernel for FinishRows<'_> {
     }
 }
 
-/// `len` bf16, at most 32, as sixteen pairs; zeros for the rest, and for a null pointer.
+/// What a cache keeps and attention reads as pairs of bf16.
+pub(super) trait PairedCell: bytemuck::Pod + Send + Sync {
+    /// 32 elements as sixteen pairs.
+    ///
+    /// # Safety
+    /// They are readable at `p`, and so is the scale where the cells have one.
+    unsafe fn load_pairs<S: Simd>(s: S, p: *const Self, scale: *const f32) -> S::V;
+}
+
+impl PairedCell for bf16 {
+    #[inline(always)]
+    unsafe fn load_pairs<S: Simd>(s: S, p: *const bf16, _scale: *const f32) -> S::V {
+        // SAFETY: the caller's promise. Pairs of bf16 pass through f32 registers as they are.
+        unsafe { s.load(p.cast()) }
+    }
+}
+
+impl PairedCell for i8 {
+    #[inline(always)]
+    unsafe fn load_pairs<S: Simd>(s: S, p: *const i8, scale: *const f32) -> S::V {
+        // SAFETY: the caller's promise. The scale is a number or `f32::NAN`.
+        unsafe {
+            let (first, second) = s.load_pairs_i8(p);
+            let scale = s.splat(*scale);
+            s.join_pairs(s.mul(first, scale), s.mul(second, scale))
+        }
+    }
+}
+
+/// Elements from `at` on of a row of `len`, 32 at most, as sixteen pairs; zeros past its end, and for a row
+/// that nobody needs.
 ///
 /// # Safety
-/// They are readable.
+/// They are readable, and the scale.
 #[inline(always)]
-pub(super) unsafe fn load_row<S: Simd>(s: S, p: *const bf16, at: usize, len: usize) -> S::V {
-    if p.is_null() {
+pub(super) unsafe fn load_row<S: Simd, C: PairedCell>(s: S, row: CachedRow<C>, at: usize, len: usize) -> S::V {
+    if !row.is_needed() {
         return s.splat(0.0);
     }
-    let mut cells = [bf16::ZERO; PANEL];
-    // SAFETY: the caller's promise. Pairs of bf16 pass through f32 registers as they are.
+    let mut cells = [C::zeroed(); PANEL];
+    // SAFETY: the caller's promise.
     unsafe {
-        let p = p.add(at);
+        let p = row.cells.add(at);
         if len - at >= PANEL {
-            return s.load(p.cast());
+            return C::load_pairs(s, p, row.scale);
         }
         cells.as_mut_ptr().copy_from_nonoverlapping(p, len - at);
-        s.load(cells.as_ptr().cast())
+        C::load_pairs(s, cells.as_ptr(), row.scale)
     }
 }
 
 /// Brings the keys of a chunk into two panels; keys that nobody needs are zero.
-struct LoadKeys<'a> {
-    rows: &'a Cached<bf16>,
+struct LoadKeys<'a, C> {
+    rows: &'a Cached<C>,
     size: usize,
     target: *mut f32,
 }
 
-impl Kernel for LoadKeys<'_> {
+impl<C: PairedCell> Kernel for LoadKeys<'_, C> {
     type Output = ();
 
     #[inline(always)]
@@ -270,13 +300,13 @@ impl Kernel for LoadKeys<'_> {
 }
 
 /// Brings the values of a chunk into panels of 32 elements; values that nobody needs are zero.
-struct LoadValues<'a> {
-    rows: &'a Cached<bf16>,
+struct LoadValues<'a, C> {
+    rows: &'a Cached<C>,
     size: usize,
     target: *mut f32,
 }
 
-impl Kernel for LoadValues<'_> {
+impl<C: PairedCell> Kernel for LoadValues<'_, C> {
     type Output = ();
 
     #[inline(always)]

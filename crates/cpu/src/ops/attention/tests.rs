@@ -1,8 +1,8 @@
 //! Attention against its naive twin, and the bits that must not change.
 use crate::ops::testing::*;
 use crate::{CpuBackend, CpuOptions};
-use anyfleet_tensor::ops::Attention;
-use anyfleet_tensor::{Backend, DType, Live, SeqMeta, Tensor};
+use anyfleet_tensor::ops::{Attention, KvScales};
+use anyfleet_tensor::{Backend, DType, Live, SeqMeta, Tensor, quant};
 use half::{bf16, f16};
 
 /// A batch over sequences whose keys and values are functions of (sequence, position), whatever
@@ -15,6 +15,8 @@ struct Case {
     page_size: usize,
     window: Option<u32>,
     kv: DType,
+    /// Keys and values of another type are what bytes would stand for.
+    as_bytes: bool,
     /// (rows, context) of each sequence.
     seqs: Vec<(usize, usize)>,
 }
@@ -23,14 +25,32 @@ impl Case {
     fn scale(&self) -> f32 {
         1.0 / (self.size as f32).sqrt()
     }
-    fn head(&self, kind: u64, seq: usize, position: usize, head: usize) -> Vec<f32> {
+    fn drawn(&self, kind: u64, seq: usize, position: usize, head: usize) -> Vec<f32> {
         let seed = (kind << 40) + ((seq as u64) << 32) + ((position as u64) << 8) + head as u64;
-        let values = random(seed + 1, self.size + 8).split_off(8);
+        random(seed + 1, self.size + 8).split_off(8)
+    }
+    /// A query, key or value (kinds 0, 1 and 2) as attention reads it.
+    fn head(&self, kind: u64, seq: usize, position: usize, head: usize) -> Vec<f32> {
+        let values = self.drawn(kind, seq, position, head);
         if kind == 0 {
             values.iter().map(|v| v * 3.0).collect()
+        } else if self.kv.is_scaled() || self.as_bytes {
+            let mut bytes = vec![0; self.size];
+            let scale = quant::kv_head(&values, &mut bytes);
+            bytes.into_iter().map(|q| quant::kv_value(q, scale).to_f32()).collect()
         } else {
             values.iter().map(|&v| round(v, self.kv)).collect()
         }
+    }
+    /// A key or value as a cache keeps it, and its scale.
+    fn stored(&self, kind: u64, seq: usize, position: usize, head: usize) -> (Vec<u8>, f32) {
+        let values = self.drawn(kind, seq, position, head);
+        if !self.kv.is_scaled() {
+            return (narrowed(&self.head(kind, seq, position, head), self.kv), 0.0);
+        }
+        let mut bytes = vec![0; self.size];
+        let scale = quant::kv_head(&values, &mut bytes);
+        (bytes.into_iter().map(|q| q as u8).collect(), scale)
     }
     fn first_visible(&self, position: usize) -> usize {
         self.window.map_or(0, |w| (position + 1).saturating_sub(w as usize))
@@ -51,7 +71,7 @@ impl Case {
     fn naive_head(&self, seq: usize, position: usize, head: usize) -> Vec<f32> {
         let group = head / (self.heads / self.groups);
         let mut q = self.head(0, seq, position, head);
-        if self.kv == DType::BF16 {
+        if matches!(self.kv, DType::BF16 | DType::I8) {
             q.iter_mut().for_each(|v| *v = round(*v, DType::BF16));
         }
         let keys = self.first_visible(position)..position + 1;
@@ -74,8 +94,9 @@ impl Case {
     fn run(&self, device: &CpuBackend) -> Vec<f32> {
         let (g, p, d) = (self.groups, self.page_size, self.size);
         let pages: usize = self.seqs.iter().map(|&(_, context)| context.div_ceil(p)).sum::<usize>() + 1;
-        let mut k = vec![f32::NAN; pages * g * p * d];
-        let mut v = k.clone();
+        // NaN in every float type, and bytes with a scale of NaN.
+        let mut caches =
+            [1, 2].map(|kind| (kind, vec![0xFF; pages * g * p * d * self.kv.size()], vec![f32::NAN; pages * g * p]));
         let (mut table, mut metas, mut q) = (vec![u32::MAX], Vec::new(), Vec::new());
         let mut next = pages;
         for (s, &(rows, context)) in self.seqs.iter().enumerate() {
@@ -93,9 +114,12 @@ impl Case {
                 table.push(next as u32);
                 for position in (page * p).max(low)..context.min((page + 1) * p) {
                     for group in 0..g {
-                        let at = ((next * g + group) * p + position % p) * d;
-                        k[at..at + d].copy_from_slice(&self.head(1, s, position, group));
-                        v[at..at + d].copy_from_slice(&self.head(2, s, position, group));
+                        let at = (next * g + group) * p + position % p;
+                        for (kind, cells, scales) in &mut caches {
+                            let (bytes, scale) = self.stored(*kind, s, position, group);
+                            cells[at * bytes.len()..][..bytes.len()].copy_from_slice(&bytes);
+                            scales[at] = scale;
+                        }
                     }
                 }
             }
@@ -104,11 +128,11 @@ impl Case {
             }
         }
         let rows = q.len() / (self.heads * d);
-        let cache = |values: &[f32]| {
+        let [(k_cache, k_scale), (v_cache, v_scale)] = caches.map(|(_, cells, scales)| {
             let cache = Tensor::new(device, self.kv, &[pages, g, p, d]).unwrap();
-            device.write(&cache, &narrowed(values, self.kv)).unwrap();
-            cache
-        };
+            device.write(&cache, &cells).unwrap();
+            (cache, tensor(device, &scales, &[pages, g, p]))
+        });
         let out = columns_of(device, &vec![POISON; (rows + 1) * self.heads * d], rows + 1, self.heads * d);
         q.extend(vec![f32::NAN; self.heads * d]);
         let q = columns_of(device, &q, rows + 1, self.heads * d);
@@ -117,8 +141,9 @@ impl Case {
             enc.attention(Attention {
                 out: &out,
                 q: &q,
-                k_cache: &cache(&k),
-                v_cache: &cache(&v),
+                k_cache: &k_cache,
+                v_cache: &v_cache,
+                scales: self.kv.is_scaled().then_some(KvScales { k: &k_scale, v: &v_scale }),
                 seqs: &tensor_u32(device, bytemuck::cast_slice(&seqs), &[seqs.len(), 8]),
                 table: &tensor_u32(device, &table, &[table.len()]),
                 scale: self.scale(),
@@ -143,7 +168,7 @@ fn narrowed(values: &[f32], dtype: DType) -> Vec<u8> {
 
 fn case() -> Case {
     let seqs = vec![(1, 150), (70, 70), (0, 5), (5, 133), (1, 1)];
-    Case { heads: 4, groups: 2, size: 16, page_size: 16, window: None, kv: DType::BF16, seqs }
+    Case { heads: 4, groups: 2, size: 16, page_size: 16, window: None, kv: DType::BF16, as_bytes: false, seqs }
 }
 
 #[test]
@@ -159,12 +184,25 @@ fn agrees_with_the_naive_twin() {
         Case { heads: 3, groups: 3, size: 7, page_size: 5, ..case() },
         Case { heads: 2, groups: 1, size: 128, page_size: 64, seqs: vec![(200, 200), (3, 130)], ..case() },
         Case { heads: 5, groups: 1, size: 80, ..case() },
+        Case { kv: DType::I8, ..case() },
+        Case { kv: DType::I8, window: Some(20), page_size: 3, ..case() },
+        Case { kv: DType::I8, heads: 3, groups: 3, size: 7, page_size: 5, ..case() },
+        Case { kv: DType::I8, heads: 5, groups: 1, size: 80, page_size: 1, ..case() },
+        Case {
+            kv: DType::I8,
+            heads: 2,
+            groups: 1,
+            size: 128,
+            page_size: 64,
+            seqs: vec![(200, 200), (3, 130)],
+            ..case()
+        },
     ];
     for case in cases {
         let want = case.naive();
         same_bits(|device| {
             let got = case.run(device);
-            close(&got, &want, if case.kv == DType::BF16 { 2.0f32.powi(-9) } else { 2e-6 });
+            close(&got, &want, if matches!(case.kv, DType::BF16 | DType::I8) { 2.0f32.powi(-9) } else { 2e-6 });
             got
         });
     }
@@ -174,18 +212,31 @@ fn agrees_with_the_naive_twin() {
 #[test]
 fn pages_chunking_and_company_do_not_matter() {
     let device = CpuBackend::new(CpuOptions::default()).unwrap();
-    for window in [None, Some(37)] {
+    for (window, kv) in [(None, DType::BF16), (Some(37), DType::BF16), (None, DType::I8), (Some(37), DType::I8)] {
         let width = 4 * 16;
-        let whole = Case { window, seqs: vec![(150, 150)], ..case() }.run(&device);
+        let whole = Case { window, kv, seqs: vec![(150, 150)], ..case() }.run(&device);
         for page_size in [1, 5, 16, 64, 200] {
             for rows in [1, 2, 13, 64, 149] {
                 for context in [rows, 65.max(rows), 128.max(rows), 150] {
                     let seqs = vec![(rows, context), (3, 40)];
-                    let got = Case { window, page_size, seqs, ..case() }.run(&device);
+                    let got = Case { window, kv, page_size, seqs, ..case() }.run(&device);
                     let want = &whole[(context - rows) * width..context * width];
                     assert!(got[..rows * width] == *want, "pages of {page_size}, {rows} rows to {context}");
                 }
             }
+        }
+    }
+}
+
+/// Bytes give the bits of a bf16 cache that holds what they stand for, with few rows and with many.
+#[test]
+fn bytes_are_read_as_bf16() {
+    let device = CpuBackend::new(CpuOptions::default()).unwrap();
+    for rows in [1, 2, 4, 5, 70] {
+        for size in [16, 31, 80, 128] {
+            let bytes = Case { kv: DType::I8, size, seqs: vec![(rows, 150)], heads: 2, groups: 2, ..case() };
+            // What is drawn for a bf16 cache is what the bytes stand for.
+            assert!(bytes.run(&device) == Case { as_bytes: true, kv: DType::BF16, ..bytes }.run(&device));
         }
     }
 }
@@ -204,6 +255,7 @@ fn pages_past_the_cache_are_a_bug() {
             q: &q,
             k_cache: &cache,
             v_cache: &other,
+            scales: None,
             seqs: &tensor_u32(&device, bytemuck::cast_slice(&[seq]), &[1, 8]),
             table: &tensor_u32(&device, &[2], &[1]),
             scale: 1.0,
