@@ -25,10 +25,20 @@ impl CpuRecorder {
     pub(crate) fn finish(self) -> Result<CpuPlan> {
         self.error.map_or(Ok(()), Err)?;
         let mut steps = self.steps;
-        let mut next = None;
-        for step in steps.iter_mut().rev() {
-            if let Step::Linear(op) = step {
-                op.before(next.replace(op.weight().clone()));
+        let weights: Vec<_> = steps
+            .iter()
+            .filter_map(|step| if let Step::Linear(op) = step { Some(op.weight().clone()) } else { None })
+            .collect();
+        let (mut next, mut asked) = (weights.iter().cycle().skip(1), false);
+        for step in &mut steps {
+            match step {
+                Step::Linear(op) => {
+                    op.between(asked, next.next().cloned());
+                    asked = op.weight().form().is_some();
+                }
+                // Reads so much that what was asked for before may be gone.
+                Step::Attention(_) => asked = false,
+                _ => {}
             }
         }
         Ok(CpuPlan(steps))

@@ -78,6 +78,8 @@ pub(crate) struct Piece {
     pub(crate) items: Range<usize>,
     /// Whether the same share has more.
     pub(crate) more: bool,
+    /// Whether the thread worked on the items before them just before.
+    pub(crate) follows: bool,
     /// The thread that works on it.
     pub(crate) thread: usize,
 }
@@ -180,8 +182,10 @@ impl Team {
             let thread = INDEX.get();
             let shares = self.shares[thread..].iter().chain(&self.shares[..thread]);
             for share in shares {
+                let mut end = None;
                 while let Some((items, more)) = share.take(&width) {
-                    task(Piece { items, more, thread });
+                    let follows = end.replace(items.end) == Some(items.start);
+                    task(Piece { items, more, follows, thread });
                 }
             }
         });

@@ -57,6 +57,14 @@ const CHUNK: usize = 64;
 const TILE_ROWS: usize = 48;
 const TILE_ROWS_OF_PAIRS: usize = 128;
 
+/// A task, the one after it, and whether the one before it asked for its first chunk.
+#[derive(Clone, Copy)]
+struct Walk<'a> {
+    task: &'a Task,
+    next: Option<&'a Task>,
+    asked: bool,
+}
+
 /// A tile: queries `first .. first + count` of a sequence, and a key/value head.
 #[derive(Clone, Copy)]
 pub(crate) struct Task {
@@ -120,11 +128,12 @@ impl AttentionOp {
             |piece| {
                 let task = &tasks[piece.items.start];
                 let next = tasks[piece.items.end..].first().filter(|_| piece.more);
+                let walk = Walk { task, next, asked: piece.follows };
                 match self.k_cache.dtype() {
-                    DType::F32 => self.tile::<f32>(ctx, task, next),
-                    DType::BF16 => self.tile_of_pairs::<bf16>(ctx, task, next),
-                    DType::I8 => self.tile_of_pairs::<i8>(ctx, task, next),
-                    _ => self.tile::<f16>(ctx, task, next),
+                    DType::F32 => self.tile::<f32>(ctx, walk),
+                    DType::BF16 => self.tile_of_pairs::<bf16>(ctx, walk),
+                    DType::I8 => self.tile_of_pairs::<i8>(ctx, walk),
+                    _ => self.tile::<f16>(ctx, walk),
                 }
             },
         );
@@ -144,14 +153,15 @@ impl AttentionOp {
     }
 
     /// A tile whose keys and values are multiplied by pairs.
-    fn tile_of_pairs<C: PairedCell>(&self, ctx: &Context, task: &Task, next: Option<&Task>) {
-        match task.count * self.group_heads <= few::ROWS {
-            true => few::tile::<C>(self, ctx, task, next),
-            false => pairs::tile::<C>(self, ctx, task, next),
+    fn tile_of_pairs<C: PairedCell>(&self, ctx: &Context, walk: Walk<'_>) {
+        match walk.task.count * self.group_heads <= few::ROWS {
+            true => few::tile::<C>(self, ctx, walk),
+            false => pairs::tile::<C>(self, ctx, walk),
         }
     }
 
-    fn tile<C: Cell>(&self, ctx: &Context, task: &Task, next: Option<&Task>) {
+    fn tile<C: Cell>(&self, ctx: &Context, walk: Walk<'_>) {
+        let task = walk.task;
         let rows = task.count * self.group_heads;
         let (q_stride, width) = (packed_k(self.size), self.size.next_multiple_of(LANES));
         let sizes = [rows * q_stride, rows * K_BLOCK, rows * width, CHUNK * self.size, CHUNK * width, 2 * rows];
@@ -164,7 +174,7 @@ impl AttentionOp {
             // SAFETY: a head of q has `size` elements.
             unsafe { matmul::pack_rows(ctx.kernels, rows, self.size, row_q, q) };
             let mut tile = Tile { op: self, ctx, task, q, scores, sums, keys, values, max, total };
-            self.walk::<C>(ctx, task, next, |start, cached, later| {
+            self.walk::<C>(ctx, walk, |start, cached, later| {
                 self.ask(ctx, later);
                 tile.chunk(start, cached);
             });
@@ -182,8 +192,7 @@ impl AttentionOp {
     fn walk<C: Copy>(
         &self,
         ctx: &Context,
-        task: &Task,
-        next: Option<&Task>,
+        Walk { task, next, asked }: Walk<'_>,
         mut work: impl FnMut(usize, &Cached<C>, &Cached<C>),
     ) {
         let chunk = |task: &Task, start: usize| self.cached(task, start, needed(self, task, start));
@@ -191,7 +200,9 @@ impl AttentionOp {
         let end = visible(self, task, task.count * self.group_heads - 1).end;
         let mut start = first(task);
         let mut cached = chunk(task, start);
-        self.ask(ctx, &cached);
+        if !asked {
+            self.ask(ctx, &cached);
+        }
         while start < end {
             let later = match next {
                 Some(next) if start + CHUNK >= end => chunk(next, first(next)),
@@ -204,7 +215,7 @@ impl AttentionOp {
 
     /// Asks for the cache lines of a chunk.
     fn ask<C: Copy>(&self, ctx: &Context, rows: &Cached<C>) {
-        ctx.kernels.run(Prefetch { rows, bytes: self.size * size_of::<C>() });
+        ctx.kernels.run(Prefetch { rows });
     }
 
     /// The head of q or out that row `r` of a tile stands for.
@@ -215,30 +226,26 @@ impl AttentionOp {
         unsafe { view.row::<T>(row).add(head * self.size) }
     }
 
-    /// Where the cache keeps the `needed` keys and values of the chunk at `start`.
+    /// Where the caches keep the `needed` tokens of the chunk at `start`.
     fn cached<C: Copy>(&self, task: &Task, start: usize, needed: Range<usize>) -> Cached<C> {
-        let mut rows = [(CachedRow::NONE, CachedRow::NONE); CHUNK];
+        let scales = self.scales.as_ref().map(|scales| scales.each_ref().map(|view| view.row::<f32>(0).cast_const()));
+        let mut cached = Cached {
+            cells: [&self.k_cache, &self.v_cache].map(|view| view.row::<C>(0).cast_const()),
+            scales: scales.unwrap_or([std::ptr::null(); 2]),
+            size: self.size,
+            tokens: [NOT_NEEDED; CHUNK],
+            needed: needed.clone(),
+        };
         let mut i = needed.start;
         while i < needed.end {
             let (page, offset) = self.locate(task, start + i);
             let run = (self.page_size - offset).min(needed.end - i);
-            let first = task.group * self.page_size + offset;
-            let caches = [self.k_cache.row::<C>(page), self.v_cache.row::<C>(page)];
-            let scales = match &self.scales {
-                Some([k, v]) => [k.row::<f32>(page), v.row::<f32>(page)],
-                None => [std::ptr::null_mut(); 2],
-            };
-            for (j, row) in rows[i..i + run].iter_mut().enumerate() {
-                // Group, and offset + j, are below the page's dimensions.
-                let place = |cache: usize| CachedRow {
-                    cells: caches[cache].wrapping_add((first + j) * self.size),
-                    scale: scales[cache].wrapping_add(first + j),
-                };
-                *row = (place(0), place(1));
-            }
+            // Group, and offset + j, are below the page's dimensions.
+            let first = (page * self.groups + task.group) * self.page_size + offset;
+            cached.tokens[i..i + run].iter_mut().enumerate().for_each(|(j, token)| *token = first + j);
             i += run;
         }
-        rows
+        cached
     }
 
     /// The page that holds the token at `position`, and the token's offset in it.
@@ -379,8 +386,67 @@ impl Tile<'_> {
     }
 }
 
-/// Where the cache keeps key and value of each position of a chunk.
-type Cached<C> = [(CachedRow<C>, CachedRow<C>); CHUNK];
+/// Where the caches keep the tokens of a chunk.
+struct Cached<C> {
+    /// Keys and values.
+    cells: [*const C; 2],
+    /// Of bytes; without meaning for other cells.
+    scales: [*const f32; 2],
+    size: usize,
+    /// Their place in both caches, in heads; or [`NOT_NEEDED`].
+    tokens: [usize; CHUNK],
+    needed: Range<usize>,
+}
+
+const NOT_NEEDED: usize = usize::MAX;
+
+impl<C> Cached<C> {
+    #[inline(always)]
+    fn key(&self, i: usize) -> CachedRow<C> {
+        self.row(i, 0)
+    }
+
+    #[inline(always)]
+    fn value(&self, i: usize) -> CachedRow<C> {
+        self.row(i, 1)
+    }
+
+    #[inline(always)]
+    fn row(&self, i: usize, cache: usize) -> CachedRow<C> {
+        match self.tokens[i] {
+            NOT_NEEDED => CachedRow { cells: std::ptr::null(), scale: std::ptr::null() },
+            token => CachedRow {
+                cells: self.cells[cache].wrapping_add(token * self.size),
+                scale: self.scales[cache].wrapping_add(token),
+            },
+        }
+    }
+
+    /// Asks for part `part` of `parts` of sixteen tokens' keys (0) or values (1).
+    #[inline(always)]
+    fn ask<S: Simd>(&self, s: S, tile: usize, cache: usize, part: usize, parts: usize) {
+        let tokens = &self.tokens[tile * LANES..][..LANES];
+        let (bytes, first) = (self.size * size_of::<C>(), self.row(tile * LANES, cache));
+        if first.is_needed() && tokens[LANES - 1] == tokens[0] + LANES - 1 {
+            // One after the other in a page.
+            let (start, end) = (LANES * bytes * part / parts, LANES * bytes * (part + 1) / parts);
+            let cells = first.cells.cast::<u8>();
+            (start / 64 * 64..end).step_by(64).for_each(|at| s.prefetch(cells.wrapping_add(at)));
+        } else {
+            for i in tile * LANES..(tile + 1) * LANES {
+                let row = self.row(i, cache);
+                if row.is_needed() {
+                    let (start, end) = (bytes * part / parts, bytes * (part + 1) / parts);
+                    let cells = row.cells.cast::<u8>();
+                    (start..end).step_by(64).for_each(|at| s.prefetch(cells.wrapping_add(at)));
+                }
+            }
+        }
+        if size_of::<C>() == 1 && part == 0 && first.is_needed() {
+            s.prefetch(first.scale.cast());
+        }
+    }
+}
 
 /// Where the cache keeps one head of one token.
 #[derive(Clone, Copy)]
@@ -392,27 +458,15 @@ struct CachedRow<C> {
 }
 
 impl<C> CachedRow<C> {
-    const NONE: CachedRow<C> = CachedRow { cells: std::ptr::null(), scale: std::ptr::null() };
-
     #[inline(always)]
     fn is_needed(&self) -> bool {
         !self.cells.is_null()
-    }
-
-    /// Asks for the cache line at byte `at` of the cells, with the first one for that of the scale.
-    #[inline(always)]
-    fn ask<S: Simd>(&self, s: S, at: usize) {
-        s.prefetch(self.cells.cast::<u8>().wrapping_add(at));
-        if size_of::<C>() == 1 && at == 0 {
-            s.prefetch(self.scale.cast());
-        }
     }
 }
 
 /// Asks for a chunk's cache lines.
 struct Prefetch<'a, C> {
     rows: &'a Cached<C>,
-    bytes: usize,
 }
 
 impl<C> Kernel for Prefetch<'_, C> {
@@ -420,13 +474,9 @@ impl<C> Kernel for Prefetch<'_, C> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for (key, value) in self.rows {
-            if key.is_needed() {
-                for i in (0..self.bytes).step_by(64) {
-                    key.ask(s, i);
-                    value.ask(s, i);
-                }
-            }
+        for tile in 0..CHUNK / LANES {
+            self.rows.ask(s, tile, 0, 0, 1);
+            self.rows.ask(s, tile, 1, 0, 1);
         }
     }
 }
@@ -449,9 +499,9 @@ impl<C: Cell> Kernel for Load<'_, C> {
         let Range { start, end } = self.needed;
         let whole = self.size / LANES * LANES;
         for panel in start / LANES..end.div_ceil(LANES) {
-            let mut keys = [self.rows[start].0.cells; LANES];
+            let mut keys = [self.rows.key(start).cells; LANES];
             for (lane, key) in keys.iter_mut().enumerate() {
-                *key = self.rows[(panel * LANES + lane).clamp(start, end - 1)].0.cells;
+                *key = self.rows.key((panel * LANES + lane).clamp(start, end - 1)).cells;
             }
             // SAFETY: keys have `size` elements, and the panel has a vector for each.
             unsafe {
@@ -474,7 +524,7 @@ impl<C: Cell> Kernel for Load<'_, C> {
             }
         }
         for position in start..end {
-            let value = self.rows[position].1.cells;
+            let value = self.rows.value(position).cells;
             // SAFETY: values have `size` elements; the padding of the last panel becomes zero.
             unsafe {
                 let target = self.values.add(position * LANES);

@@ -3,6 +3,7 @@
 //! bf16, q8 and q4 weights go the way of [`panels`](crate::panels): a few rows read the panels once, as
 //! streams from memory; more keep panels, or parts of them, in a cache while all rows use them. f32 and f16 weights are in
 //! [`floats`].
+mod few;
 mod finish;
 mod floats;
 
@@ -10,11 +11,11 @@ use super::act_mul::check_activation;
 use crate::CpuBackend;
 use crate::panels::ints::Expand;
 use crate::panels::pack::{Packed, Rows};
-use crate::panels::stream::{self, Stream};
-use crate::panels::{self, Form, PANEL, Product, ROW, STREAMS};
+use crate::panels::stream;
+use crate::panels::{self, Form, Meanwhile, PANEL, Product, ROW, STREAMS};
 use crate::plan::Context;
 use crate::scratch::with_scratch;
-use crate::simd::{Isa, Kernel, Simd};
+use crate::simd::Isa;
 use crate::team::{Piece, share};
 use crate::view::{View, check_apart};
 use crate::weight::CpuWeight;
@@ -34,12 +35,12 @@ pub(crate) struct LinearOp {
     live: Live,
     /// What is multiplied next.
     next: Option<CpuWeight>,
+    /// The product before asks for the first panels, and little is read in between.
+    asked: bool,
 }
 
 /// Most packed rows whose panels are read as one stream.
 const FEW: usize = 32;
-/// Pieces of a weight that a thread streams: each begins cold.
-const STREAM_TASKS: usize = 2;
 /// Most rows at a time, and bytes of their packed form: they stay in the second-level cache.
 const CHUNK: usize = 512;
 const CHUNK_BYTES: usize = 1024 * 1024;
@@ -60,7 +61,8 @@ impl LinearOp {
         for input in bias.iter().chain(residual.as_ref().filter(|r| !r.same_place(&out))) {
             check_apart("linear", &out, input)?;
         }
-        Ok(LinearOp { out, x, weight: op.weight.clone(), bias, residual, activation: None, live: op.live, next: None })
+        let (weight, live) = (op.weight.clone(), op.live);
+        Ok(LinearOp { out, x, weight, bias, residual, activation: None, live, next: None, asked: false })
     }
 
     /// The fused form, for a weight that keeps gates beside what they gate.
@@ -72,15 +74,17 @@ impl LinearOp {
             check_apart("linear_act_mul", &out, input)?;
         }
         let (weight, activation) = (op.weight.clone(), Some(op.activation));
-        Ok(LinearOp { out, x, weight, bias, residual: None, activation, live: op.live, next: None })
+        Ok(LinearOp { out, x, weight, bias, residual: None, activation, live: op.live, next: None, asked: false })
     }
 
     pub(crate) fn weight(&self) -> &CpuWeight {
         &self.weight
     }
 
-    /// Says what is multiplied next, so that it can be asked for in time.
-    pub(crate) fn before(&mut self, next: Option<CpuWeight>) {
+    /// Says what is multiplied next, so that it can be asked for in time, and whether the product before says so
+    /// of this one shortly before it.
+    pub(crate) fn between(&mut self, asked: bool, next: Option<CpuWeight>) {
+        self.asked = asked;
         self.next = next.filter(|weight| weight.form().is_some());
     }
 
@@ -101,9 +105,8 @@ impl LinearOp {
             if x.rows() <= stream::ROWS {
                 self.stream_rows(ctx, form, &x, chunk);
             } else if x.rows() <= FEW && form != Form::Nibbles {
-                ctx.split_into(STREAM_TASKS, panels, self.weight.panel_stride() / 2, |range| {
-                    self.stream_panels(ctx, form, &x, chunk.clone(), range);
-                });
+                let width = |left: usize| left.min(STREAMS);
+                ctx.each_share(panels, width, |piece| self.stage_panels(ctx, form, &x, chunk.clone(), piece));
             } else {
                 let fit = (PANELS_BYTES / self.worked(form).1).clamp(1, PANELS);
                 let width = panels.div_ceil(ctx.threads * 3).min(fit);
@@ -147,41 +150,6 @@ impl LinearOp {
         if start < panels * self.weight.panel_stride() { next.wrapping_add(start) } else { self.weight.panel(0) }
     }
 
-    /// A row or two times panels that are read once, several at a time, each thread its share.
-    fn stream_rows(&self, ctx: &Context, form: Form, x: &Packed<'_>, rows: Range<usize>) {
-        let weight = &self.weight;
-        let width = |left| stream::width(ctx.kernels, left);
-        ctx.each_share(weight.panels(), width, |piece| {
-            let (next, next_stride) = self.after(ctx, &piece);
-            with_scratch([stream::ROWS * piece.items.len() * PANEL], |[acc]| {
-                let stream = Stream {
-                    form,
-                    rows: x.rows(),
-                    x: x.at(0),
-                    x_block: x.block_bytes,
-                    x_row: x.row_bytes(),
-                    sums: x.sums,
-                    sums_stride: x.sums_stride,
-                    w: weight.panel(piece.items.start),
-                    panel_stride: weight.panel_stride(),
-                    panels: piece.items.len(),
-                    blocks: form.blocks(weight.cols()),
-                    next,
-                    next_stride,
-                    acc: acc.as_mut_ptr(),
-                };
-                // The promise of `Stream` holds: x, the panels and the sums have these shapes.
-                stream.run(ctx.kernels);
-                self.finish(
-                    ctx,
-                    Done { x, first: 0, rows: 0..rows.len(), start: rows.start },
-                    piece.items.clone(),
-                    acc,
-                );
-            });
-        });
-    }
-
     /// Blocks `blocks` of panel `panel`, for all packed rows.
     fn product(&self, form: Form, x: &Packed<'_>, panel: usize, blocks: Range<usize>) -> Product {
         Product {
@@ -192,39 +160,12 @@ impl LinearOp {
             sums: x.sums_at(blocks.start),
             sums_stride: x.sums_stride,
             w: self.weight.panel(panel).wrapping_add(blocks.start * form.block_bytes()),
-            ahead: [self.weight.panel(panel); STREAMS],
-            claim: std::ptr::null_mut(),
-            claim_stride: 0,
-            later: self.weight.panel(panel),
-            near: false,
+            meanwhile: Meanwhile::Nothing,
             blocks: blocks.len(),
             acc: std::ptr::null_mut(),
             acc_stride: PANEL,
             resume: blocks.start > 0,
         }
-    }
-
-    /// A few rows times panels that are read once: while a group of panels is worked on, the next group comes
-    /// from memory, all its panels at a time.
-    fn stream_panels(&self, ctx: &Context, form: Form, x: &Packed<'_>, rows: Range<usize>, panels: Range<usize>) {
-        let blocks = form.blocks(self.weight.cols());
-        let stride = self.weight.panel_stride();
-        let part = blocks * form.block_bytes() / STREAMS;
-        ctx.kernels.run(Fetch { first: self.weight.panel(panels.start), stride, panels: STREAMS.min(panels.len()) });
-        with_scratch([x.rows().next_multiple_of(16) * PANEL], |[acc]| {
-            for (i, panel) in panels.clone().enumerate() {
-                // This panel's share of the next group.
-                let group = panel + STREAMS - i % STREAMS;
-                let ahead = std::array::from_fn(|stream| match group + stream {
-                    later if later < panels.end => self.weight.panel(later).wrapping_add(i % STREAMS * part),
-                    _ => self.weight.panel(panel),
-                });
-                let product = Product { acc: acc.as_mut_ptr(), ahead, ..self.product(form, x, panel, 0..blocks) };
-                // SAFETY: x, the panel and the sums have these shapes.
-                unsafe { panels::multiply(ctx.kernels, std::iter::once(product)) };
-                self.finish(ctx, Done { x, first: 0, rows: 0..rows.len(), start: rows.start }, panel..panel + 1, acc);
-            }
-        });
     }
 
     /// Many rows times panels that stay in a cache while all rows use them: on the matrix unit all of each
@@ -260,10 +201,13 @@ impl LinearOp {
                         x: x.at(block).wrapping_add(first / GROUP * (GROUP / 16) * x.group_bytes),
                         rows: count,
                         w: first_panel.wrapping_add(panel * stride + block * form.block_bytes()),
-                        claim: self.out.row::<f32>(row).wrapping_add(column).cast(),
-                        claim_stride: self.out.row_bytes(),
-                        later: self.later(later, index, panels.len(), blocks),
-                        near: ctx.kernels.isa() != Isa::Amx,
+                        meanwhile: if ctx.kernels.isa() == Isa::Amx {
+                            let out = self.out.row::<f32>(row).wrapping_add(column).cast();
+                            let later = self.later(later, index, panels.len(), blocks);
+                            Meanwhile::Claim { out, stride: self.out.row_bytes(), later }
+                        } else {
+                            Meanwhile::Nothing
+                        },
                         acc: sums.wrapping_add(panel * PANEL),
                         acc_stride: width,
                         ..self.product(form, x, panels.start + panel, part)
@@ -275,24 +219,6 @@ impl LinearOp {
                 self.finish(ctx, Done { x, first, rows: done, start: rows.start }, panels.clone(), acc);
             }
         });
-    }
-}
-
-/// Asks for the first group of panels.
-struct Fetch {
-    first: *const u8,
-    stride: usize,
-    panels: usize,
-}
-
-impl Kernel for Fetch {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for line in (0..self.stride).step_by(64) {
-            (0..self.panels).for_each(|panel| s.prefetch(self.first.wrapping_add(panel * self.stride + line)));
-        }
     }
 }
 

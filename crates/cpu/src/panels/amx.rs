@@ -3,7 +3,7 @@
 //! Eight tile registers: sums of up to 2 x 2 tiles (32 rows, 32 features), two tiles of activations, two
 //! of weights. The intrinsics are not stable, so a product is one `asm!` block; the instructions are
 //! Intel's (SDM vol. 1, chapter 18).
-use super::{Form, Product};
+use super::{Form, Meanwhile, Product, STREAMS};
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
@@ -105,11 +105,7 @@ fn computes() -> bool {
         sums: std::ptr::null(),
         sums_stride: 0,
         w: ones,
-        ahead: [ones; super::STREAMS],
-        claim: std::ptr::null_mut(),
-        claim_stride: 0,
-        later: ones,
-        near: false,
+        meanwhile: Meanwhile::Nothing,
         blocks: 1,
         acc: acc.as_mut_ptr(),
         acc_stride: super::PANEL,
@@ -140,26 +136,99 @@ pub(super) unsafe fn multiply(products: impl Iterator<Item = Product>) {
             let group = Group {
                 x: product.x.wrapping_add(first / 16 * product.group_bytes),
                 acc: product.acc.wrapping_add(first * product.acc_stride),
-                claim: product.claim.wrapping_add(first * product.claim_stride),
                 product: &product,
             };
             // SAFETY: the caller's promise; the tiles have these rows.
-            unsafe {
-                match (product.form, product.near, rows <= 16) {
-                    (Form::Pairs, true, true) => group.narrow_near(),
-                    (Form::Pairs, true, false) => group.wide_near(),
-                    (Form::Pairs, false, true) => group.narrow_pairs(),
-                    (Form::Pairs, false, false) => group.wide_pairs(),
-                    (_, _, true) => group.narrow_bytes(),
-                    (_, _, false) => group.wide_bytes(),
-                }
-            }
+            unsafe { group.run(first, rows) };
         }
     }
-    // SAFETY: forgets the tiles, so that the system need not save them.
+    // SAFETY: the processor has tiles.
+    unsafe { release() };
+}
+
+/// Forgets the tiles, so that the system need not save them.
+///
+/// # Safety
+/// The processor has tiles.
+unsafe fn release() {
+    // SAFETY: the caller's promise.
     unsafe {
         asm!("tilerelease", out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _,
              out("tmm5") _, out("tmm6") _, out("tmm7") _, options(nostack, nomem, preserves_flags));
+    }
+}
+
+/// This thread's tiles, ready for products of four times sixteen rows with sixteen.
+pub(super) struct Squares(());
+
+impl Squares {
+    /// # Safety
+    /// [`is_supported`]; until it is dropped, nobody else uses the tiles of this thread.
+    pub(super) unsafe fn new() -> Squares {
+        // SAFETY: a valid configuration; the caller's promise.
+        unsafe { TileConfig::new(16, 16).load() };
+        Squares(())
+    }
+
+    /// # Safety
+    /// As for [`super::Squares::multiply`].
+    pub(super) unsafe fn multiply(
+        &self,
+        rows: [*const u8; 4],
+        stride: usize,
+        others: *const u8,
+        blocks: usize,
+        out: *mut f32,
+    ) {
+        // SAFETY: the caller's promise; the tiles have sixteen rows.
+        unsafe {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "3:",
+                "tileloadd tmm6, [{others} + {stride}*1]",
+                "tileloadd tmm4, [{r0} + {row_stride}*1]",
+                "tileloadd tmm5, [{r1} + {row_stride}*1]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{r2} + {row_stride}*1]",
+                "tdpbf16ps tmm1, tmm5, tmm6",
+                "tileloadd tmm4, [{r3} + {row_stride}*1]",
+                "tdpbf16ps tmm2, tmm7, tmm6",
+                "tdpbf16ps tmm3, tmm4, tmm6",
+                "add {r0}, 64",
+                "add {r1}, 64",
+                "add {r2}, 64",
+                "add {r3}, 64",
+                "add {others}, 1024",
+                "dec {blocks}",
+                "jnz 3b",
+                "tilestored [{out} + {stride}*1], tmm0",
+                "tilestored [{out} + {stride}*1 + 1024], tmm1",
+                "tilestored [{out} + {stride}*1 + 2048], tmm2",
+                "tilestored [{out} + {stride}*1 + 3072], tmm3",
+                r0 = inout(reg) rows[0] => _,
+                r1 = inout(reg) rows[1] => _,
+                r2 = inout(reg) rows[2] => _,
+                r3 = inout(reg) rows[3] => _,
+                others = inout(reg) others => _,
+                blocks = inout(reg) blocks => _,
+                row_stride = in(reg) stride,
+                stride = in(reg) 64usize,
+                out = in(reg) out,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _,
+                out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+        }
+    }
+}
+
+impl Drop for Squares {
+    fn drop(&mut self) {
+        // SAFETY: they were there.
+        unsafe { release() };
     }
 }
 
@@ -167,18 +236,17 @@ pub(super) unsafe fn multiply(products: impl Iterator<Item = Product>) {
 struct Group<'a> {
     x: *const u8,
     acc: *mut f32,
-    claim: *mut u8,
     product: &'a Product,
 }
 
-/// The kernels for pairs and bytes, which differ in one instruction, and those that ask for nothing.
-macro_rules! tile_kernels {
-    ($narrow:ident, $wide:ident, $dot:literal, $ask:literal) => {
+/// Up to sixteen rows; for pairs or bytes, asking for what comes later or for nothing.
+macro_rules! narrow_kernel {
+    ($name:ident, $dot:literal, $ask:literal) => {
         /// Up to sixteen rows: a panel's blocks are one stream from memory.
         ///
         /// # Safety
         /// As for [`multiply`]; the tiles are configured for these rows.
-        unsafe fn $narrow(&self) {
+        unsafe fn $name(&self, ahead: [*const u8; STREAMS]) {
             let p = self.product;
             // SAFETY: `blocks` tiles of activations and twice as many of weights are readable, and sixteen
             // rows of 32 sums writable; prefetches may point anywhere.
@@ -221,21 +289,26 @@ macro_rules! tile_kernels {
                     acc = in(reg) self.acc,
                     acc_stride = in(reg) p.acc_stride * 4,
                     stride = in(reg) 64usize,
-                    a0 = inout(reg) p.ahead[0] => _,
-                    a1 = inout(reg) p.ahead[1] => _,
-                    a2 = inout(reg) p.ahead[2] => _,
-                    a3 = inout(reg) p.ahead[3] => _,
+                    a0 = inout(reg) ahead[0] => _,
+                    a1 = inout(reg) ahead[1] => _,
+                    a2 = inout(reg) ahead[2] => _,
+                    a3 = inout(reg) ahead[3] => _,
                     out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
                     options(nostack),
                 );
             }
         }
+    };
+}
 
+/// Seventeen to 32 rows, of many.
+macro_rules! wide_kernel {
+    ($name:ident, $dot:literal, $ask:literal) => {
         /// Seventeen to 32 rows.
         ///
         /// # Safety
         /// As for the narrow kernel.
-        unsafe fn $wide(&self) {
+        unsafe fn $name(&self, claim: *mut u8, claim_stride: usize, later: *const u8) {
             let p = self.product;
             // SAFETY: as in the narrow kernel, for two groups of rows.
             unsafe {
@@ -311,9 +384,9 @@ macro_rules! tile_kernels {
                     "tilestored [{acc2} + {acc_stride}*1 + 64], tmm3",
                     x = inout(reg) self.x => _,
                     x2 = inout(reg) self.x.wrapping_add(p.group_bytes) => _,
-                    claim = inout(reg) self.claim => _,
-                    claim_stride = in(reg) p.claim_stride,
-                    later = inout(reg) p.later => _,
+                    claim = inout(reg) claim => _,
+                    claim_stride = in(reg) claim_stride,
+                    later = inout(reg) later => _,
                     w = inout(reg) p.w => _,
                     blocks = inout(reg) p.blocks => _,
                     resume = in(reg) u32::from(p.resume),
@@ -330,8 +403,131 @@ macro_rules! tile_kernels {
     };
 }
 
+/// Seventeen to 32 rows, of no more.
+macro_rules! stream_kernel {
+    ($name:ident, $dot:literal) => {
+        /// Seventeen to 32 rows over a panel that is read once.
+        ///
+        /// # Safety
+        /// As for the narrow kernel.
+        unsafe fn $name(&self, ahead: [*const u8; STREAMS]) {
+            let p = self.product;
+            // SAFETY: as in the narrow kernel, for two groups of rows.
+            unsafe {
+                asm!(
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    "test {resume:e}, {resume:e}",
+                    "jz 3f",
+                    "tileloadd tmm0, [{acc} + {acc_stride}*1]",
+                    "tileloadd tmm1, [{acc} + {acc_stride}*1 + 64]",
+                    "tileloadd tmm2, [{acc2} + {acc_stride}*1]",
+                    "tileloadd tmm3, [{acc2} + {acc_stride}*1 + 64]",
+                    "3:",
+                    "tileloadd tmm6, [{w} + {stride}*1]",
+                    "tileloadd tmm4, [{x} + {stride}*1]",
+                    "tileloadd tmm5, [{x2} + {stride}*1]",
+                    "tileloadd tmm7, [{w} + {stride}*1 + 1024]",
+                    concat!($dot, " tmm0, tmm4, tmm6"),
+                    ".irp line, 0,1",
+                    "prefetcht1 [{a0} + \\line*64]",
+                    "prefetcht1 [{a1} + \\line*64]",
+                    "prefetcht1 [{a2} + \\line*64]",
+                    "prefetcht1 [{a3} + \\line*64]",
+                    ".endr",
+                    concat!($dot, " tmm1, tmm4, tmm7"),
+                    ".irp line, 2,3",
+                    "prefetcht1 [{a0} + \\line*64]",
+                    "prefetcht1 [{a1} + \\line*64]",
+                    "prefetcht1 [{a2} + \\line*64]",
+                    "prefetcht1 [{a3} + \\line*64]",
+                    ".endr",
+                    concat!($dot, " tmm2, tmm5, tmm6"),
+                    ".irp line, 4,5",
+                    "prefetcht1 [{a0} + \\line*64]",
+                    "prefetcht1 [{a1} + \\line*64]",
+                    "prefetcht1 [{a2} + \\line*64]",
+                    "prefetcht1 [{a3} + \\line*64]",
+                    ".endr",
+                    concat!($dot, " tmm3, tmm5, tmm7"),
+                    ".irp line, 6,7",
+                    "prefetcht1 [{a0} + \\line*64]",
+                    "prefetcht1 [{a1} + \\line*64]",
+                    "prefetcht1 [{a2} + \\line*64]",
+                    "prefetcht1 [{a3} + \\line*64]",
+                    ".endr",
+                    "add {a0}, 512",
+                    "add {a1}, 512",
+                    "add {a2}, 512",
+                    "add {a3}, 512",
+                    "add {x}, 1024",
+                    "add {x2}, 1024",
+                    "add {w}, 2048",
+                    "dec {blocks}",
+                    "jnz 3b",
+                    "tilestored [{acc} + {acc_stride}*1], tmm0",
+                    "tilestored [{acc} + {acc_stride}*1 + 64], tmm1",
+                    "tilestored [{acc2} + {acc_stride}*1], tmm2",
+                    "tilestored [{acc2} + {acc_stride}*1 + 64], tmm3",
+                    x = inout(reg) self.x => _,
+                    x2 = inout(reg) self.x.wrapping_add(p.group_bytes) => _,
+                    w = inout(reg) p.w => _,
+                    blocks = inout(reg) p.blocks => _,
+                    resume = in(reg) u32::from(p.resume),
+                    acc = in(reg) self.acc,
+                    acc2 = in(reg) self.acc.wrapping_add(16 * p.acc_stride),
+                    acc_stride = in(reg) p.acc_stride * 4,
+                    stride = in(reg) 64usize,
+                    a0 = inout(reg) ahead[0] => _,
+                    a1 = inout(reg) ahead[1] => _,
+                    a2 = inout(reg) ahead[2] => _,
+                    a3 = inout(reg) ahead[3] => _,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _,
+                    out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                );
+            }
+        }
+    };
+}
+
 impl Group<'_> {
-    tile_kernels!(narrow_pairs, wide_pairs, "tdpbf16ps", "1");
-    tile_kernels!(narrow_bytes, wide_bytes, "tdpbssd", "1");
-    tile_kernels!(narrow_near, wide_near, "tdpbf16ps", "0");
+    narrow_kernel!(narrow_pairs, "tdpbf16ps", "0");
+    narrow_kernel!(narrow_bytes, "tdpbssd", "0");
+    narrow_kernel!(narrow_stream_pairs, "tdpbf16ps", "1");
+    narrow_kernel!(narrow_stream_bytes, "tdpbssd", "1");
+    stream_kernel!(wide_stream_pairs, "tdpbf16ps");
+    stream_kernel!(wide_stream_bytes, "tdpbssd");
+    wide_kernel!(wide_pairs, "tdpbf16ps", "0");
+    wide_kernel!(wide_bytes, "tdpbssd", "0");
+    wide_kernel!(wide_claim_pairs, "tdpbf16ps", "1");
+    wide_kernel!(wide_claim_bytes, "tdpbssd", "1");
+
+    /// # Safety
+    /// As for [`multiply`]; the tiles are configured for these rows.
+    unsafe fn run(&self, first: usize, rows: usize) {
+        let (bytes, narrow, none) = (self.product.form != Form::Pairs, rows <= 16, std::ptr::null());
+        // SAFETY: the caller's promise.
+        unsafe {
+            match (self.product.meanwhile, bytes, narrow) {
+                (Meanwhile::Ask(ahead), false, true) => self.narrow_stream_pairs(ahead),
+                (Meanwhile::Ask(ahead), true, true) => self.narrow_stream_bytes(ahead),
+                (Meanwhile::Ask(ahead), false, false) => self.wide_stream_pairs(ahead),
+                (Meanwhile::Ask(ahead), true, false) => self.wide_stream_bytes(ahead),
+                (_, false, true) => self.narrow_pairs([none; STREAMS]),
+                (_, true, true) => self.narrow_bytes([none; STREAMS]),
+                (Meanwhile::Nothing, false, false) => self.wide_pairs(std::ptr::null_mut(), 0, none),
+                (Meanwhile::Nothing, true, false) => self.wide_bytes(std::ptr::null_mut(), 0, none),
+                (Meanwhile::Claim { out, stride, later }, bytes, false) => {
+                    let out = out.wrapping_add(first * stride);
+                    match bytes {
+                        false => self.wide_claim_pairs(out, stride, later),
+                        true => self.wide_claim_bytes(out, stride, later),
+                    }
+                }
+            }
+        }
+    }
 }

@@ -103,9 +103,7 @@ impl Work<'_> {
                 for j in 0..LANES {
                     let weights: [D::Weights; T] = std::array::from_fn(|t| {
                         let line = t * Form::Bytes.tile_bytes() + j * ROW;
-                        if !p.near {
-                            d.float().prefetch(p.ahead_of(block, (tile + t) * LANES + j));
-                        }
+                        p.ask(d.float(), block, (tile + t) * LANES + j);
                         d.bytes(w.wrapping_add(line))
                     });
                     for (acc, x) in acc.iter_mut().zip(x) {

@@ -23,7 +23,7 @@ pub(crate) mod pack;
 mod pairs;
 pub(crate) mod stream;
 
-use crate::simd::{Isa, KernelSet, LANES};
+use crate::simd::{Isa, KernelSet, LANES, Simd};
 use anyfleet_tensor::{DType, WeightFormat, quant};
 
 /// Output features of a panel.
@@ -128,16 +128,7 @@ pub(crate) struct Product {
     pub(crate) sums_stride: usize,
     /// The panel, from the product's first block on.
     pub(crate) w: *const u8,
-    /// Where few rows, which wait for memory, ask for what comes later: with line `l` of a block for a line of
-    /// stream `l % STREAMS`. Memory serves several streams faster than one.
-    pub(crate) ahead: [*const u8; STREAMS],
-    /// What many rows ask for meanwhile, a little with each block: the lines they will be written to, a row
-    /// of them with each block, and, for the second-level cache, 256 bytes of later weights.
-    pub(crate) claim: *mut u8,
-    pub(crate) claim_stride: usize,
-    pub(crate) later: *const u8,
-    /// Everything is at hand: nothing is asked for.
-    pub(crate) near: bool,
+    pub(crate) meanwhile: Meanwhile,
     /// How many blocks.
     pub(crate) blocks: usize,
     /// `[rows][32]`, rows `acc_stride` elements apart: f32, for bytes i32. There are rows up to a multiple
@@ -148,13 +139,27 @@ pub(crate) struct Product {
     pub(crate) resume: bool,
 }
 
+/// What a product asks for while it works.
+#[derive(Clone, Copy)]
+pub(crate) enum Meanwhile {
+    /// Everything is at hand.
+    Nothing,
+    /// The panel is read once: with line `l` of a block a line of stream `l % STREAMS` of what comes later.
+    /// Memory serves several streams faster than one.
+    Ask([*const u8; STREAMS]),
+    /// The panel is read many times, by the matrix unit: with each block a row of the lines that are written to
+    /// in the end, `stride` bytes apart, and, for the second-level cache, 256 bytes of later weights.
+    Claim { out: *mut u8, stride: usize, later: *const u8 },
+}
+
 impl Product {
-    /// What to ask for while working on line `line` of block `block`: a stream is read while as many panels
-    /// are worked on as there are streams.
+    /// What vectors ask for while working on line `line` of block `block`.
     #[inline(always)]
-    fn ahead_of(&self, block: usize, line: usize) -> *const u8 {
-        let start = block * (self.form.block_bytes() / STREAMS);
-        self.ahead[line % STREAMS].wrapping_add(start + line / STREAMS * 64)
+    fn ask<S: Simd>(&self, s: S, block: usize, line: usize) {
+        if let Meanwhile::Ask(ahead) = self.meanwhile {
+            let start = block * (self.form.block_bytes() / STREAMS);
+            s.prefetch(ahead[line % STREAMS].wrapping_add(start + line / STREAMS * 64));
+        }
     }
 }
 
@@ -182,6 +187,55 @@ pub(crate) unsafe fn multiply(kernels: KernelSet, products: impl Iterator<Item =
             // SAFETY: the caller's promise.
             Form::Pairs => unsafe { pairs::multiply(kernels, &product) },
             _ => ints::multiply(kernels, &product),
+        }
+    }
+}
+
+/// The matrix unit of this thread, ready for products of four times sixteen rows with sixteen.
+pub(crate) struct Squares {
+    #[cfg(target_arch = "x86_64")]
+    tiles: amx::Squares,
+    #[cfg(not(target_arch = "x86_64"))]
+    never: std::convert::Infallible,
+}
+
+impl Squares {
+    /// Nothing where there is none.
+    ///
+    /// # Safety
+    /// Until it is dropped, this thread computes no [`multiply`] and makes no other.
+    pub(crate) unsafe fn new(kernels: KernelSet) -> Option<Squares> {
+        match kernels.isa() {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the set was seen to be there; the caller's promise.
+            Isa::Amx => Some(Squares { tiles: unsafe { amx::Squares::new() } }),
+            _ => None,
+        }
+    }
+
+    /// `out[row][other]`, the sums of [`Form::Pairs`]: rows of `blocks` blocks of bf16 where they are, each sixteen
+    /// from their first one on `stride` bytes apart, times others `[blocks][pair][other]`.
+    ///
+    /// # Safety
+    /// Rows and others are readable, `4 * 256` sums writable.
+    #[inline(always)]
+    pub(crate) unsafe fn multiply(
+        &self,
+        rows: [*const u8; 4],
+        stride: usize,
+        others: *const u8,
+        blocks: usize,
+        out: *mut f32,
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.tiles.multiply(rows, stride, others, blocks, out);
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            let _ = (rows, stride, others, blocks, out);
+            match self.never {}
         }
     }
 }

@@ -94,9 +94,7 @@ unsafe fn rows<S: Simd, const R: usize, const T: usize>(s: S, group: &Group<'_>,
             let mut weights = [(s.splat(0.0), s.splat(0.0)); T];
             for (t, weights) in weights.iter_mut().enumerate() {
                 let source = w.wrapping_add(t * TILE + pair * PANEL);
-                if !product.near {
-                    s.prefetch(product.ahead_of(block, (tile + t) * LANES + pair));
-                }
+                product.ask(s, block, (tile + t) * LANES + pair);
                 // SAFETY: the block has these 32 elements.
                 *weights = unsafe { s.load_pairs(source) };
             }

@@ -177,4 +177,6 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn prefetch(self, _p: *const u8) {}
+    #[inline(always)]
+    fn prefetch_l2(self, _p: *const u8) {}
 }

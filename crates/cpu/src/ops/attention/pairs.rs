@@ -4,9 +4,9 @@
 //! output features, values a panel for each 32 elements of the head, both in the order of
 //! [`panels`](crate::panels). A row's steps are those of the module above, with sums by pairs of elements
 //! (scores) and by pairs of keys (values); the sum of the weights takes them as rounded.
-use super::{AttentionOp, CHUNK, Cached, CachedRow, Finish, Task, visible_in};
+use super::{AttentionOp, CHUNK, Cached, CachedRow, Finish, Task, Walk, visible_in};
 use crate::panels::pack::{PackPairs, store_pairs};
-use crate::panels::{self, Form, PANEL, Product, ROW};
+use crate::panels::{self, Form, Meanwhile, PANEL, Product, ROW};
 use crate::plan::Context;
 use crate::scratch::with_scratch;
 use crate::simd::{Isa, Kernel, KernelSet, LANES, Simd, math};
@@ -17,7 +17,7 @@ const FORM: Form = Form::Pairs;
 /// f32 of scratch a panel's block takes.
 const BLOCK: usize = FORM.block_bytes() / 4;
 /// Blocks of 32 keys in a chunk.
-const KEY_BLOCKS: usize = CHUNK / PANEL;
+pub(super) const KEY_BLOCKS: usize = CHUNK / PANEL;
 
 /// Rows in the order products read: groups of them, a block of 32 columns at a time, bf16 for the matrix
 /// unit and f32 elsewhere.
@@ -61,7 +61,8 @@ impl Rows {
 }
 
 /// Computes a tile; its last chunk is worked on while the first one of `next` comes from memory.
-pub(super) fn tile<C: PairedCell>(op: &AttentionOp, ctx: &Context, task: &Task, next: Option<&Task>) {
+pub(super) fn tile<C: PairedCell>(op: &AttentionOp, ctx: &Context, walk: Walk<'_>) {
+    let task = walk.task;
     let rows = task.count * op.group_heads;
     let (blocks, width) = (FORM.blocks(op.size), op.size.next_multiple_of(PANEL));
     let (q, weights) = (Rows::new(ctx.kernels, blocks), Rows::new(ctx.kernels, KEY_BLOCKS));
@@ -88,7 +89,7 @@ pub(super) fn tile<C: PairedCell>(op: &AttentionOp, ctx: &Context, task: &Task, 
             ctx.kernels.run(PackPairs { source, k: op.size, target, step, narrow });
         }
         let mut tile = Tile { op, ctx, task, rows, q, weights, scores, sums, keys, values, max, total };
-        op.walk::<C>(ctx, task, next, |start, cached, later| {
+        op.walk::<C>(ctx, walk, |start, cached, later| {
             op.ask(ctx, later);
             tile.chunk(start, cached);
         });
@@ -154,11 +155,7 @@ impl Tile<'_> {
             sums: std::ptr::null(),
             sums_stride: 0,
             w: std::ptr::null(),
-            ahead: [x.base.cast_const(); panels::STREAMS],
-            claim: x.base,
-            claim_stride: 0,
-            later: x.base,
-            near: true,
+            meanwhile: Meanwhile::Nothing,
             blocks: x.blocks,
             acc: std::ptr::null_mut(),
             acc_stride: 0,
@@ -281,12 +278,12 @@ impl<C: PairedCell> Kernel for LoadKeys<'_, C> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let blocks = FORM.blocks(self.size);
-        for (tile, keys) in self.rows.chunks_exact(LANES).enumerate() {
+        for tile in 0..CHUNK / LANES {
             for block in 0..blocks {
                 let mut square = [s.splat(0.0); LANES];
-                for (vector, key) in square.iter_mut().zip(keys) {
+                for (i, vector) in square.iter_mut().enumerate() {
                     // SAFETY: a key has `size` elements.
-                    *vector = unsafe { load_row(s, key.0, block * PANEL, self.size) };
+                    *vector = unsafe { load_row(s, self.rows.key(tile * LANES + i), block * PANEL, self.size) };
                 }
                 s.transpose(&mut square);
                 let place = (tile / 2 * blocks + block) * BLOCK + tile % 2 * (BLOCK / 2);
@@ -311,13 +308,14 @@ impl<C: PairedCell> Kernel for LoadValues<'_, C> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for (pair, rows) in self.rows.chunks_exact(2).enumerate() {
+        for pair in 0..CHUNK / 2 {
+            let rows = [self.rows.value(2 * pair), self.rows.value(2 * pair + 1)];
             let (block, line) = (pair / LANES, pair % LANES);
             for panel in 0..FORM.blocks(self.size) {
                 // SAFETY: a value has `size` elements; the block has a line for each pair in both tiles.
                 unsafe {
-                    let first = load_row(s, rows[0].1, panel * PANEL, self.size);
-                    let second = load_row(s, rows[1].1, panel * PANEL, self.size);
+                    let first = load_row(s, rows[0], panel * PANEL, self.size);
+                    let second = load_row(s, rows[1], panel * PANEL, self.size);
                     let (low, high) = s.zip_bf16(first, second);
                     let place = self.target.add((panel * KEY_BLOCKS + block) * BLOCK + line * LANES);
                     s.store(place, low);

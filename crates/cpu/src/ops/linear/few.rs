@@ -1,0 +1,141 @@
+//! Products that wait for memory: few rows, and panels that are read once.
+use super::{Done, LinearOp};
+use crate::panels::pack::Packed;
+use crate::panels::stream::{self, Stream};
+use crate::panels::{self, Form, Meanwhile, PANEL, Product, STREAMS};
+use crate::plan::Context;
+use crate::scratch::with_scratch;
+use crate::simd::{Kernel, Simd};
+use crate::team::{Piece, share};
+use std::ops::Range;
+
+/// Bytes of each panel of a stage: while a stage is worked on from the second-level cache, the next one comes
+/// there from memory.
+const STAGE_BYTES: usize = 32 * 1024;
+
+/// A part of a few panels: `bytes` of each of `panels` panels, `stride` apart.
+struct Stage {
+    first: *const u8,
+    stride: usize,
+    panels: usize,
+    bytes: usize,
+}
+
+impl Stage {
+    /// Where product `index` of `count`, which asks for `len` bytes of each of its streams, asks for them:
+    /// `count` products together for the whole stage, as far as they have room; `elsewhere` what is left.
+    fn ask(&self, index: usize, len: usize, elsewhere: *const u8) -> [*const u8; STREAMS] {
+        std::array::from_fn(|stream| {
+            let slot = index * STREAMS + stream;
+            let (panel, start) = (slot % self.panels, slot / self.panels * len);
+            if start < self.bytes { self.first.wrapping_add(panel * self.stride + start) } else { elsewhere }
+        })
+    }
+}
+
+impl LinearOp {
+    /// A row or two times panels that are read once, several at a time, each thread its share.
+    pub(super) fn stream_rows(&self, ctx: &Context, form: Form, x: &Packed<'_>, rows: Range<usize>) {
+        let weight = &self.weight;
+        let width = |left| stream::width(ctx.kernels, left);
+        ctx.each_share(weight.panels(), width, |piece| {
+            let (next, next_stride) = self.after(ctx, &piece);
+            with_scratch([stream::ROWS * piece.items.len() * PANEL], |[acc]| {
+                let stream = Stream {
+                    form,
+                    rows: x.rows(),
+                    x: x.at(0),
+                    x_block: x.block_bytes,
+                    x_row: x.row_bytes(),
+                    sums: x.sums,
+                    sums_stride: x.sums_stride,
+                    w: weight.panel(piece.items.start),
+                    panel_stride: weight.panel_stride(),
+                    panels: piece.items.len(),
+                    blocks: form.blocks(weight.cols()),
+                    next,
+                    next_stride,
+                    acc: acc.as_mut_ptr(),
+                };
+                // The promise of `Stream` holds: x, the panels and the sums have these shapes.
+                stream.run(ctx.kernels);
+                self.finish(
+                    ctx,
+                    Done { x, first: 0, rows: 0..rows.len(), start: rows.start },
+                    piece.items.clone(),
+                    acc,
+                );
+            });
+        });
+    }
+
+    /// A few rows times panels that are read once, several at a time, a stage after the other, each thread its
+    /// share.
+    pub(super) fn stage_panels(&self, ctx: &Context, form: Form, x: &Packed<'_>, rows: Range<usize>, piece: Piece) {
+        let weight = &self.weight;
+        let (blocks, step) = (form.blocks(weight.cols()), (STAGE_BYTES / form.block_bytes()).max(1));
+        let (panels, width) = (piece.items.clone(), piece.items.len() * PANEL);
+        let stage = |block: usize| Stage {
+            first: weight.panel(panels.start).wrapping_add(block * form.block_bytes()),
+            stride: weight.panel_stride(),
+            panels: panels.len(),
+            bytes: step.min(blocks - block) * form.block_bytes(),
+        };
+        let first = share(weight.panels(), piece.thread, ctx.threads).start;
+        if !(piece.follows || self.asked && panels.start == first) {
+            ctx.kernels.run(Fetch(stage(0)));
+        }
+        // Scales end the panels.
+        let scales = Stage { bytes: form.tail_bytes(), ..stage(blocks - 1) };
+        let scales = Stage { first: scales.first.wrapping_add(form.block_bytes()), ..scales };
+        ctx.kernels.run(Fetch(scales));
+        with_scratch([x.rows().next_multiple_of(16) * width], |[acc]| {
+            for block in (0..blocks).step_by(step) {
+                let part = block..blocks.min(block + step);
+                let next = if part.end < blocks { stage(part.end) } else { self.stage_after(ctx, &piece) };
+                let products = panels.clone().enumerate().map(|(i, panel)| {
+                    let product = self.product(form, x, panel, part.clone());
+                    let len = part.len() * form.block_bytes() / STREAMS;
+                    Product {
+                        meanwhile: Meanwhile::Ask(next.ask(i, len, product.w)),
+                        acc: acc.as_mut_ptr().wrapping_add(i * PANEL),
+                        acc_stride: width,
+                        ..product
+                    }
+                });
+                // SAFETY: x, the panels and the sums have these shapes.
+                unsafe { panels::multiply(ctx.kernels, products) };
+            }
+            self.finish(ctx, Done { x, first: 0, rows: 0..rows.len(), start: rows.start }, panels.clone(), acc);
+        });
+    }
+
+    /// What the thread works on after a piece.
+    fn stage_after(&self, ctx: &Context, piece: &Piece) -> Stage {
+        let (weight, panels) = match &self.next {
+            Some(next) if !piece.more => (next, share(next.panels(), piece.thread, ctx.threads)),
+            _ if piece.more => (&self.weight, piece.items.end..piece.items.end + STREAMS),
+            _ => (&self.weight, piece.items.clone()),
+        };
+        let stride = weight.panel_stride();
+        // A thread may have no share.
+        let first = panels.start.min(weight.panels() - 1);
+        let count = panels.len().min(STREAMS).clamp(1, weight.panels() - first);
+        Stage { first: weight.panel(first), stride, panels: count, bytes: stride.min(STAGE_BYTES) }
+    }
+}
+
+/// Asks for a stage.
+struct Fetch(Stage);
+
+impl Kernel for Fetch {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Fetch(stage) = self;
+        for line in (0..stage.bytes).step_by(64) {
+            (0..stage.panels).for_each(|panel| s.prefetch(stage.first.wrapping_add(panel * stage.stride + line)));
+        }
+    }
+}
