@@ -21,6 +21,7 @@ mod pairs;
 
 use crate::CpuBackend;
 use crate::matmul::{self, Block, K_BLOCK, packed_k};
+use crate::panels::Squares;
 use crate::plan::Context;
 use crate::scratch::with_scratch;
 use crate::simd::{Cell, Kernel, LANES, Simd, load_partial, load_up_to, math, store_up_to};
@@ -64,6 +65,9 @@ struct Walk<'a> {
     next: Option<&'a Task>,
     asked: bool,
 }
+
+/// Tasks a thread takes at a time at most.
+const TASKS: usize = 4;
 
 /// A tile: queries `first .. first + count` of a sequence, and a key/value head.
 #[derive(Clone, Copy)]
@@ -122,21 +126,21 @@ impl AttentionOp {
             }
         }
         let tasks = &*tasks;
-        ctx.each_share(
-            tasks.len(),
-            |_| 1,
-            |piece| {
-                let task = &tasks[piece.items.start];
-                let next = tasks[piece.items.end..].first().filter(|_| piece.more);
-                let walk = Walk { task, next, asked: piece.follows };
+        let width = |left: usize| left.min(TASKS);
+        ctx.each_share(tasks.len(), width, |piece| {
+            let mut squares = None;
+            for i in piece.items.clone() {
+                let (last, follows) = (i + 1 == piece.items.end, i > piece.items.start || piece.follows);
+                let next = if last && !piece.more { None } else { tasks.get(i + 1) };
+                let walk = Walk { task: &tasks[i], next, asked: follows };
                 match self.k_cache.dtype() {
                     DType::F32 => self.tile::<f32>(ctx, walk),
-                    DType::BF16 => self.tile_of_pairs::<bf16>(ctx, walk),
-                    DType::I8 => self.tile_of_pairs::<i8>(ctx, walk),
+                    DType::BF16 => self.tile_of_pairs::<bf16>(ctx, walk, &mut squares),
+                    DType::I8 => self.tile_of_pairs::<i8>(ctx, walk, &mut squares),
                     _ => self.tile::<f16>(ctx, walk),
                 }
-            },
-        );
+            }
+        });
     }
 
     fn sequence(&self, index: usize) -> SeqMeta {
@@ -153,11 +157,16 @@ impl AttentionOp {
     }
 
     /// A tile whose keys and values are multiplied by pairs.
-    fn tile_of_pairs<C: PairedCell>(&self, ctx: &Context, walk: Walk<'_>) {
-        match walk.task.count * self.group_heads <= few::ROWS {
-            true => few::tile::<C>(self, ctx, walk),
-            false => pairs::tile::<C>(self, ctx, walk),
+    fn tile_of_pairs<C: PairedCell>(&self, ctx: &Context, walk: Walk<'_>, squares: &mut Option<Squares>) {
+        if walk.task.count * self.group_heads > few::ROWS {
+            *squares = None;
+            return pairs::tile::<C>(self, ctx, walk);
         }
+        if squares.is_none() {
+            // SAFETY: only tiles of few rows use the matrix unit before it is dropped.
+            *squares = unsafe { Squares::new(ctx.kernels) };
+        }
+        few::tile::<C>(self, ctx, walk, squares.as_ref());
     }
 
     fn tile<C: Cell>(&self, ctx: &Context, walk: Walk<'_>) {

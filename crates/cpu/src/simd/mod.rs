@@ -82,8 +82,6 @@ pub(crate) trait Simd: Copy {
     fn transpose(self, rows: &mut [Self::V; 16]);
     /// Asks for the cache line at `p`, which need not be valid.
     fn prefetch(self, p: *const u8);
-    /// As above, for the second-level cache.
-    fn prefetch_l2(self, p: *const u8);
 }
 
 /// Lanes of a [`Simd`] vector.

@@ -283,9 +283,4 @@ impl Simd for Neon {
         // SAFETY: a prefetch never faults.
         unsafe { asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nostack, readonly, preserves_flags)) }
     }
-    #[inline(always)]
-    fn prefetch_l2(self, p: *const u8) {
-        // SAFETY: as above.
-        unsafe { asm!("prfm pldl2keep, [{p}]", p = in(reg) p, options(nostack, readonly, preserves_flags)) }
-    }
 }

@@ -177,6 +177,4 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn prefetch(self, _p: *const u8) {}
-    #[inline(always)]
-    fn prefetch_l2(self, _p: *const u8) {}
 }

@@ -2,6 +2,7 @@
 //! keys and values go from the cache into registers, are used for all rows and forgotten.
 //!
 //! The sums are those of [`pairs`](super::pairs), in the same order.
+#![expect(clippy::needless_range_loop, reason = "rows, blocks and pairs count places of several arrays")]
 use super::pairs::{KEY_BLOCKS, PairedCell, Rows, Weigh, load_row};
 use super::{AttentionOp, CHUNK, Cached, CachedRow, Finish, Walk, visible_in};
 use crate::panels::{Form, PANEL, ROW, Squares};
@@ -14,12 +15,10 @@ use std::ops::Range;
 /// Most rows.
 pub(super) const ROWS: usize = 4;
 
-pub(super) fn tile<C: PairedCell>(op: &AttentionOp, ctx: &Context, walk: Walk<'_>) {
+pub(super) fn tile<C: PairedCell>(op: &AttentionOp, ctx: &Context, walk: Walk<'_>, squares: Option<&Squares>) {
     let task = walk.task;
     let rows = task.count * op.group_heads;
     let width = op.size.next_multiple_of(PANEL);
-    // SAFETY: nothing but scores uses the matrix unit before it is dropped.
-    let squares = unsafe { Squares::new(ctx.kernels) };
     let turned = if squares.is_some() { Form::Pairs.blocks(op.size) * TILE } else { 0 };
     let (copy, products) = (turned * CHUNK / LANES, if turned > 0 { CHUNK / LANES * TILE } else { 0 });
     let sizes = [rows * width, rows * CHUNK, rows * CHUNK, rows * width, width, turned, copy, products];
@@ -32,7 +31,7 @@ pub(super) fn tile<C: PairedCell>(op: &AttentionOp, ctx: &Context, walk: Walk<'_
         }
         // Keys of bf16 whose pages hold whole tiles stay where they are.
         let in_place = size_of::<C>() == 2 && op.page_size.is_multiple_of(LANES) && op.size.is_multiple_of(PANEL);
-        let squares = squares.as_ref().map(|unit| {
+        let squares = squares.map(|unit| {
             ctx.kernels.run(Turn { q, width, target: turned });
             Unit { unit, queries: turned, in_place }
         });
@@ -249,7 +248,15 @@ impl<C: PairedCell> Chunk<'_, C> {
         tiles.clone().for_each(|tile| self.cached.ask(s, tile, 1, 0, 2));
         let products = self.products.as_mut_ptr();
         // SAFETY: sixteen keys lie at each place, in a page or the copy; products have room.
-        unsafe { unit.unit.multiply(keys, stride, unit.queries.as_ptr().cast(), blocks, products) };
+        unsafe {
+            let queries = unit.queries.as_ptr().cast();
+            match tiles.len() {
+                1 => {
+                    unit.unit.multiply_one(keys[tiles.start], stride, queries, blocks, products.add(tiles.start * TILE))
+                }
+                _ => unit.unit.multiply(keys, stride, queries, blocks, products),
+            }
+        }
         for tile in tiles {
             self.cached.ask(s, tile, 1, 1, 2);
             let mut square = [s.splat(0.0); LANES];

@@ -365,21 +365,30 @@ impl Kernel for Weigh<'_> {
             (0..CHUNK).step_by(LANES).for_each(|i| unsafe { self.store(s, i, s.splat(0.0)) });
             return;
         }
-        self.scores[..self.seen.start].fill(f32::NEG_INFINITY);
-        self.scores[self.seen.end..].fill(f32::NEG_INFINITY);
-        let scores = self.scores.as_ptr();
-        let mut vectors = [s.splat(0.0); CHUNK / LANES];
+        // Vectors with keys that are seen; what is masked in them gets no weight.
+        let vectors = self.seen.start / LANES..self.seen.end.div_ceil(LANES);
+        self.scores[vectors.start * LANES..self.seen.start].fill(f32::NEG_INFINITY);
+        self.scores[self.seen.end..vectors.end * LANES].fill(f32::NEG_INFINITY);
+        let scores = self.scores.as_mut_ptr();
         let mut max = s.splat(*self.max);
-        for (i, vector) in vectors.iter_mut().enumerate() {
+        for i in vectors.clone() {
             // SAFETY: `CHUNK` scores.
-            *vector = s.mul(unsafe { s.load(scores.add(i * LANES)) }, s.splat(self.scale));
-            max = s.max(*vector, max);
+            unsafe {
+                let score = s.mul(s.load(scores.add(i * LANES)), s.splat(self.scale));
+                s.store(scores.add(i * LANES), score);
+                max = s.max(score, max);
+            }
         }
         let max = s.reduce_max(max);
         let mut total = s.splat(0.0);
-        for (i, vector) in vectors.iter().enumerate() {
-            let weight = s.round_bf16(math::exp(s, s.sub(*vector, s.splat(max))));
-            total = s.add(total, weight);
+        for i in 0..CHUNK / LANES {
+            let mut weight = s.splat(0.0);
+            if vectors.contains(&i) {
+                // SAFETY: as above.
+                let score = unsafe { s.load(scores.add(i * LANES)) };
+                weight = s.round_bf16(math::exp(s, s.sub(score, s.splat(max))));
+                total = s.add(total, weight);
+            }
             // SAFETY: as above.
             unsafe { self.store(s, i * LANES, weight) };
         }
