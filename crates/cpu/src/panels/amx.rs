@@ -223,41 +223,6 @@ impl Squares {
             );
         }
     }
-
-    /// # Safety
-    /// As for [`super::Squares::multiply_one`].
-    pub(super) unsafe fn multiply_one(
-        &self,
-        rows: *const u8,
-        stride: usize,
-        others: *const u8,
-        blocks: usize,
-        out: *mut f32,
-    ) {
-        // SAFETY: the caller's promise; the tiles have sixteen rows.
-        unsafe {
-            asm!(
-                "tilezero tmm0",
-                "3:",
-                "tileloadd tmm4, [{rows} + {row_stride}*1]",
-                "tileloadd tmm6, [{others} + {stride}*1]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "add {rows}, 64",
-                "add {others}, 1024",
-                "dec {blocks}",
-                "jnz 3b",
-                "tilestored [{out} + {stride}*1], tmm0",
-                rows = inout(reg) rows => _,
-                others = inout(reg) others => _,
-                blocks = inout(reg) blocks => _,
-                row_stride = in(reg) stride,
-                stride = in(reg) 64usize,
-                out = in(reg) out,
-                out("tmm0") _, out("tmm4") _, out("tmm6") _,
-                options(nostack),
-            );
-        }
-    }
 }
 
 impl Drop for Squares {

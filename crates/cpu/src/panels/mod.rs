@@ -238,29 +238,4 @@ impl Squares {
             match self.never {}
         }
     }
-
-    /// The same for sixteen rows and 256 sums.
-    ///
-    /// # Safety
-    /// Rows and others are readable, the sums writable.
-    #[inline(always)]
-    pub(crate) unsafe fn multiply_one(
-        &self,
-        rows: *const u8,
-        stride: usize,
-        others: *const u8,
-        blocks: usize,
-        out: *mut f32,
-    ) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the caller's promise.
-        unsafe {
-            self.tiles.multiply_one(rows, stride, others, blocks, out);
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        {
-            let _ = (rows, stride, others, blocks, out);
-            match self.never {}
-        }
-    }
 }

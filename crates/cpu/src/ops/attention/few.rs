@@ -250,12 +250,7 @@ impl<C: PairedCell> Chunk<'_, C> {
         // SAFETY: sixteen keys lie at each place, in a page or the copy; products have room.
         unsafe {
             let queries = unit.queries.as_ptr().cast();
-            match tiles.len() {
-                1 => {
-                    unit.unit.multiply_one(keys[tiles.start], stride, queries, blocks, products.add(tiles.start * TILE))
-                }
-                _ => unit.unit.multiply(keys, stride, queries, blocks, products),
-            }
+            unit.unit.multiply(keys, stride, queries, blocks, products);
         }
         for tile in tiles {
             self.cached.ask(s, tile, 1, 1, 2);
