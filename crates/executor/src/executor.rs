@@ -54,6 +54,7 @@ impl<B: Backend> ModelExecutor<B> {
             TokenSource::Id(id) => id,
             TokenSource::SampledBy(row) => sampled[row as usize],
         })?;
+        self.head.prepare(&*self.device, batch)?;
         let bucket = self.inputs.bucket(batch);
         if !self.plans.contains_key(&bucket) {
             let step = self.inputs.view(bucket);
@@ -61,7 +62,7 @@ impl<B: Backend> ModelExecutor<B> {
             self.plans.insert(bucket, plan);
         }
         self.device.replay(&self.plans[&bucket])?;
-        self.head.launch(&*self.device, &self.decoder, &self.scratch.x, batch)
+        self.head.launch(&*self.device, &self.decoder, &self.scratch.x)
     }
 }
 

@@ -34,6 +34,8 @@ pub struct HeadBuffers<B: Backend> {
     words: Vec<u32>,
     /// Per launched row: read the whole row of logits back.
     want_logits: Vec<bool>,
+    /// Of each chunk that was computed before.
+    plans: Vec<Option<B::Plan>>,
 }
 
 /// Host side of the head's inputs.
@@ -79,19 +81,28 @@ impl<B: Backend> HeadBuffers<B> {
             staged: Staged::default(),
             words: Vec::new(),
             want_logits: Vec::new(),
+            plans: (0..chunks).map(|_| None).collect(),
         })
     }
 
-    /// Writes the head's inputs for `batch` and starts its first chunk of rows on the residual
-    /// stream `x`, which must stay until [`HeadBuffers::collect`] is done.
-    pub fn launch(&mut self, device: &B, decoder: &Decoder<B>, x: &Tensor<B>, batch: &Batch) -> Result<()> {
+    /// Writes the head's inputs for `batch`, before anything of the step runs.
+    pub fn prepare(&mut self, device: &B, batch: &Batch) -> Result<()> {
         self.want_logits.clear();
         self.want_logits.extend(batch.logit_rows.iter().map(|r| r.want_logits));
-        if batch.logit_rows.is_empty() {
-            return Ok(());
+        if batch.logit_rows.is_empty() { Ok(()) } else { self.write(device, batch) }
+    }
+
+    /// Starts the first chunk of rows on the residual stream `x`, which must stay until
+    /// [`HeadBuffers::collect`] is done.
+    pub fn launch(&mut self, device: &B, decoder: &Decoder<B>, x: &Tensor<B>) -> Result<()> {
+        if self.want_logits.is_empty() { Ok(()) } else { self.run(device, decoder, x, 0) }
+    }
+
+    fn run(&mut self, device: &B, decoder: &Decoder<B>, x: &Tensor<B>, chunk: usize) -> Result<()> {
+        if self.plans[chunk].is_none() {
+            self.plans[chunk] = Some(device.record(|enc| self.encode(enc, decoder, x, chunk))?);
         }
-        self.write(device, batch)?;
-        device.run(|enc| self.encode(enc, decoder, x, 0))
+        self.plans[chunk].as_ref().map_or(Ok(()), |plan| device.replay(plan))
     }
 
     /// Reads the launched rows into `output`, running the chunks after the first.
@@ -103,7 +114,7 @@ impl<B: Backend> HeadBuffers<B> {
         output.logits.clear();
         for chunk in 0..self.want_logits.len().div_ceil(LOGIT_ROWS) {
             if chunk > 0 {
-                device.run(|enc| self.encode(enc, decoder, x, chunk))?;
+                self.run(device, decoder, x, chunk)?;
             }
             self.read_chunk(device, chunk, output)?;
         }
@@ -123,6 +134,7 @@ impl<B: Backend> HeadBuffers<B> {
             // Penalties over very long contexts in many rows at once: rare, so it may allocate.
             let rows = self.staged.adjust.len().next_power_of_two();
             self.adjust = Tensor::new(device, DType::U32, &[rows, size_of::<Adjust>() / 4])?;
+            self.plans.fill_with(|| None);
         }
         device.write(&self.headers, bytemuck::cast_slice(&self.staged.headers))?;
         device.write(&self.rows, bytemuck::cast_slice(&self.staged.rows))?;

@@ -5,6 +5,8 @@ use anyfleet_conformance::rng::seed_from_env;
 use anyfleet_conformance::suite::{Options, Tier, suite_with};
 use anyfleet_conformance::support;
 use anyfleet_cpu::{CpuBackend, CpuOptions, Isa};
+use anyfleet_tensor::Backend;
+use anyfleet_wgpu::{WgpuBackend, WgpuOptions};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -12,10 +14,11 @@ use std::time::Instant;
 const HELP: &str = "\
 Holds a backend to the naive reference, op by op.
 
-Usage: conformance [--device cpu] [--tier small|large] [--op NAME] [--case TEXT] [--threads N] [--json FILE] [--verbose]
+Usage: conformance [--device cpu|wgpu[:ADAPTER]] [--tier small|large] [--op NAME] [--case TEXT] [--threads N] [--json FILE] [--verbose]
        conformance --table [README]
 
-  --device cpu        the device to test (ANYFLEET_CPU chooses its kernel set)
+  --device DEVICE     the device to test: cpu (ANYFLEET_CPU chooses its kernel set), wgpu, or
+                      wgpu:ADAPTER with an adapter's number or a part of its name
   --tier small|large  odd small shapes in seconds, or 8B shapes, 152k vocabularies,
                       32k contexts and buffers past 4 GiB in minutes (12 GiB of memory)
   --op NAME           only this op, e.g. linear
@@ -83,18 +86,29 @@ fn number(text: &str) -> Result<usize, String> {
 }
 
 fn run(arguments: &Arguments) -> Result<Report, String> {
-    if arguments.device != "cpu" {
-        return Err(format!("--device {} does not exist; use cpu", arguments.device));
+    let text = |e: anyfleet_tensor::Error| e.to_string();
+    match arguments.device.split_once(':').unwrap_or((&arguments.device, "")) {
+        ("cpu", "") => {
+            let options = CpuOptions { threads: arguments.threads, isa: None };
+            Ok(run_on(&CpuBackend::new(options).map_err(text)?, arguments))
+        }
+        ("wgpu", adapter) => {
+            let adapter = Some(adapter.to_owned()).filter(|adapter| !adapter.is_empty());
+            Ok(run_on(&WgpuBackend::new(&WgpuOptions { adapter, memory: None }).map_err(text)?, arguments))
+        }
+        _ => Err(format!("--device {} does not exist; use cpu, wgpu or wgpu:ADAPTER", arguments.device)),
     }
-    let device = CpuBackend::new(CpuOptions { threads: arguments.threads, isa: None }).map_err(|e| e.to_string())?;
+}
+
+fn run_on<B: Backend>(device: &B, arguments: &Arguments) -> Report {
     let mut last = Instant::now();
-    Ok(suite_with(&device, &arguments.options, |outcome| {
+    suite_with(device, &arguments.options, |outcome| {
         let seconds = last.elapsed().as_secs_f64();
         if arguments.verbose || outcome.verdict == Verdict::Fail {
             println!("{:<12} {seconds:>6.2} s  {}", outcome.verdict, outcome.label);
         }
         last = Instant::now();
-    }))
+    })
 }
 
 fn write_table(path: &std::path::Path, seed: u64) -> Result<(), String> {

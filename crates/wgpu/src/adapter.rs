@@ -1,0 +1,88 @@
+//! Adapters by number and name.
+use anyfleet_tensor::{Error, Result};
+
+/// What a machine offers through Vulkan.
+#[derive(Clone, Debug)]
+pub struct AdapterDescription {
+    /// Number, for `wgpu:N`.
+    pub index: usize,
+    /// The adapter's own name.
+    pub name: String,
+    /// Driver and its version.
+    pub driver: String,
+    /// Computes on the CPU: taken only when asked for by name.
+    pub software: bool,
+    /// Features this backend can use.
+    pub features: Vec<&'static str>,
+}
+
+impl AdapterDescription {
+    fn new(index: usize, adapter: &wgpu::Adapter) -> Self {
+        let info = adapter.get_info();
+        let features = adapter.features();
+        let known = [
+            (wgpu::Features::SHADER_F16, "f16"),
+            (wgpu::Features::SUBGROUP, "subgroups"),
+            (wgpu::Features::SHADER_INT64, "int64"),
+            (wgpu::Features::TIMESTAMP_QUERY, "timestamps"),
+            (wgpu::Features::PIPELINE_CACHE, "pipeline cache"),
+            (wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, "cooperative matrix"),
+        ];
+        AdapterDescription {
+            index,
+            driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
+            software: info.device_type == wgpu::DeviceType::Cpu,
+            features: known.iter().filter(|(feature, _)| features.contains(*feature)).map(|(_, name)| *name).collect(),
+            name: info.name,
+        }
+    }
+
+    /// Whether a user's word means this adapter: its number, or a part of its name or driver.
+    fn is_meant_by(&self, word: &str) -> bool {
+        let word = word.to_lowercase();
+        match word.parse::<usize>() {
+            Ok(index) => index == self.index,
+            Err(_) => self.name.to_lowercase().contains(&word) || self.driver.to_lowercase().contains(&word),
+        }
+    }
+}
+
+pub(crate) fn instance() -> wgpu::Instance {
+    wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends: wgpu::Backends::VULKAN,
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    })
+}
+
+fn found(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
+    pollster::block_on(instance.enumerate_adapters(wgpu::Backends::VULKAN))
+}
+
+/// All adapters, in the order of their numbers.
+pub fn adapters() -> Vec<AdapterDescription> {
+    let describe = |(index, adapter): (usize, &wgpu::Adapter)| AdapterDescription::new(index, adapter);
+    found(&instance()).iter().enumerate().map(describe).collect()
+}
+
+/// The adapter that `word` means: a number, part of a name; without one the first that is not software.
+pub(crate) fn choose(instance: &wgpu::Instance, word: Option<&str>) -> Result<(wgpu::Adapter, AdapterDescription)> {
+    let all: Vec<_> = found(instance)
+        .into_iter()
+        .enumerate()
+        .map(|(index, adapter)| {
+            let description = AdapterDescription::new(index, &adapter);
+            (adapter, description)
+        })
+        .collect();
+    let names = all.iter().map(|(_, d)| format!("wgpu:{} {} ({})", d.index, d.name, d.driver)).collect::<Vec<_>>();
+    let reason = match (word, names.is_empty()) {
+        (_, true) => "no Vulkan adapter; install a Vulkan driver, or use another device".to_owned(),
+        (Some(word), _) => format!("no adapter is meant by \"{word}\"; there are {}", names.join(", ")),
+        (None, _) => format!(
+            "the only adapters compute on the CPU, which the cpu backend does faster; name one to use it all the same: {}",
+            names.join(", ")
+        ),
+    };
+    let wanted = |d: &AdapterDescription| word.map_or(!d.software, |word| d.is_meant_by(word));
+    all.into_iter().find(|(_, d)| wanted(d)).ok_or(Error::Device { device: "wgpu".into(), reason })
+}

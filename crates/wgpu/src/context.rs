@@ -1,0 +1,197 @@
+//! The device, its queue, compiled kernels, and commands that are not submitted yet.
+use crate::adapter::AdapterDescription;
+use anyfleet_tensor::{Error, Result};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// How often things happened that cost time, for tests that say what a step may do.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) submits: AtomicU64,
+    pub(crate) buffers: AtomicU64,
+    pub(crate) bind_groups: AtomicU64,
+    pub(crate) pipelines: AtomicU64,
+}
+
+pub(crate) struct Context {
+    pub(crate) adapter: AdapterDescription,
+    pub(crate) device: wgpu::Device,
+    pub(crate) queue: wgpu::Queue,
+    pub(crate) limits: wgpu::Limits,
+    pub(crate) counters: Counters,
+    /// The first failure that no call returned.
+    failure: Arc<Mutex<Option<String>>>,
+    pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
+    commands: Mutex<Option<wgpu::CommandEncoder>>,
+    /// Buffers that transfers to the host go through, kept from step to step.
+    staging: Mutex<Vec<wgpu::Buffer>>,
+}
+
+/// A compiled kernel and the layout of what it is given.
+pub(crate) struct Pipeline {
+    pub(crate) raw: wgpu::ComputePipeline,
+    pub(crate) layout: wgpu::BindGroupLayout,
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Context {
+    pub(crate) fn new(adapter: &wgpu::Adapter, description: AdapterDescription) -> Result<Context> {
+        let limits = adapter.limits();
+        let request = adapter.request_device(&wgpu::DeviceDescriptor {
+            label: Some("anyfleet"),
+            required_features: wgpu::Features::empty(),
+            required_limits: limits.clone(),
+            ..Default::default()
+        });
+        let (device, queue) = pollster::block_on(request).map_err(|e| Error::Device {
+            device: format!("{} ({})", description.name, description.driver),
+            reason: format!("the driver gives no device: {e}"),
+        })?;
+        let failure: Arc<Mutex<Option<String>>> = Arc::default();
+        let (uncaptured, lost) = (failure.clone(), failure.clone());
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            lock(&uncaptured).get_or_insert(error.to_string());
+        }));
+        device.set_device_lost_callback(move |reason, text| {
+            lock(&lost).get_or_insert(format!("device lost ({reason:?}): {text}"));
+        });
+        Ok(Context {
+            adapter: description,
+            device,
+            queue,
+            limits,
+            counters: Counters::default(),
+            failure,
+            pipelines: Mutex::default(),
+            commands: Mutex::default(),
+            staging: Mutex::default(),
+        })
+    }
+
+    /// Adapter and driver, for messages.
+    pub(crate) fn name(&self) -> String {
+        format!("{} ({})", self.adapter.name, self.adapter.driver)
+    }
+
+    pub(crate) fn error(&self, reason: impl Into<String>) -> Error {
+        Error::Device { device: self.name(), reason: reason.into() }
+    }
+
+    /// The failure of an earlier call, if there was one.
+    pub(crate) fn check(&self) -> Result<()> {
+        match &*lock(&self.failure) {
+            Some(reason) => Err(self.error(format!("{reason}; build the engine again"))),
+            None => Ok(()),
+        }
+    }
+
+    /// A buffer of at least `bytes` bytes.
+    pub(crate) fn buffer(&self, bytes: usize, usage: wgpu::BufferUsages, what: &str) -> Result<wgpu::Buffer> {
+        let out_of_memory = || Error::OutOfMemory { device: self.name(), bytes, what: what.to_owned() };
+        let size = (bytes.max(4) as u64).next_multiple_of(4);
+        if size > self.limits.max_buffer_size {
+            return Err(out_of_memory());
+        }
+        self.counters.buffers.fetch_add(1, Relaxed);
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(what),
+            size,
+            usage,
+            mapped_at_creation: false,
+        });
+        match pollster::block_on(scope.pop()) {
+            Some(_) => Err(out_of_memory()),
+            None => Ok(buffer),
+        }
+    }
+
+    /// The kernel of this name, compiled when it is asked for first. `bindings`: number, and whether written to.
+    pub(crate) fn pipeline(
+        &self,
+        key: &str,
+        source: impl FnOnce() -> String,
+        bindings: &[(u32, bool)],
+    ) -> Result<Arc<Pipeline>> {
+        if let Some(pipeline) = lock(&self.pipelines).get(key) {
+            return Ok(pipeline.clone());
+        }
+        self.counters.pipelines.fetch_add(1, Relaxed);
+        let storage = |read_only| wgpu::BufferBindingType::Storage { read_only };
+        let entry = |binding, ty| wgpu::BindGroupLayoutEntry {
+            binding,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+            count: None,
+        };
+        let mut entries = vec![entry(0, wgpu::BufferBindingType::Uniform), entry(1, storage(true))];
+        entries.extend(bindings.iter().map(|&(binding, written)| entry(binding, storage(!written))));
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: Some(key),
+            source: wgpu::ShaderSource::Wgsl(source().into()),
+        });
+        let layout = self
+            .device
+            .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(key), entries: &entries });
+        let whole = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(key),
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 0,
+        });
+        let raw = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(key),
+            layout: Some(&whole),
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions::default(),
+            cache: None,
+        });
+        if let Some(error) = pollster::block_on(scope.pop()) {
+            return Err(self.error(format!("kernel {key} does not compile: {error}")));
+        }
+        let pipeline = Arc::new(Pipeline { raw, layout });
+        lock(&self.pipelines).insert(key.to_owned(), pipeline.clone());
+        Ok(pipeline)
+    }
+
+    /// Adds commands to those that the next submission takes.
+    pub(crate) fn encode(&self, commands: impl FnOnce(&mut wgpu::CommandEncoder)) {
+        let mut pending = lock(&self.commands);
+        commands(pending.get_or_insert_with(|| {
+            self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("step") })
+        }));
+    }
+
+    /// Submits what is pending.
+    pub(crate) fn submit(&self) -> Result<()> {
+        if let Some(encoder) = lock(&self.commands).take() {
+            self.counters.submits.fetch_add(1, Relaxed);
+            self.queue.submit([encoder.finish()]);
+        }
+        self.check()
+    }
+
+    /// A buffer to read `bytes` bytes through.
+    pub(crate) fn staging(&self, bytes: u64) -> Result<wgpu::Buffer> {
+        let mut free = lock(&self.staging);
+        if let Some(i) = free.iter().position(|buffer| buffer.size() == bytes) {
+            return Ok(free.swap_remove(i));
+        }
+        drop(free);
+        self.buffer(bytes as usize, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST, "a transfer")
+    }
+
+    pub(crate) fn give_back(&self, buffer: wgpu::Buffer) {
+        let mut free = lock(&self.staging);
+        // Odd sizes come from rows of logits and from tests.
+        if free.len() >= 16 {
+            free.remove(0);
+        }
+        free.push(buffer);
+    }
+}

@@ -1,0 +1,181 @@
+//! The backend.
+use crate::adapter;
+use crate::context::Context;
+use crate::encoder::WgpuRecorder;
+use crate::weight::{self, WgpuWeight};
+use crate::{AdapterDescription, WgpuBuffer, WgpuPlan};
+use anyfleet_tensor::{
+    Backend, Caps, DType, DeviceMemory, Encoder, Error, HostWeight, Readback, Result, Tensor, WeightFormat,
+};
+use std::sync::Arc;
+
+/// What the operator chose.
+#[derive(Clone, Debug, Default)]
+pub struct WgpuOptions {
+    /// Number of an adapter or a part of its name; without one the first that is not software.
+    pub adapter: Option<String>,
+    /// Bytes of device memory to plan with: Vulkan through wgpu does not say how much there is.
+    pub memory: Option<u64>,
+}
+
+/// One adapter.
+pub struct WgpuBackend {
+    context: Arc<Context>,
+    caps: Caps,
+}
+
+impl WgpuBackend {
+    /// Opens an adapter.
+    ///
+    /// # Errors
+    /// One line that says why there is none, or why it cannot be used.
+    pub fn new(options: &WgpuOptions) -> Result<WgpuBackend> {
+        let instance = adapter::instance();
+        let (adapter, description) = adapter::choose(&instance, options.adapter.as_deref())?;
+        let context = Arc::new(Context::new(&adapter, description)?);
+        let floats = [DType::BF16, DType::F16, DType::F32];
+        let quantized = [WeightFormat::Q8, WeightFormat::Q4];
+        let limits = &context.limits;
+        let caps = Caps {
+            device: format!("wgpu:{} {} ({})", context.adapter.index, context.adapter.name, context.adapter.driver),
+            numerics: format!("wgpu-f32-1 {} {}", context.adapter.name, context.adapter.driver),
+            activations: vec![DType::F32],
+            weights: floats.map(WeightFormat::Float).into_iter().chain(quantized).collect(),
+            operands: Vec::new(),
+            attention_operands: Vec::new(),
+            kv: vec![DType::BF16, DType::F16, DType::F32, DType::I8],
+            page_size: 16,
+            memory: DeviceMemory { total: options.memory, available: options.memory },
+            max_buffer: Some(limits.max_buffer_size.min(limits.max_storage_buffer_binding_size)),
+        };
+        Ok(WgpuBackend { context, caps })
+    }
+
+    /// The adapter it uses.
+    pub fn adapter(&self) -> &AdapterDescription {
+        &self.context.adapter
+    }
+
+    fn recorded(&self, record: impl FnOnce(&mut Encoder<'_, Self>)) -> Result<WgpuPlan> {
+        let mut recorder = WgpuRecorder::new(self.context.clone());
+        let mut encoder = Encoder::new(self, &mut recorder);
+        record(&mut encoder);
+        encoder.finish()?;
+        recorder.finish()
+    }
+
+    /// Writes bytes that begin or end inside a word: the word's other bytes stay.
+    fn write_odd(&self, dst: &Tensor<Self>, bytes: &[u8]) -> Result<()> {
+        let (start, end) = (dst.offset(), dst.offset() + bytes.len());
+        let (first, last) = (start / 4 * 4, end.next_multiple_of(4));
+        let whole = Tensor::from_buffer_at(dst.buffer().clone(), first, DType::U8, &[last - first]);
+        let mut words = vec![0; last - first];
+        self.read(&whole)?.wait(&mut words)?;
+        words[start - first..end - first].copy_from_slice(bytes);
+        self.context.queue.write_buffer(&dst.buffer().raw, first as u64, &words);
+        Ok(())
+    }
+}
+
+/// A copy on its way to the host.
+pub struct WgpuReadback {
+    context: Arc<Context>,
+    /// The buffer it goes to, where in it, and how many bytes; nothing for an empty tensor.
+    staging: Option<wgpu::Buffer>,
+    skip: usize,
+    len: usize,
+}
+
+impl Readback for WgpuReadback {
+    fn wait(mut self, out: &mut [u8]) -> Result<()> {
+        if out.len() != self.len {
+            return Err(Error::Transfer { op: "read", host: out.len(), tensor: self.len });
+        }
+        let Some(staging) = self.staging.take() else { return Ok(()) };
+        staging.map_async(wgpu::MapMode::Read, .., |_| {});
+        self.context.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| self.context.error(e.to_string()))?;
+        self.context.check()?;
+        let view = staging.get_mapped_range(..).map_err(|e| self.context.error(e.to_string()))?;
+        out.copy_from_slice(&view[self.skip..self.skip + self.len]);
+        drop(view);
+        staging.unmap();
+        self.context.give_back(staging);
+        Ok(())
+    }
+}
+
+impl Backend for WgpuBackend {
+    type Buffer = WgpuBuffer;
+    type Weight = WgpuWeight;
+    type Recorder = WgpuRecorder;
+    type Plan = WgpuPlan;
+    type Readback = WgpuReadback;
+
+    fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<WgpuBuffer> {
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
+        // Room for the words and alignment around a view.
+        Ok(WgpuBuffer::new(self.context.buffer(bytes.next_multiple_of(4), usage, "a tensor")?, bytes))
+    }
+
+    fn load(&self, weight: HostWeight<'_>) -> Result<WgpuWeight> {
+        WgpuWeight::load(&self.context, &weight)
+    }
+
+    fn weight_shape(weight: &WgpuWeight) -> (usize, usize) {
+        (weight.rows(), weight.cols())
+    }
+
+    fn weight_bytes(&self, rows: usize, cols: usize, store: WeightFormat) -> usize {
+        weight::bytes(rows, cols, store)
+    }
+
+    fn write(&self, dst: &Tensor<Self>, bytes: &[u8]) -> Result<()> {
+        if bytes.len() > dst.bytes() {
+            return Err(Error::Transfer { op: "write", host: bytes.len(), tensor: dst.bytes() });
+        }
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        // Writes come before everything that is submitted after them.
+        self.context.submit()?;
+        if !dst.offset().is_multiple_of(4) || !bytes.len().is_multiple_of(4) {
+            return self.write_odd(dst, bytes);
+        }
+        self.context.queue.write_buffer(&dst.buffer().raw, dst.offset() as u64, bytes);
+        Ok(())
+    }
+
+    fn read(&self, src: &Tensor<Self>) -> Result<WgpuReadback> {
+        let (skip, len) = (src.offset() % 4, src.bytes());
+        let mut readback = WgpuReadback { context: self.context.clone(), staging: None, skip, len };
+        if len == 0 {
+            return Ok(readback);
+        }
+        let bytes = (skip + len).next_multiple_of(4) as u64;
+        let staging = self.context.staging(bytes)?;
+        let (raw, first) = (&src.buffer().raw, (src.offset() - skip) as u64);
+        self.context.encode(|encoder| encoder.copy_buffer_to_buffer(raw, first, &staging, 0, bytes));
+        self.context.submit()?;
+        readback.staging = Some(staging);
+        Ok(readback)
+    }
+
+    fn run(&self, record: impl FnOnce(&mut Encoder<'_, Self>)) -> Result<()> {
+        let plan = self.recorded(record)?;
+        self.replay(&plan)
+    }
+
+    fn record(&self, record: impl FnOnce(&mut Encoder<'_, Self>)) -> Result<WgpuPlan> {
+        self.recorded(record)
+    }
+
+    fn replay(&self, plan: &WgpuPlan) -> Result<()> {
+        self.context.check()?;
+        plan.encode(&self.context);
+        Ok(())
+    }
+}

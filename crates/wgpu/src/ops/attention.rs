@@ -1,0 +1,117 @@
+//! `attention`.
+use super::{check_apart, check_head, kv_flag, words};
+use crate::WgpuBackend;
+use crate::encoder::{Call, Range, WgpuRecorder};
+use anyfleet_kernels::wgsl;
+use anyfleet_tensor::ops::Attention;
+use anyfleet_tensor::{DType, Result};
+use std::sync::Arc;
+
+/// Keys of a segment: `SEGMENT` of the kernels.
+const SEGMENT: usize = 256;
+/// Query heads of a workgroup.
+const HEADS: usize = 8;
+/// Most rows whose segments are computed apart: more fill the device by themselves.
+const SPLIT_ROWS: usize = 16;
+/// Most bytes of what segments leave.
+const RECORDS: usize = 64 << 20;
+
+pub(crate) fn record(recorder: &mut WgpuRecorder, op: &Attention<'_, WgpuBackend>) -> Result<()> {
+    const OP: &str = "attention";
+    check_head(OP, op.k_cache)?;
+    check_apart(OP, op.out, op.q)?;
+    let (groups, page_size, size) = (op.k_cache.dim(1), op.k_cache.dim(2), op.k_cache.dim(3));
+    let (rows, heads) = (op.q.rows(), op.q.cols() / size);
+    let group_heads = heads / groups;
+    if rows == 0 || group_heads == 0 || op.seqs.rows() == 0 || op.table.is_empty() {
+        return Ok(());
+    }
+    let together = group_heads.min(HEADS);
+    let batches = group_heads.div_ceil(together);
+    let longest = (op.table.len() * page_size).min(op.k_cache.rows() * page_size);
+    // A segment more, for tables that begin in the middle of one.
+    let most = longest.div_ceil(SEGMENT) + 1;
+    let record_bytes = rows * heads * most * (size + 2) * 4;
+    let split = rows <= SPLIT_ROWS && most > 2 && op.window.is_none() && record_bytes <= RECORDS;
+    let segments = if split { most } else { 1 };
+    let mut call = Call::new(OP, &[wgsl::COMMON, wgsl::EXACT, wgsl::KV, wgsl::ATTENTION]);
+    call.flags.push(kv_flag(op.k_cache.dtype()));
+    call.constants.extend([("SIZE", size as u32), ("HEADS", together as u32)]);
+    let live = recorder.live(&mut call, op.live)?;
+    let q = recorder.bind(&mut call, 2, false, op.q)?;
+    let k_cache = recorder.bind(&mut call, 3, false, op.k_cache)?;
+    let v_cache = recorder.bind(&mut call, 4, false, op.v_cache)?;
+    let seqs = recorder.bind(&mut call, 5, false, op.seqs)?;
+    let table = recorder.bind(&mut call, 6, false, op.table)?;
+    let records = if split {
+        call.flags.push("SPLIT");
+        let usage = wgpu::BufferUsages::STORAGE;
+        let buffer = Arc::new(recorder.context.buffer(record_bytes, usage, "segments of attention")?);
+        let range = Range { size: buffer.size(), offset: 0, buffer };
+        call.bind_range(7, true, range.clone());
+        Some(range)
+    } else {
+        None
+    };
+    let out = match records {
+        Some(_) => 0,
+        None => recorder.bind(&mut call, 7, true, op.out)?,
+    };
+    let (mut k_scales, mut v_scales) = (0, 0);
+    if let Some(scales) = &op.scales {
+        k_scales = recorder.bind(&mut call, 8, false, scales.k)?;
+        v_scales = recorder.bind(&mut call, 9, false, scales.v)?;
+    }
+    debug_assert_eq!(op.seqs.dtype(), DType::U32);
+    let dtype = op.k_cache.dtype();
+    call.params = vec![
+        rows as u32,
+        op.seqs.rows() as u32,
+        live,
+        groups as u32,
+        group_heads as u32,
+        batches as u32,
+        page_size as u32,
+        op.k_cache.rows() as u32,
+        op.scale.to_bits(),
+        op.window.unwrap_or(0),
+        segments as u32,
+        seqs,
+        op.seqs.row_stride() as u32,
+        table,
+        op.table.len() as u32,
+        q,
+        op.q.row_stride() as u32,
+        out,
+        op.out.row_stride() as u32,
+        words(k_cache, dtype),
+        words(v_cache, dtype),
+        k_scales,
+        v_scales,
+    ];
+    call.grid(rows, groups * batches * segments);
+    recorder.push(call);
+    let Some(records) = records else { return Ok(()) };
+    let mut merge = Call::new("attention_merge", &[wgsl::COMMON, wgsl::EXACT, wgsl::ATTENTION_MERGE]);
+    merge.constants.push(("SIZE", size as u32));
+    let live = recorder.live(&mut merge, op.live)?;
+    let seqs = recorder.bind(&mut merge, 2, false, op.seqs)?;
+    merge.bind_range(3, false, records);
+    let out = recorder.bind(&mut merge, 4, true, op.out)?;
+    merge.params = vec![
+        rows as u32,
+        op.seqs.rows() as u32,
+        live,
+        heads as u32,
+        op.window.unwrap_or(0),
+        segments as u32,
+        seqs,
+        op.seqs.row_stride() as u32,
+        0,
+        out,
+        op.out.row_stride() as u32,
+    ];
+    merge.grid(rows, heads);
+    recorder.push(merge);
+    Ok(())
+}

@@ -1,0 +1,100 @@
+//! `linear` and `linear_act_mul`.
+use super::{check_apart, function, same_place};
+use crate::encoder::{Call, WgpuRecorder};
+use crate::{WgpuBackend, WgpuWeight};
+use anyfleet_kernels::wgsl;
+use anyfleet_tensor::ops::{Activation, Linear, LinearActMul};
+use anyfleet_tensor::{Live, Result, Tensor};
+
+/// Rows a workgroup computes at most; fewer where there are fewer.
+const ROWS: usize = 8;
+
+struct Product<'a> {
+    name: &'static str,
+    out: &'a Tensor<WgpuBackend>,
+    x: &'a Tensor<WgpuBackend>,
+    weight: &'a WgpuWeight,
+    bias: Option<&'a Tensor<WgpuBackend>>,
+    residual: Option<&'a Tensor<WgpuBackend>>,
+    activation: Option<Activation>,
+    live: Live,
+}
+
+pub(crate) fn record(recorder: &mut WgpuRecorder, op: &Linear<'_, WgpuBackend>) -> Result<()> {
+    let Linear { out, x, weight, bias, residual, live } = *op;
+    product(recorder, &Product { name: "linear", out, x, weight, bias, residual, activation: None, live })
+}
+
+/// The fused form; false where the weight is not kept so.
+pub(crate) fn record_gated(recorder: &mut WgpuRecorder, op: &LinearActMul<'_, WgpuBackend>) -> Result<bool> {
+    if !op.weight.gated() {
+        return Ok(false);
+    }
+    let LinearActMul { out, x, weight, bias, activation, live, .. } = *op;
+    let activation = Some(activation);
+    product(recorder, &Product { name: "linear_act_mul", out, x, weight, bias, residual: None, activation, live })?;
+    Ok(true)
+}
+
+fn product(recorder: &mut WgpuRecorder, op: &Product<'_>) -> Result<()> {
+    check_apart(op.name, op.out, op.x)?;
+    let rows = ROWS.min(op.out.rows().max(1).next_power_of_two());
+    for part in op.weight.parts() {
+        let mut call = Call::new("linear", &[wgsl::COMMON, wgsl::EXACT, wgsl::WEIGHT, wgsl::ACTIVATION, wgsl::LINEAR]);
+        call.name = op.name;
+        call.flags.push(op.weight.flag());
+        call.constants.push(("ROWS", rows as u32));
+        let live = recorder.live(&mut call, op.live)?;
+        call.bind_range(2, false, part.range());
+        let x = recorder.bind(&mut call, 3, false, op.x)?;
+        let whole = |n: usize| n.is_multiple_of(4);
+        if whole(x as usize) && whole(op.x.row_stride()) && whole(op.x.cols()) {
+            call.flags.push("X_VECTORS");
+        }
+        let out = recorder.bind(&mut call, 4, true, op.out)?;
+        let (mut bias, mut residual, mut residual_stride) = (0, 0, 0);
+        if let Some(tensor) = op.bias {
+            check_apart(op.name, op.out, tensor)?;
+            call.flags.push("BIAS");
+            bias = recorder.bind(&mut call, 5, false, tensor)?;
+        }
+        if let Some(tensor) = op.residual {
+            if same_place(op.out, tensor) {
+                call.flags.push("IN_PLACE");
+            } else {
+                check_apart(op.name, op.out, tensor)?;
+                call.flags.push("RESIDUAL");
+                residual = recorder.bind(&mut call, 6, false, tensor)?;
+                residual_stride = tensor.row_stride() as u32;
+            }
+        }
+        let mut activation = 0;
+        if let Some(wanted) = op.activation {
+            call.flags.push("ACTIVATION");
+            activation = function(op.name, wanted)?;
+        }
+        call.params = vec![
+            op.out.rows() as u32,
+            live,
+            op.weight.cols() as u32,
+            op.weight.steps() as u32,
+            part.first_lane() as u32,
+            op.weight.rows() as u32,
+            u32::from(op.weight.gated()),
+            activation,
+            part.multipliers() as u32,
+            part.scales() as u32,
+            x,
+            op.x.row_stride() as u32,
+            out,
+            op.out.row_stride() as u32,
+            bias,
+            residual,
+            residual_stride,
+            part.panels() as u32,
+        ];
+        call.grid(part.panels(), op.out.rows().div_ceil(rows));
+        recorder.push(call);
+    }
+    Ok(())
+}

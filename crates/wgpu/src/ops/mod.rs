@@ -1,0 +1,75 @@
+//! One file for each operation: what its kernel is given.
+pub(crate) mod act_mul;
+pub(crate) mod attention;
+pub(crate) mod embed;
+pub(crate) mod gather;
+pub(crate) mod linear;
+pub(crate) mod norm;
+pub(crate) mod rope_kv;
+pub(crate) mod sample;
+
+use crate::WgpuBackend;
+use anyfleet_tensor::ops::Activation;
+use anyfleet_tensor::{DType, Error, Result, Tensor};
+use std::sync::Arc;
+
+/// Whether two tensors are the same elements.
+fn same_place(a: &Tensor<WgpuBackend>, b: &Tensor<WgpuBackend>) -> bool {
+    Arc::ptr_eq(&a.buffer().raw, &b.buffer().raw) && a.offset() == b.offset() && a.row_stride() == b.row_stride()
+}
+
+/// Refuses an input in the memory that an operation writes to: a device may not read and write a buffer at once.
+fn check_apart(op: &'static str, out: &Tensor<WgpuBackend>, input: &Tensor<WgpuBackend>) -> Result<()> {
+    if !Arc::ptr_eq(&out.buffer().raw, &input.buffer().raw) {
+        return Ok(());
+    }
+    Err(Error::Shape {
+        op,
+        what: "an input lies in the buffer of the output",
+        details: format!("out {out:?}, input {input:?}"),
+        remedy: "give them buffers of their own",
+    })
+}
+
+/// The number kernels know an activation by.
+fn function(op: &'static str, activation: Activation) -> Result<u32> {
+    match activation {
+        Activation::Silu => Ok(0),
+        Activation::GeluTanh => Ok(1),
+        other => Err(Error::Shape {
+            op,
+            what: "no kernel for this activation",
+            details: format!("{other:?}"),
+            remedy: "use another device",
+        }),
+    }
+}
+
+/// The flag of a cache's type.
+fn kv_flag(dtype: DType) -> &'static str {
+    match dtype {
+        DType::BF16 => "KV_BF16",
+        DType::F16 => "KV_F16",
+        DType::I8 => "KV_I8",
+        _ => "KV_F32",
+    }
+}
+
+/// Refuses heads whose elements do not fill words: two heads would share one.
+fn check_head(op: &'static str, cache: &Tensor<WgpuBackend>) -> Result<()> {
+    let (size, unit) = (cache.dim(3), if cache.dtype() == DType::I8 { 4 } else { 2 });
+    if size.is_multiple_of(unit) {
+        return Ok(());
+    }
+    Err(Error::Shape {
+        op,
+        what: "the head size must be even, and a multiple of 4 for keys and values of i8",
+        details: format!("k_cache {cache:?}"),
+        remedy: "use another device for this model",
+    })
+}
+
+/// Elements of a cache from a place of f32 words on: `first` counts cells, kernels count words.
+fn words(first: u32, dtype: DType) -> u32 {
+    (first as usize * dtype.size() / 4) as u32
+}

@@ -1,0 +1,241 @@
+//! Packed weights: see `kernels/wgsl/weight.wgsl` for their order.
+use crate::context::Context;
+use crate::encoder::Range;
+use anyfleet_tensor::{DType, Error, HostPart, HostWeight, Result, WeightFormat, quant};
+use half::{bf16, f16};
+use std::sync::Arc;
+
+/// Output features of a panel: `LANES` of `weight.wgsl`.
+const LANES: usize = 16;
+/// Bytes of a step of one lane.
+const STEP: usize = 16;
+
+/// A matrix on the device, cut into parts of as many panels as the device binds.
+#[derive(Clone)]
+pub struct WgpuWeight(Arc<Matrix>);
+
+struct Matrix {
+    rows: usize,
+    cols: usize,
+    format: WeightFormat,
+    gated: bool,
+    parts: Vec<Part>,
+}
+
+/// Some panels.
+pub(crate) struct Part {
+    buffer: Arc<wgpu::Buffer>,
+    first_panel: usize,
+    panels: usize,
+    /// Places of the multipliers and scales, in units of sixteen bytes.
+    multipliers: usize,
+    scales: usize,
+}
+
+impl Part {
+    pub(crate) fn range(&self) -> Range {
+        Range { buffer: self.buffer.clone(), offset: 0, size: self.buffer.size() }
+    }
+    /// The first output feature, as lanes count them.
+    pub(crate) fn first_lane(&self) -> usize {
+        self.first_panel * LANES
+    }
+    pub(crate) fn lanes(&self) -> usize {
+        self.panels * LANES
+    }
+    pub(crate) fn panels(&self) -> usize {
+        self.panels
+    }
+    pub(crate) fn multipliers(&self) -> usize {
+        self.multipliers
+    }
+    pub(crate) fn scales(&self) -> usize {
+        self.scales
+    }
+}
+
+/// Input features of a step.
+fn elements(format: WeightFormat) -> usize {
+    match format {
+        WeightFormat::Float(DType::F32) => 4,
+        WeightFormat::Float(_) => 8,
+        WeightFormat::Q8 => 16,
+        _ => 32,
+    }
+}
+
+/// Bytes of a panel with its multipliers and scales.
+fn panel_bytes(cols: usize, format: WeightFormat) -> usize {
+    let steps = cols.div_ceil(elements(format));
+    let multipliers = if format == WeightFormat::Q4 { steps * LANES } else { 0 };
+    let scales = if matches!(format, WeightFormat::Float(_)) { 0 } else { LANES * 4 };
+    steps * LANES * STEP + multipliers + scales
+}
+
+/// Panels of a matrix; a gated one has its two halves side by side.
+fn panels(rows: usize, gated: bool) -> usize {
+    if gated { (rows / 2).div_ceil(LANES / 2) } else { rows.div_ceil(LANES) }
+}
+
+/// Device bytes of a matrix.
+pub(crate) fn bytes(rows: usize, cols: usize, format: WeightFormat) -> usize {
+    // A gated matrix may have one more panel, whose halves are not full.
+    (panels(rows, false) + 1) * panel_bytes(cols, format)
+}
+
+impl WgpuWeight {
+    pub(crate) fn rows(&self) -> usize {
+        self.0.rows
+    }
+    pub(crate) fn cols(&self) -> usize {
+        self.0.cols
+    }
+    pub(crate) fn gated(&self) -> bool {
+        self.0.gated
+    }
+    pub(crate) fn steps(&self) -> usize {
+        self.0.cols.div_ceil(elements(self.0.format))
+    }
+    pub(crate) fn parts(&self) -> &[Part] {
+        &self.0.parts
+    }
+    /// The flag that kernels know the format by.
+    pub(crate) fn flag(&self) -> &'static str {
+        match self.0.format {
+            WeightFormat::Float(DType::F32) => "FORMAT_F32",
+            WeightFormat::Float(DType::BF16) => "FORMAT_BF16",
+            WeightFormat::Float(_) => "FORMAT_F16",
+            WeightFormat::Q8 => "FORMAT_Q8",
+            _ => "FORMAT_Q4",
+        }
+    }
+
+    pub(crate) fn load(context: &Context, weight: &HostWeight<'_>) -> Result<WgpuWeight> {
+        weight.check()?;
+        let (rows, cols, format) = (weight.rows(), weight.cols, weight.store);
+        let gated = weight.gated && rows.is_multiple_of(2);
+        if let WeightFormat::Float(dtype) = format
+            && !dtype.is_float()
+        {
+            let reason = format!("{} keeps no matrices of {dtype}", context.name());
+            return Err(Error::Weight { name: weight.name.clone(), reason });
+        }
+        let (all, size) = (panels(rows, gated), panel_bytes(cols, format));
+        let most = context.limits.max_storage_buffer_binding_size.min(context.limits.max_buffer_size) as usize / size;
+        if most == 0 {
+            let reason = format!("sixteen rows take {size} bytes, more than {} binds", context.name());
+            return Err(Error::Weight { name: weight.name.clone(), reason });
+        }
+        let mut parts = Vec::new();
+        let mut packer = Packer { weight, rows, cols, format, gated, values: vec![0.0; cols] };
+        for first in (0..all).step_by(most) {
+            parts.push(packer.part(context, first, most.min(all - first))?);
+        }
+        Ok(WgpuWeight(Arc::new(Matrix { rows, cols, format, gated, parts })))
+    }
+}
+
+/// Brings rows of the checkpoint into panels.
+struct Packer<'a> {
+    weight: &'a HostWeight<'a>,
+    rows: usize,
+    cols: usize,
+    format: WeightFormat,
+    gated: bool,
+    /// A row as numbers.
+    values: Vec<f32>,
+}
+
+impl Packer<'_> {
+    /// The output feature of lane `lane` of panel `panel`, if there is one.
+    fn row_of(&self, panel: usize, lane: usize) -> Option<usize> {
+        if !self.gated {
+            return Some(panel * LANES + lane).filter(|&row| row < self.rows);
+        }
+        let (half, width) = (self.rows / 2, LANES / 2);
+        let row = panel * width + lane % width;
+        (row < half).then_some(if lane < width { row } else { half + row })
+    }
+
+    fn part(&mut self, context: &Context, first_panel: usize, panels: usize) -> Result<Part> {
+        let steps = self.cols.div_ceil(elements(self.format));
+        let data = panels * steps * LANES * STEP;
+        let multipliers = if self.format == WeightFormat::Q4 { panels * steps * LANES } else { 0 };
+        let scales = if matches!(self.format, WeightFormat::Float(_)) { 0 } else { panels * LANES * 4 };
+        let mut bytes = vec![0u8; data + multipliers + scales];
+        let (mut q, mut groups) = (vec![0i8; self.cols], vec![0i8; self.cols.div_ceil(quant::GROUP)]);
+        for panel in 0..panels {
+            for lane in 0..LANES {
+                let Some(row) = self.row_of(first_panel + panel, lane) else { continue };
+                self.widen(row);
+                let place = |step: usize| ((panel * steps + step) * LANES + lane) * STEP;
+                let scale_place = data + multipliers + (panel * LANES + lane) * 4;
+                match self.format {
+                    WeightFormat::Float(dtype) => {
+                        let unit = elements(self.format);
+                        for (k, &v) in self.values.iter().enumerate() {
+                            let at = place(k / unit) + k % unit * dtype.size();
+                            match dtype {
+                                DType::F32 => bytes[at..at + 4].copy_from_slice(&v.to_le_bytes()),
+                                DType::BF16 => bytes[at..at + 2].copy_from_slice(&bf16::from_f32(v).to_le_bytes()),
+                                _ => bytes[at..at + 2].copy_from_slice(&f16::from_f32(v).to_le_bytes()),
+                            }
+                        }
+                    }
+                    WeightFormat::Q8 => {
+                        let scale = quant::q8_row(&self.values, &mut q);
+                        for (k, &q) in q.iter().enumerate() {
+                            bytes[place(k / 16) + k % 16] = q as u8;
+                        }
+                        bytes[scale_place..scale_place + 4].copy_from_slice(&scale.to_le_bytes());
+                    }
+                    _ => {
+                        let scale = quant::q4_row(&self.values, &mut q, &mut groups);
+                        for (k, &q) in q.iter().enumerate() {
+                            bytes[place(k / 32) + k % 32 / 2] |= (q as u8 & 15) << (4 * (k % 2));
+                        }
+                        for (group, &multiplier) in groups.iter().enumerate() {
+                            bytes[data + (panel * steps + group) * LANES + lane] = multiplier as u8;
+                        }
+                        bytes[scale_place..scale_place + 4].copy_from_slice(&scale.to_le_bytes());
+                    }
+                }
+            }
+        }
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+        let buffer = context.buffer(bytes.len(), usage, &self.weight.name)?;
+        context.queue.write_buffer(&buffer, 0, &bytes);
+        // What is written waits in host memory until it is submitted.
+        context.queue.submit([]);
+        Ok(Part {
+            buffer: Arc::new(buffer),
+            first_panel,
+            panels,
+            multipliers: data / STEP,
+            scales: (data + multipliers) / STEP,
+        })
+    }
+
+    /// Output row `row` as numbers.
+    fn widen(&mut self, mut row: usize) {
+        for part in &self.weight.parts {
+            if row < part.rows {
+                return widen(part, row, self.cols, &mut self.values);
+            }
+            row -= part.rows;
+        }
+        unreachable!("the weight was checked: it has row {row}")
+    }
+}
+
+fn widen(part: &HostPart<'_>, row: usize, cols: usize, values: &mut [f32]) {
+    let size = part.dtype.size();
+    let cells = part.bytes[row * cols * size..(row + 1) * cols * size].chunks_exact(size);
+    for (value, cell) in values.iter_mut().zip(cells) {
+        *value = match part.dtype {
+            DType::F32 => bytemuck::pod_read_unaligned(cell),
+            DType::BF16 => bytemuck::pod_read_unaligned::<bf16>(cell).to_f32(),
+            _ => bytemuck::pod_read_unaligned::<f16>(cell).to_f32(),
+        };
+    }
+}

@@ -1,0 +1,85 @@
+//! Sources of GPU kernels, by name.
+//!
+//! One file for each op and shading language, under the op's one name; what several ops share has files of
+//! its own. The text is not complete by itself: a backend puts together the parts an op needs, states the
+//! constants, and keeps or drops the lines between `#if NAME`, `#else` and `#endif` ([`assemble`]).
+
+/// WGSL sources.
+pub mod wgsl {
+    /// What all kernels share.
+    pub const COMMON: &str = include_str!("../wgsl/common.wgsl");
+    /// Packed weights.
+    pub const WEIGHT: &str = include_str!("../wgsl/weight.wgsl");
+    /// Keys and values.
+    pub const KV: &str = include_str!("../wgsl/kv.wgsl");
+    /// Activations of gated MLPs.
+    pub const ACTIVATION: &str = include_str!("../wgsl/activation.wgsl");
+    /// Arithmetic with prescribed bits.
+    pub const EXACT: &str = include_str!("../wgsl/exact.wgsl");
+    /// 64-bit integers.
+    pub const WIDE: &str = include_str!("../wgsl/wide.wgsl");
+    /// `embed`.
+    pub const EMBED: &str = include_str!("../wgsl/embed.wgsl");
+    /// `norm`.
+    pub const NORM: &str = include_str!("../wgsl/norm.wgsl");
+    /// `linear` and `linear_act_mul`.
+    pub const LINEAR: &str = include_str!("../wgsl/linear.wgsl");
+    /// `act_mul`.
+    pub const ACT_MUL: &str = include_str!("../wgsl/act_mul.wgsl");
+    /// `rope_kv`.
+    pub const ROPE_KV: &str = include_str!("../wgsl/rope_kv.wgsl");
+    /// `attention`.
+    pub const ATTENTION: &str = include_str!("../wgsl/attention.wgsl");
+    /// The second half of `attention` where segments are computed apart.
+    pub const ATTENTION_MERGE: &str = include_str!("../wgsl/attention_merge.wgsl");
+    /// `gather`.
+    pub const GATHER: &str = include_str!("../wgsl/gather.wgsl");
+    /// `sample`.
+    pub const SAMPLE: &str = include_str!("../wgsl/sample.wgsl");
+}
+
+/// Puts parts together: `constants` first, as WGSL states them, then the lines of all parts for which the
+/// conditions hold. `#if NAME` holds where `flags` has the name, `#if !NAME` where it has not; conditions nest.
+///
+/// # Panics
+/// When a condition is not closed, or closed twice: a bug of the sources.
+pub fn assemble(parts: &[&str], flags: &[&str], constants: &[(&str, u32)]) -> String {
+    let mut text = String::new();
+    for (name, value) in constants {
+        text += &format!("const {name}: u32 = {value}u;\n");
+    }
+    for part in parts {
+        // Whether the lines of each open condition are kept.
+        let mut open: Vec<bool> = Vec::new();
+        for line in part.lines() {
+            let directive = line.trim_start();
+            if let Some(name) = directive.strip_prefix("#if ") {
+                let (name, wanted) = name.trim().strip_prefix('!').map_or((name.trim(), true), |name| (name, false));
+                open.push(flags.contains(&name) == wanted);
+            } else if directive == "#else" {
+                let last = open.last_mut().expect("kernels: #else without #if");
+                *last = !*last;
+            } else if directive == "#endif" {
+                open.pop().expect("kernels: #endif without #if");
+            } else if open.iter().all(|&kept| kept) {
+                text += line;
+                text.push('\n');
+            }
+        }
+        assert!(open.is_empty(), "kernels: #if without #endif");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conditions_nest() {
+        let text = "a\n#if X\nb\n#if !Y\nc\n#else\nd\n#endif\n#endif\ne";
+        assert_eq!(assemble(&[text], &["X"], &[("N", 3)]), "const N: u32 = 3u;\na\nb\nc\ne\n");
+        assert_eq!(assemble(&[text], &["X", "Y"], &[]), "a\nb\nd\ne\n");
+        assert_eq!(assemble(&[text], &[], &[]), "a\ne\n");
+    }
+}

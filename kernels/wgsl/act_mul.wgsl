@@ -1,0 +1,27 @@
+// out = activation(gate) * up: a thread an element.
+struct Params {
+    rows: u32,
+    live: u32,
+    width: u32,
+    function: u32,
+    x: u32,
+    x_stride: u32,
+    out: u32,
+    out_stride: u32,
+}
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(2) var<storage, read> gate_up: array<f32>;
+@group(0) @binding(3) var<storage, read_write> out: array<f32>;
+
+const THREADS: u32 = 128u;
+
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let row = grid_index(group);
+    let column = group.z * THREADS + thread;
+    if row >= live_rows(p.rows, p.live) || column >= p.width {
+        return;
+    }
+    let gate = p.x + row * p.x_stride + column;
+    out[p.out + row * p.out_stride + column] = activated(p.function, gate_up[gate]) * gate_up[gate + p.width];
+}

@@ -1,0 +1,57 @@
+// out[t] = weight[ids[t]], for the ids that this part of the matrix has: a workgroup a row.
+struct Params {
+    rows: u32,
+    live: u32,
+    width: u32,
+    steps: u32,
+    // The part's first output feature, how many it has, and of the whole matrix.
+    first: u32,
+    count: u32,
+    total: u32,
+    gated: u32,
+    multipliers: u32,
+    scales: u32,
+    ids: u32,
+    out: u32,
+    out_stride: u32,
+}
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(2) var<storage, read> weight: array<vec4<u32>>;
+@group(0) @binding(3) var<storage, read> ids: array<u32>;
+@group(0) @binding(4) var<storage, read_write> out: array<f32>;
+
+const THREADS: u32 = 128u;
+
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let row = grid_index(group);
+    if row >= live_rows(p.rows, p.live) {
+        return;
+    }
+    // Place of the output feature among all lanes.
+    var n = min(ids[p.ids + row], p.total - 1u);
+    if p.gated != 0u {
+        let half = p.total / 2u;
+        let up = select(0u, LANES / 2u, n >= half);
+        n = n % half;
+        n = n / (LANES / 2u) * LANES + up + n % (LANES / 2u);
+    }
+    if n < p.first || n >= p.first + p.count {
+        return;
+    }
+    let panel = (n - p.first) / LANES;
+    let lane = n % LANES;
+    var scale = 1.0;
+    if FORMAT == Q8 || FORMAT == Q4 {
+        let i = panel * LANES + lane;
+        scale = bitcast<f32>(weight[p.scales + i / 4u][i % 4u]);
+    }
+    for (var k = thread; k < p.width; k += THREADS) {
+        var value = element(weight[(panel * p.steps + k / ELEMENTS) * LANES + lane], k % ELEMENTS);
+        if FORMAT == Q4 {
+            let i = (panel * p.steps + k / 32u) * LANES + lane;
+            value *= signed_byte(weight[p.multipliers + i / 16u][i % 16u / 4u], i % 4u);
+        }
+        out[p.out + row * p.out_stride + k] = value * scale;
+    }
+}

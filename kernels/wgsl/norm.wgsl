@@ -1,0 +1,55 @@
+// out = x / sqrt(mean(x^2) + eps) * weight: a workgroup a row.
+struct Params {
+    rows: u32,
+    live: u32,
+    width: u32,
+    eps: f32,
+    x: u32,
+    x_stride: u32,
+    out: u32,
+    out_stride: u32,
+    weight: u32,
+}
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(2) var<storage, read> weight: array<f32>;
+@group(0) @binding(3) var<storage, read_write> out: array<f32>;
+#if !IN_PLACE
+@group(0) @binding(4) var<storage, read> x: array<f32>;
+#endif
+
+const THREADS: u32 = 128u;
+var<workgroup> sums: array<f32, THREADS>;
+
+fn load(i: u32) -> f32 {
+#if IN_PLACE
+    return out[i];
+#else
+    return x[i];
+#endif
+}
+
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let row = grid_index(group);
+    if row >= live_rows(p.rows, p.live) {
+        return;
+    }
+    let first = p.x + row * p.x_stride;
+    var sum = 0.0;
+    for (var i = thread; i < p.width; i += THREADS) {
+        let v = load(first + i);
+        sum = fma(v, v, sum);
+    }
+    sums[thread] = sum;
+    for (var half = THREADS / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if thread < half {
+            sums[thread] += sums[thread + half];
+        }
+    }
+    workgroupBarrier();
+    let scale = 1.0 / sqrt(sums[0] / f32(p.width) + p.eps);
+    for (var i = thread; i < p.width; i += THREADS) {
+        out[p.out + row * p.out_stride + i] = load(first + i) * scale * weight[p.weight + i];
+    }
+}
