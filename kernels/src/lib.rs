@@ -36,6 +36,33 @@ pub mod wgsl {
     pub const GATHER: &str = include_str!("../wgsl/gather.wgsl");
     /// `sample`.
     pub const SAMPLE: &str = include_str!("../wgsl/sample.wgsl");
+
+    /// All of them.
+    pub const ALL: [&str; 15] = [
+        COMMON,
+        WEIGHT,
+        KV,
+        ACTIVATION,
+        EXACT,
+        WIDE,
+        EMBED,
+        NORM,
+        LINEAR,
+        ACT_MUL,
+        ROPE_KV,
+        ATTENTION,
+        ATTENTION_MERGE,
+        GATHER,
+        SAMPLE,
+    ];
+
+    /// SHA-256 of all sources, as hexadecimal digits.
+    pub fn hash() -> String {
+        use sha2::Digest;
+        let mut hasher = sha2::Sha256::new();
+        ALL.iter().for_each(|source| hasher.update(source));
+        hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
 }
 
 /// Puts parts together: `constants` first, as WGSL states them, then the lines of all parts for which the

@@ -66,25 +66,39 @@ fn token(seq: u32, group: u32, position: u32) -> u32 {
 }
 
 fn key_pair(place: u32, i: u32, scale: f32) -> vec2<f32> {
-    let at = place * SIZE + i;
+    let at = p.k_cache + place * SIZE + i;
 #if KV_F32
-    return vec2<f32>(bitcast<f32>(k_cache[p.k_cache + at]), bitcast<f32>(k_cache[p.k_cache + at + 1u]));
+    return vec2<f32>(bitcast<f32>(k_cache[at]), bitcast<f32>(k_cache[at + 1u]));
 #else
-    return kv_pair(k_cache[p.k_cache + at / PER_WORD], at % PER_WORD == 2u, scale);
+    return kv_pair(k_cache[at / PER_WORD], at % PER_WORD == 2u, scale);
 #endif
 }
 
 fn value_pair(place: u32, i: u32, scale: f32) -> vec2<f32> {
-    let at = place * SIZE + i;
+    let at = p.v_cache + place * SIZE + i;
 #if KV_F32
-    return vec2<f32>(bitcast<f32>(v_cache[p.v_cache + at]), bitcast<f32>(v_cache[p.v_cache + at + 1u]));
+    return vec2<f32>(bitcast<f32>(v_cache[at]), bitcast<f32>(v_cache[at + 1u]));
 #else
-    return kv_pair(v_cache[p.v_cache + at / PER_WORD], at % PER_WORD == 2u, scale);
+    return kv_pair(v_cache[at / PER_WORD], at % PER_WORD == 2u, scale);
 #endif
 }
 
+#if SUBGROUPS
+// What subgroups found of each head.
+const SUBGROUPS: u32 = 16u;
+var<workgroup> found: array<f32, HEADS * SUBGROUPS>;
+#endif
+
 @compute @workgroup_size(BLOCK)
-fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn main(
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+#if SUBGROUPS
+    @builtin(subgroup_invocation_id) lane: u32,
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(num_subgroups) subgroups: u32,
+#endif
+) {
     let row = grid_index(id);
     let entries = live_rows(p.sequences, p.live);
     // Every thread looks for itself: what one finds and shares costs a barrier.
@@ -163,6 +177,41 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                     }
                 }
             }
+#if SUBGROUPS
+            for (var h = 0u; h < HEADS; h++) {
+                scores[h] = select(LOWEST, scores[h] * p.scale, visible);
+                let most = subgroupMax(scores[h]);
+                if lane == 0u {
+                    found[h * SUBGROUPS + subgroup] = most;
+                }
+            }
+            workgroupBarrier();
+            if thread < HEADS {
+                var most = highest[thread];
+                for (var i = 0u; i < subgroups; i++) {
+                    most = max(most, found[thread * SUBGROUPS + i]);
+                }
+                shrink[thread] = exact_exp(highest[thread] - most);
+                highest[thread] = most;
+            }
+            workgroupBarrier();
+            for (var h = 0u; h < HEADS; h++) {
+                let weight = select(0.0, exact_exp(scores[h] - highest[h]), visible);
+                weights[h * BLOCK + thread] = weight;
+                let sum = subgroupAdd(weight);
+                if lane == 0u {
+                    found[h * SUBGROUPS + subgroup] = sum;
+                }
+            }
+            workgroupBarrier();
+            if thread < HEADS {
+                var sum = 0.0;
+                for (var i = 0u; i < subgroups; i++) {
+                    sum += found[thread * SUBGROUPS + i];
+                }
+                totals[thread] = fma(totals[thread], shrink[thread], sum);
+            }
+#else
             for (var h = 0u; h < HEADS; h++) {
                 weights[h * BLOCK + thread] = select(LOWEST, scores[h] * p.scale, visible);
             }
@@ -188,6 +237,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
                 }
                 totals[thread] = fma(totals[thread], shrink[thread], sum);
             }
+#endif
             for (var i = 0u; i < HEADS * PAIRS; i++) {
                 sums[i] *= shrink[i / PAIRS];
             }

@@ -29,7 +29,15 @@ fn load(i: u32) -> f32 {
 }
 
 @compute @workgroup_size(THREADS)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+#if SUBGROUPS
+    @builtin(subgroup_invocation_id) lane: u32,
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(num_subgroups) subgroups: u32,
+#endif
+) {
     let row = grid_index(group);
     if row >= live_rows(p.rows, p.live) {
         return;
@@ -40,6 +48,17 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let v = load(first + i);
         sum = fma(v, v, sum);
     }
+#if SUBGROUPS
+    sum = subgroupAdd(sum);
+    if lane == 0u {
+        sums[subgroup] = sum;
+    }
+    workgroupBarrier();
+    sum = 0.0;
+    for (var i = 0u; i < subgroups; i++) {
+        sum += sums[i];
+    }
+#else
     sums[thread] = sum;
     for (var half = THREADS / 2u; half > 0u; half /= 2u) {
         workgroupBarrier();
@@ -48,7 +67,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
     }
     workgroupBarrier();
-    let scale = 1.0 / sqrt(sums[0] / f32(p.width) + p.eps);
+    sum = sums[0];
+#endif
+    let scale = 1.0 / sqrt(sum / f32(p.width) + p.eps);
     for (var i = thread; i < p.width; i += THREADS) {
         out[p.out + row * p.out_stride + i] = load(first + i) * scale * weight[p.weight + i];
     }

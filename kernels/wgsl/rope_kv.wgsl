@@ -31,8 +31,14 @@ struct Params {
 @group(0) @binding(3) var<storage, read> positions: array<u32>;
 @group(0) @binding(4) var<storage, read> slots: array<u32>;
 @group(0) @binding(5) var<storage, read_write> q: array<f32>;
+#if KV_HALVES
+// Heads share words.
+@group(0) @binding(6) var<storage, read_write> k_cache: array<atomic<u32>>;
+@group(0) @binding(7) var<storage, read_write> v_cache: array<atomic<u32>>;
+#else
 @group(0) @binding(6) var<storage, read_write> k_cache: array<u32>;
 @group(0) @binding(7) var<storage, read_write> v_cache: array<u32>;
+#endif
 #if ROPE
 @group(0) @binding(8) var<storage, read> table: array<f32>;
 #endif
@@ -140,13 +146,35 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
 }
 
-fn store(kind: u32, word: u32, value: u32) {
+#if KV_HALVES
+// Half `half` of a cache, counted from its start; the word's other half may be another head's.
+fn store_half(kind: u32, half: u32, value: u32) {
+    let shift = 16u * (half % 2u);
+    let others = ~(0xffffu << shift);
     if kind == KEY {
-        k_cache[p.k_cache + word] = value;
+        atomicAnd(&k_cache[half / 2u], others);
+        atomicOr(&k_cache[half / 2u], value << shift);
     } else {
-        v_cache[p.v_cache + word] = value;
+        atomicAnd(&v_cache[half / 2u], others);
+        atomicOr(&v_cache[half / 2u], value << shift);
     }
 }
+#else
+fn store(kind: u32, word: u32, value: u32) {
+    if kind == KEY {
+        k_cache[p.k_cache / PER_WORD + word] = value;
+    } else {
+        v_cache[p.v_cache / PER_WORD + word] = value;
+    }
+}
+#endif
+
+#if KV_I8
+fn to_byte(x: f32, inverse: f32) -> u32 {
+    let v = select(0.0, round(product(x, inverse)), inverse != 0.0);
+    return bitcast<u32>(i32(clamp(v, -127.0, 127.0))) & 0xffu;
+}
+#endif
 
 // Stores a head at place `token` of a cache, in heads.
 fn keep(kind: u32, token: u32, thread: u32) {
@@ -165,14 +193,20 @@ fn keep(kind: u32, token: u32, thread: u32) {
         inverse = 0.0;
         scale = 0.0;
     }
+#if KV_HALVES
+    for (var pair = thread; pair < SIZE / 2u; pair += THREADS) {
+        let bytes = to_byte(turned[2u * pair], inverse) | to_byte(turned[2u * pair + 1u], inverse) << 8u;
+        store_half(kind, (select(p.v_cache, p.k_cache, kind == KEY) + token * SIZE) / 2u + pair, bytes);
+    }
+#else
     for (var word = thread; word < SIZE / 4u; word += THREADS) {
         var bytes = 0u;
         for (var i = 0u; i < 4u; i++) {
-            let v = select(0.0, round(product(turned[4u * word + i], inverse)), inverse != 0.0);
-            bytes |= (bitcast<u32>(i32(clamp(v, -127.0, 127.0))) & 0xffu) << (8u * i);
+            bytes |= to_byte(turned[4u * word + i], inverse) << (8u * i);
         }
         store(kind, first + word, bytes);
     }
+#endif
     if thread == 0u {
         // Not finite reads as NaN.
         let bits = select(0x7fc00000u, bitcast<u32>(scale), finite);

@@ -31,6 +31,8 @@ struct Params {
 #endif
 
 const THREADS: u32 = 256u;
+// Threads that bring a workgroup's values together; each has as many to bring.
+const LEADERS: u32 = 16u;
 const TOP: u32 = 20u;
 const GREEDY: u32 = 0u;
 const RANDOM: u32 = 1u;
@@ -40,9 +42,15 @@ const MINUS_INFINITY: u32 = 0xff800000u;
 
 var<workgroup> keys: array<vec2<u32>, THREADS>;
 var<workgroup> sums: array<f32, THREADS>;
+var<workgroup> leader_sums: array<f32, LEADERS>;
 var<workgroup> masses: array<vec2<u32>, THREADS>;
-var<workgroup> counts: array<u32, THREADS>;
+var<workgroup> leaders: array<vec2<u32>, LEADERS>;
 var<workgroup> answer: u32;
+// Tokens of each value of a digit, and their weight in pieces of MASS_BITS bits: those of 2^21 tokens fit a word.
+const MASS_BITS: u32 = 11u;
+const PIECES: u32 = 4u;
+var<workgroup> digit_counts: array<atomic<u32>, THREADS>;
+var<workgroup> digit_masses: array<array<atomic<u32>, PIECES>, THREADS>;
 
 fn put_logprob(row: u32, value: u32) {
 #if RESULTS_APART
@@ -87,20 +95,46 @@ fn row_logit(row: u32, id: u32) -> u32 {
     return clean(logits[p.logits + row * p.logits_stride + id]);
 }
 
+// After `adjust_row`.
 fn adjusted_logit(row: u32, id: u32) -> u32 {
+    if params[p.params + row * p.params_stride + 11u] == 0u {
+        return row_logit(row, id);
+    }
     return bitcast<u32>(scratch[row * p.vocab + id]);
 }
 
-fn highest_key(thread: u32) -> vec2<u32> {
-    for (var half = THREADS / 2u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if thread < half && less(keys[thread], keys[thread + half]) {
-            keys[thread] = keys[thread + half];
+// The highest of all threads' keys.
+fn highest_key(thread: u32, mine: vec2<u32>) -> vec2<u32> {
+    keys[thread] = mine;
+    workgroupBarrier();
+    if thread < LEADERS {
+        var key = keys[thread];
+        for (var i = thread + LEADERS; i < THREADS; i += LEADERS) {
+            if less(key, keys[i]) {
+                key = keys[i];
+            }
         }
+        leaders[thread] = key;
     }
     workgroupBarrier();
-    let key = keys[0];
-    workgroupBarrier();
+    var key = leaders[0];
+    for (var i = 1u; i < LEADERS; i++) {
+        if less(key, leaders[i]) {
+            key = leaders[i];
+        }
+    }
+    return key;
+}
+
+// The thread's highest key below `below`.
+fn own_key(row: u32, thread: u32, below: vec2<u32>) -> vec2<u32> {
+    var key = vec2<u32>(0u);
+    for (var id = thread; id < p.vocab; id += THREADS) {
+        let other = rank_key(row_logit(row, id), id);
+        if less(other, below) && less(key, other) {
+            key = other;
+        }
+    }
     return key;
 }
 
@@ -150,45 +184,93 @@ fn philox(seed: vec2<u32>, position: u32, choice: u32) -> vec2<u32> {
     return c.xy;
 }
 
-// How many tokens have a key of at least `key`, and their weight: in counts[0] and masses[0].
-fn measure(row: u32, thread: u32, key: vec2<u32>, max_bits: u32, inverse: f32) {
-    var count = 0u;
+// The weight of all tokens from `least` on.
+fn mass_from(row: u32, thread: u32, least: vec2<u32>, max_bits: u32, inverse: f32) -> vec2<u32> {
     var mass = vec2<u32>(0u);
     for (var id = thread; id < p.vocab; id += THREADS) {
         let bits = adjusted_logit(row, id);
-        if !less(rank_key(bits, id), key) {
-            count += 1u;
+        if !less(rank_key(bits, id), least) {
             mass = add(mass, weight(bits, max_bits, inverse));
         }
     }
-    workgroupBarrier();
-    counts[thread] = count;
     masses[thread] = mass;
-    for (var half = THREADS / 2u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if thread < half {
-            counts[thread] += counts[thread + half];
-            masses[thread] = add(masses[thread], masses[thread + half]);
+    workgroupBarrier();
+    if thread < LEADERS {
+        for (var i = thread + LEADERS; i < THREADS; i += LEADERS) {
+            mass = add(mass, masses[i]);
         }
+        leaders[thread] = mass;
     }
     workgroupBarrier();
+    mass = leaders[0];
+    for (var i = 1u; i < LEADERS; i++) {
+        mass = add(mass, leaders[i]);
+    }
+    return mass;
 }
 
-// The highest key that has at least `count` tokens of at least `mass` together above or at it.
-fn cut(
-    row: u32, thread: u32, count: u32, mass: vec2<u32>, max_bits: u32, inverse: f32,
-) -> vec2<u32> {
+// The highest key that has at least `count` tokens of at least `mass` together above or at it, found digit by digit
+// (of eight bits) from the highest.
+fn cut(row: u32, thread: u32, count: u32, mass: vec2<u32>, max_bits: u32, inverse: f32) -> vec2<u32> {
+    let weighs = mass.x != 0u || mass.y != 0u;
     var key = vec2<u32>(0u);
-    for (var bit = 64u; bit > 0u; bit--) {
-        var next = key;
-        if bit > 32u {
-            next.y |= 1u << (bit - 33u);
-        } else {
-            next.x |= 1u << (bit - 1u);
+    // The digits found so far.
+    var known = vec2<u32>(0u);
+    // Of tokens whose known digits are higher.
+    var above = 0u;
+    var mass_above = vec2<u32>(0u);
+    for (var digit = 8u; digit > 0u; digit--) {
+        let high = digit > 4u;
+        let shift = 8u * ((digit - 1u) % 4u);
+        workgroupBarrier();
+        atomicStore(&digit_counts[thread], 0u);
+        for (var i = 0u; i < PIECES; i++) {
+            atomicStore(&digit_masses[thread][i], 0u);
         }
-        measure(row, thread, next, max_bits, inverse);
-        if counts[0] >= count && !less(masses[0], mass) {
-            key = next;
+        workgroupBarrier();
+        for (var id = thread; id < p.vocab; id += THREADS) {
+            let bits = adjusted_logit(row, id);
+            let other = rank_key(bits, id);
+            if ((other.x ^ key.x) & known.x) != 0u || ((other.y ^ key.y) & known.y) != 0u {
+                continue;
+            }
+            let value = (select(other.x, other.y, high) >> shift) & 0xffu;
+            atomicAdd(&digit_counts[value], 1u);
+            if weighs {
+                let w = weight(bits, max_bits, inverse);
+                let piece = (1u << MASS_BITS) - 1u;
+                atomicAdd(&digit_masses[value][0], w.x & piece);
+                atomicAdd(&digit_masses[value][1], (w.x >> MASS_BITS) & piece);
+                atomicAdd(&digit_masses[value][2], ((w.x >> (2u * MASS_BITS)) | (w.y << (32u - 2u * MASS_BITS))) & piece);
+                atomicAdd(&digit_masses[value][3], w.y >> (3u * MASS_BITS - 32u));
+            }
+        }
+        workgroupBarrier();
+        var value = THREADS;
+        loop {
+            value--;
+            let here = atomicLoad(&digit_counts[value]);
+            var mass_here = vec2<u32>(0u);
+            if weighs && here > 0u {
+                for (var i = PIECES; i > 0u; i--) {
+                    let carried = mass_here.x >> (32u - MASS_BITS);
+                    mass_here = vec2<u32>(mass_here.x << MASS_BITS, (mass_here.y << MASS_BITS) | carried);
+                    mass_here = add(mass_here, vec2<u32>(atomicLoad(&digit_masses[value][i - 1u]), 0u));
+                }
+            }
+            let mass_both = add(mass_above, mass_here);
+            if value == 0u || (above + here >= count && !less(mass_both, mass)) {
+                break;
+            }
+            above += here;
+            mass_above = mass_both;
+        }
+        if high {
+            key.y |= value << shift;
+            known.y |= 0xffu << shift;
+        } else {
+            key.x |= value << shift;
+            known.x |= 0xffu << shift;
         }
     }
     return key;
@@ -203,15 +285,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let at = p.params + row * p.params_stride;
     let mode = params[at];
     // The highest logit, and the sum of exponentials.
-    var best = vec2<u32>(0u);
-    for (var id = thread; id < p.vocab; id += THREADS) {
-        let key = rank_key(row_logit(row, id), id);
-        if less(best, key) {
-            best = key;
-        }
-    }
-    keys[thread] = best;
-    let highest = highest_key(thread);
+    var mine = own_key(row, thread, vec2<u32>(NOTHING));
+    let highest = highest_key(thread, mine);
     let max_bits = key_bits(highest);
     let infinite = (max_bits & 0x7fffffffu) == 0x7f800000u;
     var sum = 0.0;
@@ -222,49 +297,52 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
     }
     sums[thread] = sum;
-    for (var half = THREADS / 2u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if thread < half {
-            sums[thread] += sums[thread + half];
+    workgroupBarrier();
+    if thread < LEADERS {
+        for (var i = thread + LEADERS; i < THREADS; i += LEADERS) {
+            sum += sums[i];
         }
+        leader_sums[thread] = sum;
     }
     workgroupBarrier();
-    let log_sum = log(sums[0]);
-    // The highest tokens, one after the other.
-    var below = vec2<u32>(NOTHING);
+    sum = leader_sums[0];
+    for (var i = 1u; i < LEADERS; i++) {
+        sum += leader_sums[i];
+    }
+    let log_sum = log(sum);
+    // The highest tokens, one after the other: who had the last looks for another.
+    var key = highest;
     for (var i = 0u; i < TOP; i++) {
-        var key = vec2<u32>(0u);
-        if i < p.vocab {
-            for (var id = thread; id < p.vocab; id += THREADS) {
-                let other = rank_key(row_logit(row, id), id);
-                if less(other, below) && less(key, other) {
-                    key = other;
-                }
-            }
-            keys[thread] = key;
-            key = highest_key(thread);
-        }
-        if thread == 0u {
-            if i < p.vocab {
-                put_top(row, i, ~key.x, logprob(key_bits(key), max_bits, log_sum));
-            } else {
+        if i >= p.vocab {
+            if thread == 0u {
                 put_top(row, i, NOTHING, MINUS_INFINITY);
             }
+            continue;
         }
-        below = key;
+        if i > 0u {
+            if all(mine == key) {
+                mine = own_key(row, thread, key);
+            }
+            key = highest_key(thread, mine);
+        }
+        if thread == 0u {
+            put_top(row, i, ~key.x, logprob(key_bits(key), max_bits, log_sum));
+        }
     }
     var id = params[at + 1u];
     if mode == GREEDY || mode == RANDOM {
-        adjust_row(row, thread, at);
-        var first = vec2<u32>(0u);
-        for (var token = thread; token < p.vocab; token += THREADS) {
-            let key = rank_key(adjusted_logit(row, token), token);
-            if less(first, key) {
-                first = key;
+        var first = highest;
+        if params[at + 11u] > 0u {
+            adjust_row(row, thread, at);
+            first = vec2<u32>(0u);
+            for (var token = thread; token < p.vocab; token += THREADS) {
+                let key = rank_key(adjusted_logit(row, token), token);
+                if less(first, key) {
+                    first = key;
+                }
             }
+            first = highest_key(thread, first);
         }
-        keys[thread] = first;
-        first = highest_key(thread);
         id = ~first.x;
         if key_bits(first) == MINUS_INFINITY {
             id = ~highest.x;
@@ -346,8 +424,7 @@ fn drawn(row: u32, thread: u32, at: u32, max_bits: u32) -> u32 {
         least = cut(row, thread, top_k, vec2<u32>(0u), max_bits, inverse);
     }
     if top_p < 1.0 {
-        measure(row, thread, least, max_bits, inverse);
-        let total = masses[0];
+        let total = mass_from(row, thread, least, max_bits, inverse);
         // top_p in 32-bit fixed point.
         let fraction = u32(top_p * 4294967296.0);
         let low = multiply_words(total.x, fraction);

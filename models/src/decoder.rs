@@ -46,6 +46,8 @@ pub struct StepTensors<B: Backend> {
     pub positions: Tensor<B>,
     /// Per cache group.
     pub groups: Vec<GroupTensors<B>>,
+    /// Tokens of the longest sequence there can be.
+    pub longest: usize,
 }
 
 /// One cache group's step inputs.
@@ -215,6 +217,7 @@ impl<B: Backend> Decoder<B> {
             table: &group.table,
             scale: attn.scale,
             window: attn.window.map(|w| u32::try_from(w).unwrap_or(u32::MAX)),
+            longest: step.longest,
             live: Live::Sequences,
         });
         let Projection { weight, bias } = &layer.output;

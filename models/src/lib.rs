@@ -1,4 +1,6 @@
 //! Model families: `config.json` to [`DecoderSpec`], and the decoder that runs any spec.
+#[cfg(feature = "check")]
+mod check;
 mod decoder;
 mod family;
 mod llama;
@@ -13,6 +15,8 @@ mod rope;
 mod spec;
 mod weights;
 
+#[cfg(feature = "check")]
+pub use check::check_model;
 pub use decoder::{Decoder, GroupTensors, HeadTensors, LayerCache, Scratch, StepTensors};
 pub use family::{spec_from_config, supported_architectures};
 pub use load::{LoadError, LoadOptions};

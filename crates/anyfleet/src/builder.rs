@@ -61,6 +61,9 @@ pub struct EngineBuilder {
     max_queue: usize,
     threads: Option<usize>,
     pack_cache: PackCache,
+    device_memory: Option<u64>,
+    #[cfg(feature = "check")]
+    self_check: crate::SelfCheck,
     on_progress: OnProgress,
 }
 
@@ -91,6 +94,9 @@ impl EngineBuilder {
             max_queue: 1024,
             threads: None,
             pack_cache: PackCache::Off,
+            device_memory: None,
+            #[cfg(feature = "check")]
+            self_check: crate::SelfCheck::Default,
             on_progress: Arc::new(|_| {}),
         }
     }
@@ -190,6 +196,22 @@ impl EngineBuilder {
         self
     }
 
+    /// Bytes of memory to plan with, for devices that do not say how much they have: without it a plan is made as if
+    /// everything fitted. Other devices ignore it.
+    #[must_use]
+    pub fn device_memory(mut self, bytes: u64) -> Self {
+        self.device_memory = Some(bytes);
+        self
+    }
+
+    /// Whether an adapter is checked before its first use; it is by default.
+    #[cfg(feature = "check")]
+    #[must_use]
+    pub fn self_check(mut self, check: crate::SelfCheck) -> Self {
+        self.self_check = check;
+        self
+    }
+
     /// Called while the model is downloaded and loaded, from the loading thread.
     #[must_use]
     pub fn on_progress(mut self, call: impl Fn(Progress) + Send + Sync + 'static) -> Self {
@@ -203,7 +225,7 @@ impl EngineBuilder {
     /// As [`EngineBuilder::build`], up to the plan.
     pub fn plan(&self) -> Result<MemoryPlan> {
         let model = self.open()?;
-        self.on_device(Plan(self, &model))
+        self.on_device(Plan(self, &model), &mut Vec::new())
     }
 
     /// Loads the model and returns the executor, for those who drive steps themselves.
@@ -212,7 +234,7 @@ impl EngineBuilder {
     /// As [`EngineBuilder::build`].
     pub fn executor(&self) -> Result<Box<dyn Executor>> {
         let model = self.open()?;
-        Ok(self.on_device(Load(self, &model, &AtomicBool::new(false)))?.executor)
+        Ok(self.on_device(Load(self, &model, &AtomicBool::new(false)), &mut Vec::new())?.executor)
     }
 
     /// Opens, plans and loads the model and starts the engine.
@@ -224,18 +246,20 @@ impl EngineBuilder {
         let model = self.open()?;
         // A tokenizer of megabytes takes as long as weights that are only mapped; a broken one stops them.
         let stop = AtomicBool::new(false);
+        let mut device_warnings = Vec::new();
         let (text, loaded) = std::thread::scope(|scope| {
             let text = scope.spawn(|| {
                 let text = load_text(model.dir.files()).map_err(model_error);
                 stop.store(text.is_err(), Ordering::Relaxed);
                 text
             });
-            let loaded = self.on_device(Load(&self, &model, &stop));
+            let loaded = self.on_device(Load(&self, &model, &stop), &mut device_warnings);
             (text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), loaded)
         });
         let ((tokenizer, template), loaded) = (text?, loaded?);
         let (eos_token_ids, mut warnings) = eos_token_ids(&model);
         let (defaults, defaults_warning) = default_params(&model);
+        warnings.extend(device_warnings);
         warnings.extend(unused_warning(&model).into_iter().chain(defaults_warning));
         let options = RuntimeOptions {
             eos_token_ids: eos_token_ids.clone(),
@@ -287,9 +311,9 @@ impl EngineBuilder {
         files.and_then(open_model).map_err(model_error)
     }
 
-    /// The one place where a device's name becomes a backend.
-    fn on_device<T: OnBackend>(&self, task: T) -> Result<T::Output> {
-        match self.device {
+    /// The one place where a device's name becomes a backend. `warnings`: what the operator should know of it.
+    pub(crate) fn on_device<T: OnBackend>(&self, task: T, warnings: &mut Vec<String>) -> Result<T::Output> {
+        match &self.device {
             #[cfg(feature = "cpu")]
             DeviceSpec::Auto | DeviceSpec::Cpu => {
                 let options = anyfleet_cpu::CpuOptions { threads: self.threads, ..Default::default() };
@@ -301,7 +325,31 @@ impl EngineBuilder {
                 let message = "this build has no backend; enable the feature \"cpu\" of the crate anyfleet";
                 Err(Error::Device(message.into()))
             }
+            DeviceSpec::Cuda => Err(Error::Device(crate::device::NO_CUDA.into())),
+            #[cfg(feature = "wgpu")]
+            DeviceSpec::Wgpu(adapter) => task.run(Arc::new(self.wgpu(adapter.clone(), T::COMPUTES, warnings)?)),
+            #[cfg(not(feature = "wgpu"))]
+            DeviceSpec::Wgpu(_) => {
+                let message = "this build has no wgpu backend; enable the feature \"wgpu\" of the crate anyfleet";
+                Err(Error::Device(message.into()))
+            }
         }
+    }
+
+    /// An adapter with the fastest kernels that it computes right with.
+    #[cfg(feature = "wgpu")]
+    fn wgpu(
+        &self,
+        adapter: Option<String>,
+        computes: bool,
+        warnings: &mut Vec<String>,
+    ) -> Result<anyfleet_wgpu::WgpuBackend> {
+        use anyfleet_wgpu::{Variant, WgpuBackend, WgpuOptions};
+        let options = WgpuOptions { adapter, memory: self.device_memory, variant: Variant::default() };
+        let variants = WgpuBackend::variants(&options).map_err(|e| Error::Device(e.to_string()))?;
+        let choice = if computes { &self.self_check } else { &crate::SelfCheck::Off };
+        let open = |&variant: &Variant| WgpuBackend::new(&WgpuOptions { variant, ..options.clone() });
+        crate::check::checked(choice, variants, open, warnings)
     }
 
     /// The type of the weights, before they are quantized.
@@ -358,7 +406,9 @@ impl EngineBuilder {
 }
 
 /// Something to do on whichever backend was chosen.
-trait OnBackend {
+pub(crate) trait OnBackend {
+    /// Whether the backend will compute anything.
+    const COMPUTES: bool = true;
     type Output;
     fn run<B: Backend>(self, device: Arc<B>) -> Result<Self::Output>;
 }
@@ -368,6 +418,7 @@ struct Plan<'a>(&'a EngineBuilder, &'a Model);
 struct Load<'a>(&'a EngineBuilder, &'a Model, &'a AtomicBool);
 
 impl OnBackend for Plan<'_> {
+    const COMPUTES: bool = false;
     type Output = MemoryPlan;
 
     fn run<B: Backend>(self, device: Arc<B>) -> Result<MemoryPlan> {
@@ -400,8 +451,9 @@ impl OnBackend for Load<'_> {
             caps.numerics, options.weights, options.activation, options.kv
         );
         let name = caps.device.clone();
-        let executor =
+        let mut executor =
             ModelExecutor::new(device, decoder, &options, &plan).map_err(|e| Error::Device(e.to_string()))?;
+        executor.warm_up().map_err(|e| Error::Device(e.to_string()))?;
         Ok(Loaded { executor: Box::new(executor), plan, device: name, dtype: builder.weight_dtype(model), numerics_id })
     }
 }

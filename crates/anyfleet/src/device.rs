@@ -11,14 +11,22 @@ pub enum DeviceSpec {
     Auto,
     /// The CPU.
     Cpu,
+    /// An adapter of Vulkan: its number, or a part of its name or driver; without either the first that is not
+    /// software.
+    Wgpu(Option<String>),
+    /// CUDA, which this version does not have yet.
+    Cuda,
 }
 
 impl fmt::Display for DeviceSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            DeviceSpec::Auto => "auto",
-            DeviceSpec::Cpu => "cpu",
-        })
+        match self {
+            DeviceSpec::Auto => f.write_str("auto"),
+            DeviceSpec::Cpu => f.write_str("cpu"),
+            DeviceSpec::Wgpu(None) => f.write_str("wgpu"),
+            DeviceSpec::Wgpu(Some(adapter)) => write!(f, "wgpu:{adapter}"),
+            DeviceSpec::Cuda => f.write_str("cuda"),
+        }
     }
 }
 
@@ -26,10 +34,15 @@ impl FromStr for DeviceSpec {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "auto" => Ok(DeviceSpec::Auto),
-            "cpu" => Ok(DeviceSpec::Cpu),
-            _ => Err(format!("device \"{name}\" is not in this build; available: auto, cpu")),
+        match name.split_once(':').unwrap_or((name, "")) {
+            ("auto", "") => Ok(DeviceSpec::Auto),
+            ("cpu", "") => Ok(DeviceSpec::Cpu),
+            ("wgpu", "") => Ok(DeviceSpec::Wgpu(None)),
+            ("wgpu", adapter) => Ok(DeviceSpec::Wgpu(Some(adapter.to_owned()))),
+            ("cuda", _) => Ok(DeviceSpec::Cuda),
+            _ => Err(format!(
+                "device \"{name}\" does not exist; use auto, cpu, wgpu or wgpu:ADAPTER, or see --list-devices"
+            )),
         }
     }
 }
@@ -152,17 +165,30 @@ impl FromStr for KvDType {
     }
 }
 
+/// Why CUDA cannot be used.
+pub(crate) const NO_CUDA: &str =
+    "this version has no CUDA backend yet; an NVIDIA GPU with a Vulkan driver is a wgpu device";
+
 /// One device of this machine, or why a kind of device cannot be used.
 #[derive(Clone, Debug)]
 pub struct DeviceInfo {
     /// What to pass as the device, e.g. `cpu`.
     pub spec: DeviceSpec,
-    /// Name for people.
+    /// Name for people, with the driver where there is one.
     pub name: String,
+    /// What it offers beyond what every device does.
+    pub features: Vec<&'static str>,
     /// Free memory in bytes, where it can be asked.
     pub memory_available: Option<u64>,
     /// Why it cannot be used; `None` when it can.
     pub unavailable: Option<String>,
+}
+
+impl DeviceInfo {
+    fn absent(spec: DeviceSpec, reason: impl Into<String>) -> DeviceInfo {
+        let name = spec.to_string();
+        DeviceInfo { spec, name, features: Vec::new(), memory_available: None, unavailable: Some(reason.into()) }
+    }
 }
 
 /// Every device this build knows, usable or not.
@@ -172,15 +198,41 @@ pub fn list_devices() -> Vec<DeviceInfo> {
     devices.push(match anyfleet_cpu::CpuBackend::new(anyfleet_cpu::CpuOptions::default()) {
         Ok(cpu) => {
             let caps = anyfleet_tensor::Backend::caps(&cpu);
-            let memory_available = caps.memory.available;
-            DeviceInfo { spec: DeviceSpec::Cpu, name: caps.device.clone(), memory_available, unavailable: None }
+            DeviceInfo {
+                spec: DeviceSpec::Cpu,
+                name: caps.device.clone(),
+                features: Vec::new(),
+                memory_available: caps.memory.available,
+                unavailable: None,
+            }
         }
-        Err(e) => DeviceInfo {
-            spec: DeviceSpec::Cpu,
-            name: "cpu".into(),
-            memory_available: None,
-            unavailable: Some(e.to_string()),
-        },
+        Err(e) => DeviceInfo::absent(DeviceSpec::Cpu, e.to_string()),
     });
+    #[cfg(not(feature = "cpu"))]
+    devices.push(DeviceInfo::absent(DeviceSpec::Cpu, "this build has no CPU backend (cargo feature cpu)"));
+    devices.extend(wgpu_devices());
+    devices.push(DeviceInfo::absent(DeviceSpec::Cuda, NO_CUDA));
     devices
+}
+
+#[cfg(feature = "wgpu")]
+fn wgpu_devices() -> Vec<DeviceInfo> {
+    let adapters = anyfleet_wgpu::adapters();
+    if adapters.is_empty() {
+        let reason = "no Vulkan adapter was found; install a Vulkan driver to use a GPU";
+        return vec![DeviceInfo::absent(DeviceSpec::Wgpu(None), reason)];
+    }
+    let describe = |adapter: anyfleet_wgpu::AdapterDescription| DeviceInfo {
+        spec: DeviceSpec::Wgpu(Some(adapter.index.to_string())),
+        name: format!("{} ({})", adapter.name, adapter.driver),
+        features: adapter.software.then_some("computes on the CPU").into_iter().chain(adapter.features).collect(),
+        memory_available: None,
+        unavailable: None,
+    };
+    adapters.into_iter().map(describe).collect()
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn wgpu_devices() -> Vec<DeviceInfo> {
+    vec![DeviceInfo::absent(DeviceSpec::Wgpu(None), "this build has no wgpu backend (cargo feature wgpu)")]
 }

@@ -36,10 +36,12 @@
 //! An [`Engine`] is a cheap handle: clone it into as many threads as there are requests. It forces
 //! no async runtime on anyone; its step loop runs on a thread of its own.
 #![cfg_attr(
-    not(feature = "cpu"),
-    expect(dead_code, unused_variables, unused_mut, reason = "without a backend nothing can be loaded")
+    not(all(feature = "cpu", feature = "wgpu")),
+    allow(dead_code, unused_variables, unused_mut, clippy::ptr_arg, reason = "some of it only other backends need")
 )]
 mod builder;
+#[cfg(feature = "check")]
+mod check;
 mod device;
 mod engine;
 mod error;
@@ -55,6 +57,8 @@ pub use anyfleet_runtime::{
 };
 pub use anyfleet_text::{ChatInput, ChatTemplate, Detokenizer, Tokenizer};
 pub use builder::{EngineBuilder, Progress};
+#[cfg(feature = "check")]
+pub use check::{Certificate, ModelOutcome, SelfCheck, check_device};
 pub use device::{DTypeSpec, DeviceInfo, DeviceSpec, KvDType, QuantizeSpec, list_devices};
 pub use engine::{Engine, EngineInfo};
 pub use error::{Error, Result};

@@ -3,9 +3,10 @@
 mod common;
 
 use anyfleet::{
-    Completion, DTypeSpec, Engine, EngineBuilder, GenerateRequest, KvDType, QuantizeSpec, SamplingParams, TokenStream,
+    Completion, DTypeSpec, DeviceSpec, Engine, EngineBuilder, GenerateRequest, KvDType, QuantizeSpec, SamplingParams,
+    TokenStream,
 };
-use common::fixtures_dir;
+use common::{fixtures_dir, software_vulkan};
 
 /// Fixtures that cover: full attention, a window in every layer, windows mixed with full attention,
 /// QK-norm with everything else.
@@ -21,9 +22,15 @@ const KINDS: [(DTypeSpec, QuantizeSpec, KvDType); 6] = [
     (DTypeSpec::Bf16, QuantizeSpec::Q4, KvDType::I8),
 ];
 
-fn builder(model: &str) -> EngineBuilder {
+/// A device that a test runs on, and how much of it: software Vulkan is slow, and what a model's windows and norms add is
+/// told apart on the CPU. `ANYFLEET_THOROUGH=1` runs all of it everywhere.
+fn everything(device: &DeviceSpec) -> bool {
+    *device == DeviceSpec::Cpu || std::env::var_os("ANYFLEET_THOROUGH").is_some()
+}
+
+fn builder(device: &DeviceSpec, model: &str) -> EngineBuilder {
     let dir = fixtures_dir().join(model);
-    Engine::builder(dir.to_string_lossy()).kv_cache_bytes(8 << 20).max_num_seqs(64)
+    Engine::builder(dir.to_string_lossy()).device(device.clone()).kv_cache_bytes(8 << 20).max_num_seqs(64)
 }
 
 /// Requests of many kinds; later ones share prefixes with earlier ones.
@@ -78,12 +85,12 @@ fn assert_same(what: &str, found: &[Vec<u32>], want: &[Vec<u32>]) {
     }
 }
 
-#[test]
-fn bits_do_not_depend_on_the_company() {
-    for model in MODELS {
-        for (dtype, quantize, kv) in KINDS {
-            let base = builder(model).dtype(dtype).quantize(quantize).kv_dtype(kv);
-            let kind = format!("{model} {dtype} {quantize} {kv}");
+fn company(device: &DeviceSpec) {
+    let all = everything(device);
+    for model in if all { &MODELS[..] } else { &MODELS[3..] } {
+        for &(dtype, quantize, kv) in KINDS.iter().step_by(if all { 1 } else { 5 }) {
+            let base = builder(device, model).dtype(dtype).quantize(quantize).kv_dtype(kv);
+            let kind = format!("{model} on {device} {dtype} {quantize} {kv}");
             let requests = requests(24);
             let want = alone(&base.clone().prefix_cache(false).threads(1).build().expect("engine"), &requests);
             let engine = base.clone().threads(2).build().expect("engine");
@@ -98,19 +105,23 @@ fn bits_do_not_depend_on_the_company() {
     }
 }
 
-#[test]
-fn bits_do_not_depend_on_chunk_and_page_size() {
+fn chunk_and_page_size(device: &DeviceSpec) {
     let quantized = [QuantizeSpec::Q8, QuantizeSpec::Q4].map(|quantize| (MODELS[0], quantize, KvDType::Auto));
     let plain = |kv| MODELS.map(|model| (model, QuantizeSpec::None, kv));
-    for (model, quantize, kv) in plain(KvDType::Auto).into_iter().chain(quantized).chain(plain(KvDType::I8)) {
-        let builder = |model| builder(model).quantize(quantize).kv_dtype(kv);
+    let cases: Vec<_> = plain(KvDType::Auto).into_iter().chain(quantized).chain(plain(KvDType::I8)).collect();
+    for &(model, quantize, kv) in if everything(device) { &cases[..] } else { &cases[3..4] } {
+        let builder = |model| builder(device, model).quantize(quantize).kv_dtype(kv);
         let requests = requests(12);
         let want = alone(&builder(model).prefix_cache(false).build().expect("engine"), &requests);
         for (page, tokens, threads) in [(1, 512, 2), (3, 64, 1), (64, 13, 2), (16, 9, 1), (5, 40, 2)] {
             let engine =
                 builder(model).page_size(page).max_batch_tokens(tokens).max_num_seqs(9.min(tokens)).threads(threads);
             let found = together(&engine.build().expect("engine"), &requests);
-            assert_same(&format!("{model} {quantize} {kv}, pages of {page}, steps of {tokens}"), &found, &want);
+            assert_same(
+                &format!("{model} on {device} {quantize} {kv}, pages of {page}, steps of {tokens}"),
+                &found,
+                &want,
+            );
         }
     }
 }
@@ -126,21 +137,54 @@ fn small_cache(base: EngineBuilder, most: u32) -> EngineBuilder {
     with(sizes.take_while(|&bytes| bytes > 1024).find(fits).expect("a size"))
 }
 
-#[test]
-fn bits_survive_preemption_and_64_streams_share_16_pages() {
+fn preemption_and_64_streams_on_16_pages(device: &DeviceSpec) {
     let kinds = MODELS.map(|model| (model, KvDType::Auto));
-    for (model, kv) in kinds.into_iter().chain([("qwen3-mixed", KvDType::I8)]) {
+    let cases: Vec<_> = kinds.into_iter().chain([("qwen3-mixed", KvDType::I8)]).collect();
+    for &(model, kv) in if everything(device) { &cases[..] } else { &cases[4..] } {
         let requests = requests(64);
-        let builder = builder(model).kv_dtype(kv);
+        let builder = builder(device, model).kv_dtype(kv);
         let want = alone(&builder.clone().prefix_cache(false).build().expect("engine"), &requests);
         let engine = small_cache(builder, 16).build().expect("engine");
         let pages: Vec<u32> = engine.info().plan.limits.cache.groups.iter().map(|g| g.pages).collect();
-        assert_same(&format!("{model}, {pages:?} pages"), &together(&engine, &requests), &want);
+        assert_same(&format!("{model} on {device}, {pages:?} pages"), &together(&engine, &requests), &want);
         let stats = engine.stats();
-        println!("{model}: {pages:?} pages, {} preemptions, {} prefix hits", stats.preemptions, stats.prefix_hits);
+        println!(
+            "{model} on {device}: {pages:?} pages, {} preemptions, {} prefix hits",
+            stats.preemptions, stats.prefix_hits
+        );
         assert!(stats.preemptions > 0, "{model}: nothing was preempted: the test does not test");
         for group in &stats.groups {
             assert_eq!(group.free + group.cached, group.pages, "{model}: pages leaked");
         }
     }
+}
+
+#[test]
+fn bits_do_not_depend_on_the_company() {
+    company(&DeviceSpec::Cpu);
+}
+
+#[test]
+fn bits_do_not_depend_on_the_company_on_wgpu() {
+    software_vulkan().iter().for_each(company);
+}
+
+#[test]
+fn bits_do_not_depend_on_chunk_and_page_size() {
+    chunk_and_page_size(&DeviceSpec::Cpu);
+}
+
+#[test]
+fn bits_do_not_depend_on_chunk_and_page_size_on_wgpu() {
+    software_vulkan().iter().for_each(chunk_and_page_size);
+}
+
+#[test]
+fn bits_survive_preemption_and_64_streams_share_16_pages() {
+    preemption_and_64_streams_on_16_pages(&DeviceSpec::Cpu);
+}
+
+#[test]
+fn bits_survive_preemption_and_64_streams_share_16_pages_on_wgpu() {
+    software_vulkan().iter().for_each(preemption_and_64_streams_on_16_pages);
 }

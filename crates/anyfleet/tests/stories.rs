@@ -1,8 +1,9 @@
 //! A really trained model tells the story that two independent implementations told.
 mod common;
 
-use anyfleet::{DTypeSpec, Engine, GenerateRequest};
-use common::{Driver, shared_data};
+use anyfleet::{DTypeSpec, DeviceSpec, Engine, GenerateRequest};
+use common::{Driver, devices, shared_data};
+use std::path::Path;
 
 #[derive(serde::Deserialize)]
 struct Story {
@@ -15,10 +16,13 @@ struct Story {
 #[test]
 fn stories260k_tells_its_story() {
     let Some(data) = shared_data("stories260k_tells_its_story") else { return };
-    let dir = data.join("stories260K/hf");
+    devices().into_iter().for_each(|device| tells_its_story(&data.join("stories260K/hf"), device));
+}
+
+fn tells_its_story(dir: &Path, device: DeviceSpec) {
     let text = std::fs::read_to_string(dir.join("expected_greedy.json")).expect("expected_greedy.json");
     let story: Story = serde_json::from_str(&text).expect("json");
-    let builder = Engine::builder(dir.to_string_lossy()).dtype(DTypeSpec::F32);
+    let builder = Engine::builder(dir.to_string_lossy()).device(device).dtype(DTypeSpec::F32);
 
     let generated = &story.ids[story.prompt_ids.len()..];
     let engine = builder.clone().build().expect("engine");

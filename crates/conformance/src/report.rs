@@ -1,5 +1,5 @@
 //! Outcomes of a run, for people and for programs.
-use crate::case::{Outcome, Verdict};
+use crate::case::{Outcome, Types, Verdict};
 use anyfleet_tensor::Caps;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -17,24 +17,36 @@ pub struct Report {
     pub outcomes: Vec<Outcome>,
 }
 
-/// Cases of one op and one combination of types.
-#[derive(Default)]
-struct Group {
-    cases: usize,
-    failed: usize,
-    unsupported: usize,
-    nmse: f64,
-    max_error: f64,
-    margin: f64,
+/// Cases of one op and one combination of types, each figure the worst of them.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// The op's one name.
+    pub op: &'static str,
+    /// Its types.
+    pub types: Types,
+    /// How many cases there are.
+    pub cases: usize,
+    /// Mean square error in units of the reference's mean square.
+    pub nmse: f64,
+    /// Largest error, in units of an element's scale.
+    pub max_error: f64,
+    /// Largest error, in units of what its tolerance allows.
+    pub margin: f64,
+    /// Of all of them.
+    pub verdict: Verdict,
 }
 
-impl Group {
-    fn verdict(&self) -> Verdict {
-        match (self.failed, self.unsupported) {
-            (0, unsupported) if unsupported == self.cases => Verdict::Unsupported,
-            (0, _) => Verdict::Pass,
-            _ => Verdict::Fail,
-        }
+impl Summary {
+    fn add(&mut self, outcome: &Outcome) {
+        self.cases += 1;
+        self.nmse = self.nmse.max(outcome.nmse);
+        self.max_error = self.max_error.max(outcome.max_error);
+        self.margin = self.margin.max(outcome.margin);
+        self.verdict = match (self.verdict, outcome.verdict) {
+            (Verdict::Fail, _) | (_, Verdict::Fail) => Verdict::Fail,
+            (Verdict::Pass, _) | (_, Verdict::Pass) => Verdict::Pass,
+            _ => Verdict::Unsupported,
+        };
     }
 }
 
@@ -53,31 +65,27 @@ impl Report {
         self.outcomes.iter().filter(|o| o.verdict == Verdict::Fail)
     }
 
-    fn groups(&self) -> BTreeMap<(&'static str, String), Group> {
-        let mut groups: BTreeMap<_, Group> = BTreeMap::new();
+    /// One for each op and combination of types.
+    pub fn summaries(&self) -> Vec<Summary> {
+        let mut by_name: BTreeMap<(&'static str, String), Summary> = BTreeMap::new();
         for outcome in &self.outcomes {
-            let group = groups.entry((outcome.op, outcome.types.to_string())).or_default();
-            group.cases += 1;
-            group.failed += usize::from(outcome.verdict == Verdict::Fail);
-            group.unsupported += usize::from(outcome.verdict == Verdict::Unsupported);
-            group.nmse = group.nmse.max(outcome.nmse);
-            group.max_error = group.max_error.max(outcome.max_error);
-            group.margin = group.margin.max(outcome.margin);
+            let (op, types) = (outcome.op, outcome.types);
+            let none =
+                Summary { op, types, cases: 0, nmse: 0.0, max_error: 0.0, margin: 0.0, verdict: Verdict::Unsupported };
+            by_name.entry((op, types.to_string())).or_insert(none).add(outcome);
         }
-        groups
+        by_name.into_values().collect()
     }
 
-    /// One line for each op and combination of types. `max error` is in units of an element's
-    /// scale, `of limit` in units of what its tolerance allows.
+    /// A line for each summary.
     pub fn table(&self) -> String {
         let mut text = format!(
             "{:<15} {:<16} {:>5} {:>9} {:>9} {:>8}  verdict\n",
             "op", "types", "cases", "nmse", "max error", "of limit"
         );
-        for ((op, types), group) in self.groups() {
-            let (nmse, max, limit) = (group.nmse, group.max_error, group.margin);
-            let verdict = group.verdict();
-            writeln!(text, "{op:<15} {types:<16} {:>5} {nmse:>9.1e} {max:>9.1e} {limit:>8.2}  {verdict}", group.cases)
+        for Summary { op, types, cases, nmse, max_error, margin, verdict } in self.summaries() {
+            let types = types.to_string();
+            writeln!(text, "{op:<15} {types:<16} {cases:>5} {nmse:>9.1e} {max_error:>9.1e} {margin:>8.2}  {verdict}")
                 .expect("a String takes every write");
         }
         text

@@ -1,5 +1,5 @@
 //! The cases of each tier.
-use crate::case::{Case, OpCase, Outcome};
+use crate::case::{Case, OpCase, Outcome, Types};
 use crate::cases::act_mul::ActMulCase;
 use crate::cases::attention::{AttentionCase, Length};
 use crate::cases::embed::EmbedCase;
@@ -16,6 +16,8 @@ use crate::report::Report;
 use crate::rng::Rng;
 use anyfleet_tensor::ops::Activation;
 use anyfleet_tensor::{Backend, Caps, DType, Live, SampleMode, WeightFormat};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 /// How much to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +77,26 @@ pub fn suite_with<B: Backend>(backend: &B, options: &Options, mut done: impl FnM
         let outcome = case.run(backend, options.seed);
         done(&outcome);
         report.outcomes.push(outcome);
+    }
+    report
+}
+
+/// A subset of the small tier for types that are `wanted`: one case of every op and its types and then, as long as
+/// `budget` lasts, more.
+pub fn quick<B: Backend>(backend: &B, seed: u64, wanted: impl Fn(&Types) -> bool, budget: Duration) -> Report {
+    let mut left: BTreeMap<(&str, Types), Cases<B>> = BTreeMap::new();
+    for case in cases::<B>(backend.caps(), &Options::new(Tier::Small, seed)) {
+        if wanted(&case.types()) {
+            left.entry((case.op(), case.types())).or_default().push(case);
+        }
+    }
+    let mut report = Report::new(backend.caps(), seed);
+    let end = Instant::now() + budget;
+    while !left.is_empty() && (report.outcomes.is_empty() || Instant::now() < end) {
+        // The last cases have random shapes.
+        let round = left.values_mut().filter_map(Vec::pop);
+        report.outcomes.extend(round.map(|case| case.run(backend, seed)));
+        left.retain(|_, cases| !cases.is_empty());
     }
     report
 }
@@ -242,8 +264,18 @@ fn linear_act_mul<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: D
 }
 
 /// Heads, key/value heads and head size: ratios 1, 3, 4 and 8 over the sizes in use and odd ones.
-const HEADS: [(usize, usize, usize); 9] =
-    [(1, 1, 8), (6, 2, 8), (4, 1, 64), (9, 3, 64), (8, 1, 80), (4, 4, 80), (8, 2, 128), (3, 1, 128), (4, 1, 256)];
+const HEADS: [(usize, usize, usize); 10] = [
+    (1, 1, 8),
+    (6, 2, 8),
+    (4, 1, 64),
+    (9, 3, 64),
+    (6, 3, 22),
+    (8, 1, 80),
+    (4, 4, 80),
+    (8, 2, 128),
+    (3, 1, 128),
+    (4, 1, 256),
+];
 const PAGES: [usize; 4] = [1, 3, 16, 64];
 
 fn rope_kv<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType, kv: DType) {

@@ -42,6 +42,25 @@ fn cell(outcomes: &[Outcome], op: &str, types: Types) -> &'static str {
     }
 }
 
+/// Whether the table in `text` says of a backend what its reports do, row by row.
+pub fn agrees(text: &str, backend: &str, reports: &[&Report]) -> bool {
+    /// Op, types and the cell of the backend, of each row.
+    fn rows(table: &str, backend: &str) -> Option<Vec<Vec<String>>> {
+        let cells = |line: &str| line.split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
+        let mut lines = table.lines().filter(|line| line.starts_with('|'));
+        let column = cells(lines.next()?).iter().position(|name| name == backend)?;
+        // A backend that does not know the types has no cell for them in its own table.
+        let row = |line| {
+            let cells = cells(line);
+            [&cells[1..5], &cells[column..=column]].concat()
+        };
+        Some(lines.skip(1).map(row).filter(|row| row[4] != "-").collect())
+    }
+    let part = text.split_once(BEGIN).and_then(|(_, rest)| Some(rest.split_once(END)?.0));
+    let own = table(&[(backend, reports.to_vec())]);
+    part.and_then(|part| rows(part, backend)).is_some_and(|found| Some(found) == rows(&own, backend))
+}
+
 /// `text` with the lines between the markers replaced by `table`.
 ///
 /// # Errors
@@ -55,6 +74,19 @@ pub fn replace(text: &str, table: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_of_another_backend_or_without_a_row_does_not_agree() {
+        use crate::suite::{Options, Tier, suite};
+        use anyfleet_tensor::null::NullBackend;
+        let report = suite(&NullBackend::default(), &Options::new(Tier::Small, 1));
+        let text = format!("{BEGIN}\n{}{END}", table(&[("a", vec![]), ("b", vec![&report])]));
+        assert!(agrees(&text, "b", &[&report]));
+        assert!(!agrees(&text, "a", &[&report]) && !agrees(&text, "c", &[&report]) && !agrees("", "b", &[&report]));
+        assert!(!agrees(&text.replacen("fails", "yes", 1), "b", &[&report]));
+        let line = text.lines().find(|line| line.contains("fails")).unwrap().to_owned() + "\n";
+        assert!(!agrees(&text.replacen(&line, "", 1), "b", &[&report]));
+    }
 
     #[test]
     fn replace_keeps_what_is_around() {

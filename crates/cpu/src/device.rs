@@ -8,8 +8,8 @@ use crate::team::Team;
 use crate::view::View;
 use crate::weight::{CpuWeight, FORMATS, LAYOUT, packed_bytes};
 use anyfleet_tensor::{
-    Backend, Caps, DType, Encoder, Error, HostWeight, Operand, PackedWeight, Readback, Result, SharedBytes, Tensor,
-    WeightFormat,
+    Backend, Caps, DType, Encoder, Error, HostWeight, Identity, Operand, PackedWeight, Readback, Result, SharedBytes,
+    Tensor, WeightFormat,
 };
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -81,6 +81,11 @@ impl CpuBackend {
                 if threads == 1 { "thread" } else { "threads" },
                 kernels.isa().name()
             ),
+            identity: Identity {
+                adapter: std::env::consts::ARCH.into(),
+                driver: kernels.isa().name().into(),
+                kernels: concat!("anyfleet-cpu ", env!("CARGO_PKG_VERSION")).into(),
+            },
             numerics: NUMERICS.into(),
             activations: vec![DType::F32],
             weights: FORMATS.to_vec(),

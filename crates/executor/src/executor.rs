@@ -33,11 +33,10 @@ impl<B: Backend> ModelExecutor<B> {
         let spec = decoder.spec();
         let limits = plan.limits.clone();
         let groups = cache_groups(spec, limits.max_model_len);
-        let pages = limits.max_model_len.div_ceil(limits.cache.page_size as usize);
         Ok(ModelExecutor {
             caches: cache::allocate(&*device, spec, &groups, &limits.cache, options.kv)?,
             scratch: Scratch::new(&*device, spec, options.activation, options.max_tokens)?,
-            inputs: StepInputs::new(&*device, options, groups.len(), pages)?,
+            inputs: StepInputs::new(&*device, options, groups.len(), &limits)?,
             head: HeadBuffers::new(&*device, spec, options)?,
             plans: HashMap::new(),
             output: StepOutput::default(),
@@ -56,13 +55,28 @@ impl<B: Backend> ModelExecutor<B> {
         })?;
         self.head.prepare(&*self.device, batch)?;
         let bucket = self.inputs.bucket(batch);
+        self.plan(bucket)?;
+        self.device.replay(&self.plans[&bucket])?;
+        self.head.launch(&*self.device, &self.decoder, &self.scratch.x)
+    }
+
+    fn plan(&mut self, bucket: Bucket) -> Result<()> {
         if !self.plans.contains_key(&bucket) {
             let step = self.inputs.view(bucket);
             let plan = self.device.record(|enc| self.decoder.layers(enc, &step, &self.caches, &self.scratch))?;
             self.plans.insert(bucket, plan);
         }
-        self.device.replay(&self.plans[&bucket])?;
-        self.head.launch(&*self.device, &self.decoder, &self.scratch.x)
+        Ok(())
+    }
+
+    /// Records the plans of all steps there can be, so that the device compiles and allocates what they need now.
+    /// Without it each is recorded when its first step comes.
+    ///
+    /// # Errors
+    /// The device's: a kernel that does not compile, out of memory.
+    pub fn warm_up(&mut self) -> Result<()> {
+        self.inputs.buckets().into_iter().try_for_each(|bucket| self.plan(bucket))?;
+        self.head.warm_up(&*self.device, &self.decoder, &self.scratch.x)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Step inputs: fixed device tensors and the host vectors they are refreshed from.
 use crate::plan::ExecutorOptions;
 use anyfleet_models::{GroupTensors, StepTensors};
-use anyfleet_runtime::{Batch, GroupBatch};
+use anyfleet_runtime::{Batch, GroupBatch, Limits};
 use anyfleet_tensor::{Backend, DType, Result, SeqMeta, StepHeader, Tensor};
 
 /// `u32`s of one [`SeqMeta`].
@@ -30,7 +30,8 @@ impl<B: Backend> StepInputs<B> {
     }
 
     /// Allocates inputs for the largest batch.
-    pub fn new(device: &B, options: &ExecutorOptions, groups: usize, pages_per_sequence: usize) -> Result<Self> {
+    pub fn new(device: &B, options: &ExecutorOptions, groups: usize, limits: &Limits) -> Result<Self> {
+        let pages_per_sequence = limits.max_model_len.div_ceil(limits.cache.page_size as usize);
         let (tokens, sequences) = (options.max_tokens, options.max_sequences);
         let u32s = |shape: &[usize]| Tensor::new(device, DType::U32, shape);
         let group = || {
@@ -45,6 +46,7 @@ impl<B: Backend> StepInputs<B> {
             ids: u32s(&[tokens])?,
             positions: u32s(&[tokens])?,
             groups: (0..groups).map(|_| group()).collect::<Result<_>>()?,
+            longest: limits.max_model_len,
         };
         Ok(StepInputs { tensors, ids: Vec::with_capacity(tokens), seqs: Vec::with_capacity(sequences) })
     }
@@ -56,6 +58,19 @@ impl<B: Backend> StepInputs<B> {
             tokens: up(batch.tokens.len(), self.tensors.ids.rows()),
             sequences: up(batch.sequences.len(), self.tensors.groups[0].seqs.rows()),
         }
+    }
+
+    /// All buckets, the largest first.
+    pub fn buckets(&self) -> Vec<Bucket> {
+        let sizes = |most: usize| {
+            let powers = std::iter::successors(Some(1), |n: &usize| Some(2 * n)).take_while(move |&n| n < most);
+            powers.chain([most]).collect::<Vec<_>>().into_iter().rev()
+        };
+        let (tokens, sequences) = (self.tensors.ids.rows(), self.tensors.groups[0].seqs.rows());
+        let with = |tokens: usize| {
+            sizes(sequences).filter(move |&s| s <= tokens).map(move |sequences| Bucket { tokens, sequences })
+        };
+        sizes(tokens).flat_map(with).collect()
     }
 
     /// Views of the inputs, as wide as `bucket`.
@@ -71,6 +86,7 @@ impl<B: Backend> StepInputs<B> {
             ids: t.ids.narrow(0, bucket.tokens),
             positions: t.positions.narrow(0, bucket.tokens),
             groups: t.groups.iter().map(group).collect(),
+            longest: t.longest,
         }
     }
 

@@ -98,10 +98,20 @@ impl<B: Backend> HeadBuffers<B> {
         if self.want_logits.is_empty() { Ok(()) } else { self.run(device, decoder, x, 0) }
     }
 
-    fn run(&mut self, device: &B, decoder: &Decoder<B>, x: &Tensor<B>, chunk: usize) -> Result<()> {
+    /// Records all chunks.
+    pub fn warm_up(&mut self, device: &B, decoder: &Decoder<B>, x: &Tensor<B>) -> Result<()> {
+        (0..self.plans.len()).try_for_each(|chunk| self.plan(device, decoder, x, chunk))
+    }
+
+    fn plan(&mut self, device: &B, decoder: &Decoder<B>, x: &Tensor<B>, chunk: usize) -> Result<()> {
         if self.plans[chunk].is_none() {
             self.plans[chunk] = Some(device.record(|enc| self.encode(enc, decoder, x, chunk))?);
         }
+        Ok(())
+    }
+
+    fn run(&mut self, device: &B, decoder: &Decoder<B>, x: &Tensor<B>, chunk: usize) -> Result<()> {
+        self.plan(device, decoder, x, chunk)?;
         self.plans[chunk].as_ref().map_or(Ok(()), |plan| device.replay(plan))
     }
 

@@ -1,10 +1,12 @@
 //! The executor on the null backend: what it records, and that the memory plan is the truth.
+mod common;
+
 use anyfleet_executor::{ExecutorOptions, MemoryPlan, ModelExecutor, plan};
-use anyfleet_models::{Decoder, LoadOptions, Model, open_model};
-use anyfleet_runtime::{Batch, Executor, GroupBatch, LogitRow, SampleMode, SeqRows, TableRange, TokenSource};
+use anyfleet_models::{Decoder, LoadOptions};
+use anyfleet_runtime::{Batch, Executor};
 use anyfleet_tensor::null::NullBackend;
 use anyfleet_tensor::{DType, WeightFormat};
-use std::path::Path;
+use common::{batch, model};
 use std::sync::Arc;
 
 fn options() -> ExecutorOptions {
@@ -18,11 +20,6 @@ fn options() -> ExecutorOptions {
         max_tokens: 200,
         page_size: None,
     }
-}
-
-fn model(name: &str) -> Model {
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/parity/fixtures");
-    open_model(fixtures.join(name)).expect("fixture")
 }
 
 struct Setup {
@@ -49,41 +46,6 @@ fn setup_with(name: &str, options: ExecutorOptions) -> Setup {
     let executor = ModelExecutor::new(device.clone(), decoder, &options, &plan).expect("executor");
     let (layers, groups) = (model.spec.layers.len(), plan.limits.cache.groups.len());
     Setup { device, executor, plan, matrices, layers, groups }
-}
-
-/// `sequences` sequences of `rows` tokens each, the last row of each sampled.
-fn batch(sequences: u32, rows: u32, groups: usize) -> Batch {
-    let tokens = (sequences * rows) as usize;
-    let group = GroupBatch::Pages {
-        slots: (0..tokens as u32).collect(),
-        table: (0..sequences).collect(),
-        ranges: (0..sequences).map(|start| TableRange { start, first_page: 0 }).collect(),
-    };
-    let logit_row = |s: u32| LogitRow {
-        row: (s + 1) * rows - 1,
-        mode: SampleMode::Greedy,
-        temperature: 1.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        seed: 0,
-        choice: 0,
-        position: rows,
-        repetition_penalty: 1.0,
-        frequency_penalty: 0.0,
-        presence_penalty: 0.0,
-        adjust: 0..0,
-        want_logits: false,
-    };
-    Batch {
-        tokens: vec![TokenSource::Id(1); tokens],
-        positions: (0..sequences).flat_map(|_| 0..rows).collect(),
-        adapters: vec![0; tokens],
-        sequences: (0..sequences).map(|s| SeqRows { row_start: s * rows, rows, context_len: rows }).collect(),
-        groups: vec![group; groups],
-        logit_rows: (0..sequences).map(logit_row).collect(),
-        adjust: Vec::new(),
-    }
 }
 
 fn step(setup: &mut Setup, batch: &Batch) {

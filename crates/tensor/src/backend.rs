@@ -10,11 +10,24 @@ pub struct DeviceMemory {
     pub available: Option<u64>,
 }
 
+/// What a device's results depend on beside the program: what a verdict on its arithmetic holds for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// Name of the hardware.
+    pub adapter: String,
+    /// What drives it, with its version.
+    pub driver: String,
+    /// Which kernels run: a hash of their sources, or the version of the crate that has them.
+    pub kernels: String,
+}
+
 /// What a backend can do, known before anything is loaded.
 #[derive(Clone, Debug)]
 pub struct Caps {
     /// Device name for people, e.g. `cpu (2 threads, avx512)`.
     pub device: String,
+    /// What it is made of.
+    pub identity: Identity,
     /// Backend and kernel set: the part of the NumericsId that the device decides. Two backends
     /// with the same value compute the same bits.
     pub numerics: String,

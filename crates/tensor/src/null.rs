@@ -19,6 +19,7 @@ impl Default for NullBackend {
         NullBackend {
             caps: Caps {
                 device: "null".into(),
+                identity: Default::default(),
                 numerics: "null".into(),
                 activations: floats.to_vec(),
                 weights: floats.map(WeightFormat::Float).to_vec(),
@@ -36,6 +37,12 @@ impl Default for NullBackend {
 }
 
 impl NullBackend {
+    /// One that says it computes other bits.
+    pub fn with_numerics(numerics: &str) -> Self {
+        let mut backend = NullBackend::default();
+        backend.caps.numerics = numerics.into();
+        backend
+    }
     /// Operations executed so far, one line each, the newest last.
     pub fn log(&self) -> Vec<String> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()

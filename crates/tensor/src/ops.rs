@@ -222,6 +222,8 @@ pub struct Attention<'a, B: Backend> {
     pub scale: f32,
     /// A query at position `t` sees keys `t - window + 1 ..= t`.
     pub window: Option<u32>,
+    /// Tokens: no sequence's context is longer.
+    pub longest: usize,
     /// Which entries of `seqs` count: [`Live::Sequences`] or [`Live::All`]. Entries with no rows
     /// are skipped either way.
     pub live: Live,

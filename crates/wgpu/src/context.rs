@@ -1,21 +1,51 @@
 //! The device, its queue, compiled kernels, and commands that are not submitted yet.
+use crate::Variant;
 use crate::adapter::AdapterDescription;
+use crate::encoder::Range;
 use anyfleet_tensor::{Error, Result};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// How often things happened that cost time, for tests that say what a step may do.
+/// How often something happened since the device was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WgpuCounts {
+    /// Submissions to the device's queue.
+    pub submits: u64,
+    /// Device buffers made.
+    pub buffers: u64,
+    /// Bind groups made.
+    pub bind_groups: u64,
+    /// Kernels compiled.
+    pub pipelines: u64,
+    /// Kernels run.
+    pub dispatches: u64,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) submits: AtomicU64,
     pub(crate) buffers: AtomicU64,
     pub(crate) bind_groups: AtomicU64,
     pub(crate) pipelines: AtomicU64,
+    pub(crate) dispatches: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn now(&self) -> WgpuCounts {
+        WgpuCounts {
+            submits: self.submits.load(Relaxed),
+            buffers: self.buffers.load(Relaxed),
+            bind_groups: self.bind_groups.load(Relaxed),
+            pipelines: self.pipelines.load(Relaxed),
+            dispatches: self.dispatches.load(Relaxed),
+        }
+    }
 }
 
 pub(crate) struct Context {
     pub(crate) adapter: AdapterDescription,
+    pub(crate) variant: Variant,
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
     pub(crate) limits: wgpu::Limits,
@@ -24,6 +54,10 @@ pub(crate) struct Context {
     failure: Arc<Mutex<Option<String>>>,
     pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
     commands: Mutex<Option<wgpu::CommandEncoder>>,
+    /// What the plans since the last submission are given, and those of that submission.
+    bound: Mutex<[Vec<Arc<[Range]>>; 2]>,
+    /// What operations keep between two of their kernels; all use the same.
+    scratch: Mutex<Option<Arc<wgpu::Buffer>>>,
     /// Buffers that transfers to the host go through, kept from step to step.
     staging: Mutex<Vec<wgpu::Buffer>>,
 }
@@ -39,11 +73,14 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Context {
-    pub(crate) fn new(adapter: &wgpu::Adapter, description: AdapterDescription) -> Result<Context> {
+    pub(crate) fn new(adapter: &wgpu::Adapter, description: AdapterDescription, variant: Variant) -> Result<Context> {
         let limits = adapter.limits();
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("anyfleet"),
-            required_features: wgpu::Features::empty(),
+            required_features: match variant {
+                Variant::Portable => wgpu::Features::empty(),
+                Variant::Subgroups => wgpu::Features::SUBGROUP,
+            },
             required_limits: limits.clone(),
             ..Default::default()
         });
@@ -61,6 +98,7 @@ impl Context {
         });
         Ok(Context {
             adapter: description,
+            variant,
             device,
             queue,
             limits,
@@ -68,6 +106,8 @@ impl Context {
             failure,
             pipelines: Mutex::default(),
             commands: Mutex::default(),
+            bound: Mutex::default(),
+            scratch: Mutex::default(),
             staging: Mutex::default(),
         })
     }
@@ -172,8 +212,49 @@ impl Context {
         if let Some(encoder) = lock(&self.commands).take() {
             self.counters.submits.fetch_add(1, Relaxed);
             self.queue.submit([encoder.finish()]);
+            let [waiting, submitted] = &mut *lock(&self.bound);
+            std::mem::swap(waiting, submitted);
+            waiting.clear();
         }
         self.check()
+    }
+
+    /// Notes what a plan is given.
+    pub(crate) fn note(&self, ranges: &Arc<[Range]>, dispatches: usize) {
+        self.counters.dispatches.fetch_add(dispatches as u64, Relaxed);
+        lock(&self.bound)[0].push(ranges.clone());
+    }
+
+    /// Bytes that the plans of the last submission were given, each counted once.
+    pub(crate) fn bound_bytes(&self) -> u64 {
+        let mut by_buffer: HashMap<usize, Vec<(u64, u64)>> = HashMap::new();
+        for range in lock(&self.bound)[1].iter().flat_map(|ranges| ranges.iter()) {
+            let ends = (range.offset, range.offset + range.size);
+            by_buffer.entry(Arc::as_ptr(&range.buffer) as usize).or_default().push(ends);
+        }
+        let mut bytes = 0;
+        for ranges in by_buffer.values_mut() {
+            ranges.sort_unstable();
+            let mut covered = 0;
+            for &(start, end) in &*ranges {
+                bytes += end.saturating_sub(start.max(covered));
+                covered = covered.max(end);
+            }
+        }
+        bytes
+    }
+
+    /// At least `bytes` bytes that keep what is written until the next operation.
+    pub(crate) fn scratch(&self, bytes: usize) -> Result<Range> {
+        let bytes = bytes.next_multiple_of(16).max(16);
+        let size = bytes as u64;
+        let mut scratch = lock(&self.scratch);
+        if let Some(buffer) = scratch.as_ref().filter(|buffer| buffer.size() >= size) {
+            return Ok(Range { buffer: buffer.clone(), offset: 0, size });
+        }
+        let buffer = Arc::new(self.buffer(bytes.next_power_of_two(), wgpu::BufferUsages::STORAGE, "scratch")?);
+        *scratch = Some(buffer.clone());
+        Ok(Range { buffer, offset: 0, size })
     }
 
     /// A buffer to read `bytes` bytes through.

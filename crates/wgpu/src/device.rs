@@ -1,11 +1,11 @@
 //! The backend.
 use crate::adapter;
-use crate::context::Context;
+use crate::context::{Context, WgpuCounts};
 use crate::encoder::WgpuRecorder;
 use crate::weight::{self, WgpuWeight};
 use crate::{AdapterDescription, WgpuBuffer, WgpuPlan};
 use anyfleet_tensor::{
-    Backend, Caps, DType, DeviceMemory, Encoder, Error, HostWeight, Readback, Result, Tensor, WeightFormat,
+    Backend, Caps, DType, DeviceMemory, Encoder, Error, HostWeight, Identity, Readback, Result, Tensor, WeightFormat,
 };
 use std::sync::Arc;
 
@@ -16,6 +16,38 @@ pub struct WgpuOptions {
     pub adapter: Option<String>,
     /// Bytes of device memory to plan with: Vulkan through wgpu does not say how much there is.
     pub memory: Option<u64>,
+    /// Which kernels.
+    pub variant: Variant,
+}
+
+/// Kernels for what adapters may offer beside what all have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Variant {
+    /// What every adapter computes.
+    #[default]
+    Portable,
+    /// Sums and maxima over the lanes of a subgroup.
+    Subgroups,
+}
+
+impl std::fmt::Display for Variant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Variant::Portable => "portable",
+            Variant::Subgroups => "subgroups",
+        })
+    }
+}
+
+impl std::str::FromStr for Variant {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Variant, String> {
+        [Variant::Portable, Variant::Subgroups]
+            .into_iter()
+            .find(|variant| variant.to_string() == name)
+            .ok_or_else(|| format!("variant {name} does not exist; use portable or subgroups"))
+    }
 }
 
 /// One adapter.
@@ -32,13 +64,18 @@ impl WgpuBackend {
     pub fn new(options: &WgpuOptions) -> Result<WgpuBackend> {
         let instance = adapter::instance();
         let (adapter, description) = adapter::choose(&instance, options.adapter.as_deref())?;
-        let context = Arc::new(Context::new(&adapter, description)?);
+        let context = Arc::new(Context::new(&adapter, description, options.variant)?);
         let floats = [DType::BF16, DType::F16, DType::F32];
         let quantized = [WeightFormat::Q8, WeightFormat::Q4];
         let limits = &context.limits;
         let caps = Caps {
             device: format!("wgpu:{} {} ({})", context.adapter.index, context.adapter.name, context.adapter.driver),
-            numerics: format!("wgpu-f32-1 {} {}", context.adapter.name, context.adapter.driver),
+            identity: Identity {
+                adapter: context.adapter.name.clone(),
+                driver: context.adapter.driver.clone(),
+                kernels: anyfleet_kernels::wgsl::hash(),
+            },
+            numerics: format!("wgpu-f32-1 {} {} {}", options.variant, context.adapter.name, context.adapter.driver),
             activations: vec![DType::F32],
             weights: floats.map(WeightFormat::Float).into_iter().chain(quantized).collect(),
             operands: Vec::new(),
@@ -51,9 +88,29 @@ impl WgpuBackend {
         Ok(WgpuBackend { context, caps })
     }
 
+    /// The variants that an adapter offers, fastest first and the safe one last.
+    ///
+    /// # Errors
+    /// As [`WgpuBackend::new`].
+    pub fn variants(options: &WgpuOptions) -> Result<Vec<Variant>> {
+        let (adapter, _) = adapter::choose(&adapter::instance(), options.adapter.as_deref())?;
+        let subgroups = adapter.features().contains(wgpu::Features::SUBGROUP).then_some(Variant::Subgroups);
+        Ok(subgroups.into_iter().chain([Variant::Portable]).collect())
+    }
+
     /// The adapter it uses.
     pub fn adapter(&self) -> &AdapterDescription {
         &self.context.adapter
+    }
+
+    /// What happened so far.
+    pub fn counts(&self) -> WgpuCounts {
+        self.context.counters.now()
+    }
+
+    /// Bytes of device memory that the kernels of the last submission were given, each counted once.
+    pub fn bound_bytes(&self) -> u64 {
+        self.context.bound_bytes()
     }
 
     fn recorded(&self, record: impl FnOnce(&mut Encoder<'_, Self>)) -> Result<WgpuPlan> {

@@ -1,8 +1,8 @@
 //! Records operations as dispatches.
-use crate::WgpuBackend;
 use crate::context::Context;
 use crate::ops;
 use crate::plan::{Dispatch, WgpuPlan};
+use crate::{Variant, WgpuBackend};
 use anyfleet_tensor::ops::*;
 use anyfleet_tensor::{Error, Live, Recorder, Result, Tensor};
 use std::num::NonZeroU64;
@@ -136,7 +136,10 @@ impl WgpuRecorder {
         Ok(first + word)
     }
 
-    pub(crate) fn push(&mut self, call: Call) {
+    pub(crate) fn push(&mut self, mut call: Call) {
+        if self.context.variant == Variant::Subgroups {
+            call.flags.push("SUBGROUPS");
+        }
         if call.groups.iter().all(|&n| n > 0) {
             self.calls.push(call);
         }
@@ -158,13 +161,14 @@ impl WgpuRecorder {
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
         let params = Arc::new(context.buffer(arena.len(), usage, "parameters of a plan")?);
         context.queue.write_buffer(&params, 0, &arena);
-        let mut plan = WgpuPlan { dispatches: Vec::with_capacity(calls.len()), bound: 0 };
+        let mut dispatches = Vec::with_capacity(calls.len());
+        let mut ranges = Vec::new();
         for (call, (start, len)) in calls.into_iter().zip(places) {
             let bindings: Vec<(u32, bool)> =
                 call.bindings.iter().map(|(binding, written, _)| (*binding, *written)).collect();
             let source = || anyfleet_kernels::assemble(&call.parts, &call.flags, &call.constants);
             let pipeline = context.pipeline(&call.key(), source, &bindings)?;
-            plan.bound += call.bindings.iter().map(|(_, _, range)| range.size).sum::<u64>();
+            ranges.extend(call.bindings.iter().map(|(_, _, range)| range.clone()));
             let own = Range { buffer: params.clone(), offset: start as u64, size: len as u64 };
             let none = Range { buffer: params.clone(), offset: 0, size: 16 };
             let header = call.header.as_ref().unwrap_or(&none);
@@ -178,10 +182,10 @@ impl WgpuRecorder {
                 layout: &pipeline.layout,
                 entries: &entries,
             });
-            plan.dispatches.push(Dispatch { pipeline, bind_group, groups: call.groups });
+            dispatches.push(Dispatch { pipeline, bind_group, groups: call.groups });
         }
         context.check()?;
-        Ok(plan)
+        Ok(WgpuPlan { dispatches, ranges: ranges.into() })
     }
 }
 

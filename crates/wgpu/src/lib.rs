@@ -16,7 +16,8 @@ mod weight;
 
 pub use adapter::{AdapterDescription, adapters};
 pub use buffer::WgpuBuffer;
-pub use device::{WgpuBackend, WgpuOptions, WgpuReadback};
+pub use context::WgpuCounts;
+pub use device::{Variant, WgpuBackend, WgpuOptions, WgpuReadback};
 pub use encoder::WgpuRecorder;
 pub use plan::WgpuPlan;
 pub use weight::WgpuWeight;

@@ -1,5 +1,6 @@
 //! Resolved dispatches.
 use crate::context::{Context, Pipeline};
+use crate::encoder::Range;
 use std::sync::Arc;
 
 /// One kernel with everything it is given.
@@ -12,22 +13,14 @@ pub(crate) struct Dispatch {
 /// Operations with pipelines and bind groups resolved.
 pub struct WgpuPlan {
     pub(crate) dispatches: Vec<Dispatch>,
-    pub(crate) bound: u64,
+    /// What they are given.
+    pub(crate) ranges: Arc<[Range]>,
 }
 
 impl WgpuPlan {
-    /// How many kernels it runs.
-    pub fn dispatches(&self) -> usize {
-        self.dispatches.len()
-    }
-
-    /// Bytes of all ranges that its kernels are given, the same range counted as often as it is.
-    pub fn bound_bytes(&self) -> u64 {
-        self.bound
-    }
-
     /// Adds the plan to what is submitted next, as one compute pass.
     pub(crate) fn encode(&self, context: &Context) {
+        context.note(&self.ranges, self.dispatches.len());
         context.encode(|encoder| {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             for dispatch in &self.dispatches {

@@ -3,6 +3,7 @@ use crate::context::Context;
 use crate::encoder::Range;
 use anyfleet_tensor::{DType, Error, HostPart, HostWeight, Result, WeightFormat, quant};
 use half::{bf16, f16};
+use rayon::prelude::*;
 use std::sync::Arc;
 
 /// Output features of a panel: `LANES` of `weight.wgsl`.
@@ -126,12 +127,9 @@ impl WgpuWeight {
             let reason = format!("sixteen rows take {size} bytes, more than {} binds", context.name());
             return Err(Error::Weight { name: weight.name.clone(), reason });
         }
-        let mut parts = Vec::new();
-        let mut packer = Packer { weight, rows, cols, format, gated, values: vec![0.0; cols] };
-        for first in (0..all).step_by(most) {
-            parts.push(packer.part(context, first, most.min(all - first))?);
-        }
-        Ok(WgpuWeight(Arc::new(Matrix { rows, cols, format, gated, parts })))
+        let packer = Packer { weight, rows, cols, format, gated };
+        let parts = (0..all).step_by(most).map(|first| packer.part(context, first, most.min(all - first)));
+        Ok(WgpuWeight(Arc::new(Matrix { rows, cols, format, gated, parts: parts.collect::<Result<_>>()? })))
     }
 }
 
@@ -142,8 +140,13 @@ struct Packer<'a> {
     cols: usize,
     format: WeightFormat,
     gated: bool,
-    /// A row as numbers.
+}
+
+/// What a thread works with: a row as numbers, as quantized ones, and its groups' multipliers.
+struct Row {
     values: Vec<f32>,
+    quantized: Vec<i8>,
+    groups: Vec<i8>,
 }
 
 impl Packer<'_> {
@@ -157,51 +160,32 @@ impl Packer<'_> {
         (row < half).then_some(if lane < width { row } else { half + row })
     }
 
-    fn part(&mut self, context: &Context, first_panel: usize, panels: usize) -> Result<Part> {
+    fn part(&self, context: &Context, first_panel: usize, panels: usize) -> Result<Part> {
         let steps = self.cols.div_ceil(elements(self.format));
         let data = panels * steps * LANES * STEP;
-        let multipliers = if self.format == WeightFormat::Q4 { panels * steps * LANES } else { 0 };
-        let scales = if matches!(self.format, WeightFormat::Float(_)) { 0 } else { panels * LANES * 4 };
-        let mut bytes = vec![0u8; data + multipliers + scales];
-        let (mut q, mut groups) = (vec![0i8; self.cols], vec![0i8; self.cols.div_ceil(quant::GROUP)]);
-        for panel in 0..panels {
+        let multipliers = if self.format == WeightFormat::Q4 { steps * LANES } else { 0 };
+        let scales = if matches!(self.format, WeightFormat::Float(_)) { 0 } else { LANES * 4 };
+        let mut bytes = vec![0u8; data + panels * (multipliers + scales)];
+        let (steps_of_all, rest) = bytes.split_at_mut(data);
+        let (multipliers_of_all, scales_of_all) = rest.split_at_mut(panels * multipliers);
+        // A piece for each panel, of nothing where the format has no such piece.
+        let panels_of_all = steps_of_all.chunks_exact_mut((steps * LANES * STEP).max(1));
+        let work: Vec<_> = panels_of_all
+            .zip(chunks(multipliers_of_all, multipliers, panels))
+            .zip(chunks(scales_of_all, scales, panels))
+            .collect();
+        let scratch = || Row {
+            values: vec![0.0; self.cols],
+            quantized: vec![0; self.cols],
+            groups: vec![0; self.cols.div_ceil(quant::GROUP)],
+        };
+        work.into_par_iter().enumerate().for_each_init(scratch, |row, (panel, ((data, multipliers), scales))| {
             for lane in 0..LANES {
-                let Some(row) = self.row_of(first_panel + panel, lane) else { continue };
-                self.widen(row);
-                let place = |step: usize| ((panel * steps + step) * LANES + lane) * STEP;
-                let scale_place = data + multipliers + (panel * LANES + lane) * 4;
-                match self.format {
-                    WeightFormat::Float(dtype) => {
-                        let unit = elements(self.format);
-                        for (k, &v) in self.values.iter().enumerate() {
-                            let at = place(k / unit) + k % unit * dtype.size();
-                            match dtype {
-                                DType::F32 => bytes[at..at + 4].copy_from_slice(&v.to_le_bytes()),
-                                DType::BF16 => bytes[at..at + 2].copy_from_slice(&bf16::from_f32(v).to_le_bytes()),
-                                _ => bytes[at..at + 2].copy_from_slice(&f16::from_f32(v).to_le_bytes()),
-                            }
-                        }
-                    }
-                    WeightFormat::Q8 => {
-                        let scale = quant::q8_row(&self.values, &mut q);
-                        for (k, &q) in q.iter().enumerate() {
-                            bytes[place(k / 16) + k % 16] = q as u8;
-                        }
-                        bytes[scale_place..scale_place + 4].copy_from_slice(&scale.to_le_bytes());
-                    }
-                    _ => {
-                        let scale = quant::q4_row(&self.values, &mut q, &mut groups);
-                        for (k, &q) in q.iter().enumerate() {
-                            bytes[place(k / 32) + k % 32 / 2] |= (q as u8 & 15) << (4 * (k % 2));
-                        }
-                        for (group, &multiplier) in groups.iter().enumerate() {
-                            bytes[data + (panel * steps + group) * LANES + lane] = multiplier as u8;
-                        }
-                        bytes[scale_place..scale_place + 4].copy_from_slice(&scale.to_le_bytes());
-                    }
+                if let Some(feature) = self.row_of(first_panel + panel, lane) {
+                    self.pack(feature, lane, row, data, multipliers, scales);
                 }
             }
-        }
+        });
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
         let buffer = context.buffer(bytes.len(), usage, &self.weight.name)?;
         context.queue.write_buffer(&buffer, 0, &bytes);
@@ -212,15 +196,66 @@ impl Packer<'_> {
             first_panel,
             panels,
             multipliers: data / STEP,
-            scales: (data + multipliers) / STEP,
+            scales: (data + panels * multipliers) / STEP,
         })
     }
 
-    /// Output row `row` as numbers.
-    fn widen(&mut self, mut row: usize) {
+    /// Puts output feature `feature` into a panel's lane.
+    fn pack(
+        &self,
+        feature: usize,
+        lane: usize,
+        row: &mut Row,
+        data: &mut [u8],
+        multipliers: &mut [u8],
+        scales: &mut [u8],
+    ) {
+        let (part, cells) = self.cells(feature);
+        let steps = data.chunks_exact_mut(STEP).skip(lane).step_by(LANES);
+        if self.format == WeightFormat::Float(part.dtype) {
+            return steps.zip(cells.chunks(STEP)).for_each(|(step, cells)| step[..cells.len()].copy_from_slice(cells));
+        }
+        widen(part.dtype, cells, &mut row.values);
+        match self.format {
+            WeightFormat::Float(dtype) => {
+                for (step, values) in steps.zip(row.values.chunks(elements(self.format))) {
+                    for (cell, &value) in step.chunks_exact_mut(dtype.size()).zip(values) {
+                        match dtype {
+                            DType::F32 => cell.copy_from_slice(&value.to_le_bytes()),
+                            DType::BF16 => cell.copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
+                            _ => cell.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
+                        }
+                    }
+                }
+            }
+            WeightFormat::Q8 => {
+                let scale = quant::q8_row(&row.values, &mut row.quantized);
+                for (step, values) in steps.zip(row.quantized.chunks(STEP)) {
+                    step[..values.len()].copy_from_slice(bytemuck::cast_slice(values));
+                }
+                scales[4 * lane..][..4].copy_from_slice(&scale.to_le_bytes());
+            }
+            _ => {
+                let scale = quant::q4_row(&row.values, &mut row.quantized, &mut row.groups);
+                for (step, values) in steps.zip(row.quantized.chunks(2 * STEP)) {
+                    for (cell, pair) in step.iter_mut().zip(values.chunks(2)) {
+                        *cell = pair[0] as u8 & 15 | (pair.get(1).copied().unwrap_or(0) as u8) << 4;
+                    }
+                }
+                for (group, &multiplier) in row.groups.iter().enumerate() {
+                    multipliers[group * LANES + lane] = multiplier as u8;
+                }
+                scales[4 * lane..][..4].copy_from_slice(&scale.to_le_bytes());
+            }
+        }
+    }
+
+    /// Output row `row` as the checkpoint has it.
+    fn cells(&self, mut row: usize) -> (&HostPart<'_>, &[u8]) {
         for part in &self.weight.parts {
             if row < part.rows {
-                return widen(part, row, self.cols, &mut self.values);
+                let size = self.cols * part.dtype.size();
+                return (part, &part.bytes[row * size..][..size]);
             }
             row -= part.rows;
         }
@@ -228,11 +263,17 @@ impl Packer<'_> {
     }
 }
 
-fn widen(part: &HostPart<'_>, row: usize, cols: usize, values: &mut [f32]) {
-    let size = part.dtype.size();
-    let cells = part.bytes[row * cols * size..(row + 1) * cols * size].chunks_exact(size);
-    for (value, cell) in values.iter_mut().zip(cells) {
-        *value = match part.dtype {
+/// `count` pieces of `size` elements.
+fn chunks(all: &mut [u8], size: usize, count: usize) -> Box<dyn Iterator<Item = &mut [u8]> + '_> {
+    match size {
+        0 => Box::new((0..count).map(|_| Default::default())),
+        size => Box::new(all.chunks_exact_mut(size)),
+    }
+}
+
+fn widen(dtype: DType, cells: &[u8], values: &mut [f32]) {
+    for (value, cell) in values.iter_mut().zip(cells.chunks_exact(dtype.size())) {
+        *value = match dtype {
             DType::F32 => bytemuck::pod_read_unaligned(cell),
             DType::BF16 => bytemuck::pod_read_unaligned::<bf16>(cell).to_f32(),
             _ => bytemuck::pod_read_unaligned::<f16>(cell).to_f32(),

@@ -2,7 +2,7 @@
 use crate::progress::LoadBar;
 use crate::size::parse_size;
 use crate::{Failure, banner};
-use anyfleet::{DTypeSpec, DeviceSpec, Engine, EngineBuilder, KvDType, PackCache, QuantizeSpec};
+use anyfleet::{DTypeSpec, DeviceSpec, Engine, EngineBuilder, KvDType, PackCache, QuantizeSpec, SelfCheck};
 use anyfleet_openai::ServerState;
 use clap::Parser;
 use std::time::Duration;
@@ -45,6 +45,15 @@ pub(crate) struct Args {
     /// List the devices of this machine and exit
     #[arg(long, help_heading = "Device")]
     pub list_devices: bool,
+    /// Hold the device to the reference: every operation and a small model; prints a table and a certificate, and exits
+    #[arg(long, help_heading = "Device")]
+    pub check: bool,
+    /// Folder where verdicts on GPU drivers are kept, which are checked before their first use; off checks nothing
+    #[arg(long, value_name = "DIR|default|off", default_value = "default", help_heading = "Device")]
+    pub self_check: SelfCheck,
+    /// Memory to plan with on a device that does not say how much it has, e.g. 24GiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Device")]
+    pub device_memory: Option<u64>,
     /// Threads of the CPU backend [default: all cores]
     #[arg(long, value_name = "N", value_parser = positive, help_heading = "Device")]
     pub threads: Option<usize>,
@@ -122,10 +131,12 @@ impl Args {
             .quantize(self.quantize.parse::<QuantizeSpec>()?)
             .kv_dtype(self.kv_dtype.parse::<KvDType>()?)
             .pack_cache(self.pack_cache.clone())
+            .self_check(self.self_check.clone())
             .prefix_cache(!self.no_prefix_cache)
             .on_progress(move |p| progress.update(p));
         builder = option(builder, self.max_model_len, |b, n| b.max_model_len(n));
         builder = option(builder, self.kv_cache_memory, |b, n| b.kv_cache_bytes(n));
+        builder = option(builder, self.device_memory, |b, n| b.device_memory(n));
         builder = option(builder, self.threads, |b, n| b.threads(n));
         builder = option(builder, self.max_num_seqs, |b, n| b.max_num_seqs(n));
         builder = option(builder, self.max_batch_tokens, |b, n| b.max_batch_tokens(n));

@@ -16,11 +16,13 @@ pub(crate) fn devices() -> String {
     let mut text = String::new();
     for device in anyfleet::list_devices() {
         let name = device.spec.to_string();
-        let detail = match (&device.unavailable, device.memory_available) {
-            (Some(reason), _) => format!("not usable: {reason}"),
-            (None, Some(bytes)) => format!("{}, {:.1} GiB free", device.name, bytes as f64 / f64::from(1 << 30)),
-            (None, None) => device.name,
-        };
+        let mut details = vec![match &device.unavailable {
+            Some(reason) => format!("not usable: {reason}"),
+            None => device.name,
+        }];
+        details.extend(device.memory_available.map(|n| format!("{:.1} GiB free", n as f64 / f64::from(1 << 30))));
+        details.extend(device.features.into_iter().map(str::to_owned));
+        let detail = details.join(", ");
         let _ = writeln!(text, "{name:<8} {detail}");
     }
     text

@@ -9,7 +9,7 @@ mod progress;
 mod signals;
 mod size;
 
-use anyfleet::Engine;
+use anyfleet::{DeviceSpec, Engine};
 use anyfleet_openai::{ServerState, Shutdown, router, serve};
 use args::Args;
 use signals::Signals;
@@ -55,6 +55,9 @@ fn run(args: &Args) -> Result<(), Failure> {
     if args.list_devices {
         return banner::print(&banner::devices()).map_err(|e| e.to_string());
     }
+    if args.check {
+        return check(args);
+    }
     let load = args.loader()?;
     let address = (args.host.as_str(), args.port);
     let listener = TcpListener::bind(address)
@@ -70,6 +73,19 @@ fn run(args: &Args) -> Result<(), Failure> {
     // A load that was interrupted must not hold up the exit.
     runtime.shutdown_background();
     outcome
+}
+
+/// Holds the device to the references.
+fn check(args: &Args) -> Result<(), Failure> {
+    let device: DeviceSpec = args.device.parse()?;
+    let bar = progress::CheckBar::new(&device.to_string());
+    let certificate = anyfleet::check_device(&device, |what| bar.step(what)).map_err(|e| e.to_string())?;
+    bar.finish();
+    banner::print(&format!("{}\n{:#}\n", certificate.table(), certificate.json())).map_err(|e| e.to_string())?;
+    match certificate.passed() {
+        true => Ok(()),
+        false => Err(format!("{device} computes wrong results; update its driver or use another --device")),
+    }
 }
 
 async fn serve_until_stopped(

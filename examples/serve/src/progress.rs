@@ -1,4 +1,4 @@
-//! A bar on the terminal while a model is downloaded and loaded; nothing where there is no terminal.
+//! Bars on the terminal while a model is downloaded and loaded or a device is checked; nothing where there is no terminal.
 use anyfleet::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::sync::Mutex;
@@ -41,6 +41,29 @@ impl LoadBar {
         if let Ok(mut shown) = self.shown.lock() {
             clear(shown.take());
         }
+    }
+}
+
+/// Cases of a check, one after the other.
+pub(crate) struct CheckBar(ProgressBar);
+
+impl CheckBar {
+    pub fn new(device: &str) -> CheckBar {
+        let bar = ProgressBar::no_length();
+        if let Ok(style) = ProgressStyle::with_template("checking {prefix}: {pos} cases, {msg} {elapsed}") {
+            bar.set_style(style);
+        }
+        bar.set_prefix(device.to_owned());
+        CheckBar(bar)
+    }
+
+    pub fn step(&self, what: &str) {
+        self.0.set_message(what.to_owned());
+        self.0.inc(1);
+    }
+
+    pub fn finish(&self) {
+        self.0.finish_and_clear();
     }
 }
 

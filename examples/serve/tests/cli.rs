@@ -66,9 +66,16 @@ fn what_cannot_start_says_why_in_one_line() {
     let empty = tempfile::tempdir().expect("a directory");
     assert!(failure(&["--model", &empty.path().to_string_lossy()]).contains("config.json"));
     let good = fixture().to_string_lossy().into_owned();
-    for device in ["cuda", "wgpu", "cuda:0", "tpu"] {
+    for (device, reason) in [
+        ("cuda", "no CUDA backend"),
+        ("cuda:0", "no CUDA backend"),
+        ("tpu", "does not exist; use auto, cpu, wgpu"),
+        ("cpu:1", "does not exist"),
+        // A build without wgpu, a machine without Vulkan, and one without such an adapter.
+        ("wgpu:nonesuch", "wgpu"),
+    ] {
         let line = failure(&["--model", &good, "--device", device]);
-        assert!(line.contains("not in this build; available: auto, cpu"), "{line}");
+        assert!(line.contains(reason), "{line}");
     }
     assert!(failure(&["--model", &good, "--dtype", "f8"]).contains("bf16"));
     assert!(failure(&["--model", &good, "--api-key", ""]).contains("empty"));
@@ -116,7 +123,23 @@ fn usage_is_readable() {
     assert!(failure(&["--modle", "x"]).contains("'--model'"), "a tip");
     assert!(failure(&["--model"]).ends_with("(see --help)\n"));
     let devices = run(&["--list-devices"]);
-    assert!(devices.status.success() && String::from_utf8_lossy(&devices.stdout).starts_with("cpu "));
+    let devices = String::from_utf8_lossy(&devices.stdout).into_owned();
+    assert!(devices.starts_with("cpu ") && devices.contains("\nwgpu"), "{devices}");
+    assert!(devices.contains("\ncuda     not usable: "), "{devices}");
+}
+
+#[test]
+fn a_check_prints_a_table_and_a_certificate() {
+    let output = run(&["--check", "--device", "cpu"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("\nattention       f32 kv=bf16") && text.contains("\nwhole model     w=f32"), "{text}");
+    let certificate = text.find("\n{").and_then(|start| serde_json::from_str(&text[start..]).ok());
+    let certificate: serde_json::Value = certificate.expect("a certificate");
+    assert_eq!(certificate["passed"], true);
+    assert!(certificate["ops"].as_array().is_some_and(|ops| ops.len() > 20), "{certificate}");
+    assert_eq!(certificate["models"].as_array().map(Vec::len), Some(2));
+    assert!(failure(&["--check", "--device", "wgpu:nonesuch"]).contains("wgpu"));
 }
 
 /// A server that is up, and everything it printed.

@@ -1,6 +1,6 @@
 //! What the whole-model tests share: fixtures, and a driver that feeds one sequence to an executor.
 #![allow(dead_code, reason = "each test binary uses a part")]
-use anyfleet::{Batch, Executor, StepOutput};
+use anyfleet::{Batch, DeviceSpec, Executor, StepOutput};
 use anyfleet_runtime::{CacheKind, GroupBatch, LogitRow, SampleMode, SeqRows, TableRange, TokenSource};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -20,6 +20,24 @@ pub fn fixtures() -> Vec<PathBuf> {
     dirs.sort();
     assert!(dirs.len() >= 12, "only {} fixtures were found", dirs.len());
     dirs
+}
+
+/// What whole models are tested on: the CPU and Mesa's software Vulkan. Says loudly where the latter is missing, which
+/// `ANYFLEET_REQUIRE=wgpu` makes a failure.
+pub fn devices() -> Vec<DeviceSpec> {
+    [DeviceSpec::Cpu].into_iter().chain(software_vulkan()).collect()
+}
+
+/// Mesa's software Vulkan, where this build and machine have it.
+pub fn software_vulkan() -> Option<DeviceSpec> {
+    let found = anyfleet::list_devices().into_iter().find(|device| device.name.contains("llvmpipe"));
+    if found.is_none() {
+        let required = std::env::var("ANYFLEET_REQUIRE").unwrap_or_default();
+        let missing = "no llvmpipe (feature wgpu of this crate, Debian's mesa-vulkan-drivers)";
+        assert!(!required.split(',').any(|name| name == "wgpu"), "ANYFLEET_REQUIRE={required}: {missing}");
+        eprintln!("SKIPPED on wgpu: {missing}");
+    }
+    found.map(|device| device.spec)
 }
 
 /// Data beside the project, where there is some; says loudly when there is none.

@@ -6,7 +6,7 @@ use anyfleet_conformance::suite::{Options, Tier, suite_with};
 use anyfleet_conformance::support;
 use anyfleet_cpu::{CpuBackend, CpuOptions, Isa};
 use anyfleet_tensor::Backend;
-use anyfleet_wgpu::{WgpuBackend, WgpuOptions};
+use anyfleet_wgpu::{Variant, WgpuBackend, WgpuOptions};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -14,7 +14,7 @@ use std::time::Instant;
 const HELP: &str = "\
 Holds a backend to the naive reference, op by op.
 
-Usage: conformance [--device cpu|wgpu[:ADAPTER]] [--tier small|large] [--op NAME] [--case TEXT] [--threads N] [--json FILE] [--verbose]
+Usage: conformance [--device cpu|wgpu[:ADAPTER]] [--tier small|large] [--op NAME] [--case TEXT] [--threads N] [--variant NAME] [--json FILE] [--verbose]
        conformance --table [README]
 
   --device DEVICE     the device to test: cpu (ANYFLEET_CPU chooses its kernel set), wgpu, or
@@ -24,6 +24,7 @@ Usage: conformance [--device cpu|wgpu[:ADAPTER]] [--tier small|large] [--op NAME
   --op NAME           only this op, e.g. linear
   --case TEXT         only cases whose description contains TEXT
   --threads N         worker threads of the device
+  --variant NAME      kernels of a wgpu adapter: portable (the default) or subgroups
   --json FILE         write every outcome there
   --verbose           a line for each case
   --table [README]    run the small tier on every device and kernel set here and write the
@@ -38,6 +39,7 @@ struct Arguments {
     json: Option<PathBuf>,
     table: Option<PathBuf>,
     verbose: bool,
+    variant: Variant,
 }
 
 impl Arguments {
@@ -49,6 +51,7 @@ impl Arguments {
             json: None,
             table: None,
             verbose: false,
+            variant: Variant::default(),
         };
         let mut arguments = arguments.peekable();
         while let Some(flag) = arguments.next() {
@@ -61,6 +64,7 @@ impl Arguments {
                 "--op" => parsed.options.op = Some(value()?),
                 "--case" => parsed.options.case = Some(value()?),
                 "--threads" => parsed.threads = Some(number(&value()?)?),
+                "--variant" => parsed.variant = value()?.parse()?,
                 "--json" => parsed.json = Some(value()?.into()),
                 "--table" => {
                     let path = arguments.next_if(|next| !next.starts_with("--"));
@@ -94,7 +98,8 @@ fn run(arguments: &Arguments) -> Result<Report, String> {
         }
         ("wgpu", adapter) => {
             let adapter = Some(adapter.to_owned()).filter(|adapter| !adapter.is_empty());
-            Ok(run_on(&WgpuBackend::new(&WgpuOptions { adapter, memory: None }).map_err(text)?, arguments))
+            let options = WgpuOptions { adapter, variant: arguments.variant, ..Default::default() };
+            Ok(run_on(&WgpuBackend::new(&options).map_err(text)?, arguments))
         }
         _ => Err(format!("--device {} does not exist; use cpu, wgpu or wgpu:ADAPTER", arguments.device)),
     }
@@ -117,9 +122,15 @@ fn write_table(path: &std::path::Path, seed: u64) -> Result<(), String> {
         let device = CpuBackend::new(CpuOptions { threads: None, isa: Some(isa) }).map_err(|e| e.to_string())?;
         reports.push(suite_with(&device, &Options::new(Tier::Small, seed), |_| {}));
     }
+    let options = |variant| WgpuOptions { adapter: Some("llvmpipe".into()), variant, ..Default::default() };
+    let mut vulkan = Vec::new();
+    for variant in WgpuBackend::variants(&options(Variant::Portable)).map_err(|e| e.to_string())? {
+        let device = WgpuBackend::new(&options(variant)).map_err(|e| e.to_string())?;
+        vulkan.push(suite_with(&device, &Options::new(Tier::Small, seed), |_| {}));
+    }
     let named = |e: std::io::Error| format!("{}: {e}", path.display());
     let text = std::fs::read_to_string(path).map_err(named)?;
-    let table = support::table(&[("cpu", reports.iter().collect())]);
+    let table = support::table(&[("cpu", reports.iter().collect()), ("wgpu", vulkan.iter().collect())]);
     let text = support::replace(&text, &table).map_err(|e| format!("{}: {e}", path.display()))?;
     std::fs::write(path, text).map_err(named)?;
     print!("{table}");

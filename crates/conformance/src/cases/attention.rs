@@ -267,11 +267,14 @@ impl AttentionCase {
         let table = stage.indices("table", &[pages.table.len()], &pages.table)?;
         let out = stage.output("out", self.activation, &[batch.tokens, width])?;
         let (scale, window) = (self.scale(), self.window);
+        let longest = self.sequences.iter().map(|s| s.context).max().unwrap_or(0);
         // Either way of counting, where every entry counts.
         let live = if padding == 0 && batch.seed.is_multiple_of(2) { Live::All } else { Live::Sequences };
         let record = Box::new(move |enc: &mut Encoder<'_, B>| {
             let ([k_cache, v_cache], scales, seqs, table) = (&caches.cells, caches.kv_scales(), &seqs, &table);
-            enc.attention(Attention { out: &out, q: &q, k_cache, v_cache, scales, seqs, table, scale, window, live });
+            let attention =
+                Attention { out: &out, q: &q, k_cache, v_cache, scales, seqs, table, scale, window, longest, live };
+            enc.attention(attention);
         });
         stage.finish(live, batch.spans.len(), record)
     }

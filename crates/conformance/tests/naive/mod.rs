@@ -61,6 +61,7 @@ impl Naive {
     pub fn new(mutation: Mutation) -> Self {
         let caps = Caps {
             device: format!("naive, {mutation:?}"),
+            identity: Default::default(),
             numerics: "naive".into(),
             activations: vec![DType::F32, DType::BF16],
             weights: [DType::F32, DType::BF16].map(WeightFormat::Float).to_vec(),

@@ -1,11 +1,10 @@
 //! `attention`.
-use super::{check_apart, check_head, kv_flag, words};
+use super::{check_apart, check_head, kv_flag};
 use crate::WgpuBackend;
-use crate::encoder::{Call, Range, WgpuRecorder};
+use crate::encoder::{Call, WgpuRecorder};
 use anyfleet_kernels::wgsl;
+use anyfleet_tensor::Result;
 use anyfleet_tensor::ops::Attention;
-use anyfleet_tensor::{DType, Result};
-use std::sync::Arc;
 
 /// Keys of a segment: `SEGMENT` of the kernels.
 const SEGMENT: usize = 256;
@@ -14,7 +13,7 @@ const HEADS: usize = 8;
 /// Most rows whose segments are computed apart: more fill the device by themselves.
 const SPLIT_ROWS: usize = 16;
 /// Most bytes of what segments leave.
-const RECORDS: usize = 64 << 20;
+const RECORDS: usize = 32 << 20;
 
 pub(crate) fn record(recorder: &mut WgpuRecorder, op: &Attention<'_, WgpuBackend>) -> Result<()> {
     const OP: &str = "attention";
@@ -28,11 +27,9 @@ pub(crate) fn record(recorder: &mut WgpuRecorder, op: &Attention<'_, WgpuBackend
     }
     let together = group_heads.min(HEADS);
     let batches = group_heads.div_ceil(together);
-    let longest = (op.table.len() * page_size).min(op.k_cache.rows() * page_size);
-    // A segment more, for tables that begin in the middle of one.
-    let most = longest.div_ceil(SEGMENT) + 1;
+    let most = op.longest.min(op.table.len() * page_size).div_ceil(SEGMENT).max(1);
     let record_bytes = rows * heads * most * (size + 2) * 4;
-    let split = rows <= SPLIT_ROWS && most > 2 && op.window.is_none() && record_bytes <= RECORDS;
+    let split = rows <= SPLIT_ROWS && most > 1 && op.window.is_none() && record_bytes <= RECORDS;
     let segments = if split { most } else { 1 };
     let mut call = Call::new(OP, &[wgsl::COMMON, wgsl::EXACT, wgsl::KV, wgsl::ATTENTION]);
     call.flags.push(kv_flag(op.k_cache.dtype()));
@@ -45,9 +42,7 @@ pub(crate) fn record(recorder: &mut WgpuRecorder, op: &Attention<'_, WgpuBackend
     let table = recorder.bind(&mut call, 6, false, op.table)?;
     let records = if split {
         call.flags.push("SPLIT");
-        let usage = wgpu::BufferUsages::STORAGE;
-        let buffer = Arc::new(recorder.context.buffer(record_bytes, usage, "segments of attention")?);
-        let range = Range { size: buffer.size(), offset: 0, buffer };
+        let range = recorder.context.scratch(record_bytes)?;
         call.bind_range(7, true, range.clone());
         Some(range)
     } else {
@@ -62,8 +57,6 @@ pub(crate) fn record(recorder: &mut WgpuRecorder, op: &Attention<'_, WgpuBackend
         k_scales = recorder.bind(&mut call, 8, false, scales.k)?;
         v_scales = recorder.bind(&mut call, 9, false, scales.v)?;
     }
-    debug_assert_eq!(op.seqs.dtype(), DType::U32);
-    let dtype = op.k_cache.dtype();
     call.params = vec![
         rows as u32,
         op.seqs.rows() as u32,
@@ -84,8 +77,8 @@ pub(crate) fn record(recorder: &mut WgpuRecorder, op: &Attention<'_, WgpuBackend
         op.q.row_stride() as u32,
         out,
         op.out.row_stride() as u32,
-        words(k_cache, dtype),
-        words(v_cache, dtype),
+        k_cache,
+        v_cache,
         k_scales,
         v_scales,
     ];

@@ -55,21 +55,15 @@ fn kv_flag(dtype: DType) -> &'static str {
     }
 }
 
-/// Refuses heads whose elements do not fill words: two heads would share one.
+/// Refuses heads of an odd size: kernels take their elements in pairs.
 fn check_head(op: &'static str, cache: &Tensor<WgpuBackend>) -> Result<()> {
-    let (size, unit) = (cache.dim(3), if cache.dtype() == DType::I8 { 4 } else { 2 });
-    if size.is_multiple_of(unit) {
+    if cache.dim(3).is_multiple_of(2) {
         return Ok(());
     }
     Err(Error::Shape {
         op,
-        what: "the head size must be even, and a multiple of 4 for keys and values of i8",
+        what: "the head size must be even",
         details: format!("k_cache {cache:?}"),
         remedy: "use another device for this model",
     })
-}
-
-/// Elements of a cache from a place of f32 words on: `first` counts cells, kernels count words.
-fn words(first: u32, dtype: DType) -> u32 {
-    (first as usize * dtype.size() / 4) as u32
 }

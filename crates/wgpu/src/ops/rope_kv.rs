@@ -1,10 +1,10 @@
 //! `rope_kv`.
-use super::{check_apart, check_head, kv_flag, words};
+use super::{check_apart, check_head, kv_flag};
 use crate::WgpuBackend;
 use crate::encoder::{Call, WgpuRecorder};
 use anyfleet_kernels::wgsl;
-use anyfleet_tensor::Result;
 use anyfleet_tensor::ops::RopeKv;
+use anyfleet_tensor::{DType, Result};
 
 pub(crate) fn record(recorder: &mut WgpuRecorder, op: &RopeKv<'_, WgpuBackend>) -> Result<()> {
     const OP: &str = "rope_kv";
@@ -14,6 +14,9 @@ pub(crate) fn record(recorder: &mut WgpuRecorder, op: &RopeKv<'_, WgpuBackend>) 
     let heads = op.q.cols() / size;
     let mut call = Call::new(OP, &[wgsl::COMMON, wgsl::EXACT, wgsl::KV, wgsl::ROPE_KV]);
     call.flags.push(kv_flag(op.k_cache.dtype()));
+    if op.k_cache.dtype() == DType::I8 && !size.is_multiple_of(4) {
+        call.flags.push("KV_HALVES");
+    }
     call.constants.push(("SIZE", size as u32));
     let live = recorder.live(&mut call, op.live)?;
     let qkv = recorder.bind(&mut call, 2, false, op.qkv)?;
@@ -63,8 +66,8 @@ pub(crate) fn record(recorder: &mut WgpuRecorder, op: &RopeKv<'_, WgpuBackend>) 
         table_rows,
         q_norm,
         k_norm,
-        words(k_cache, op.k_cache.dtype()),
-        words(v_cache, op.v_cache.dtype()),
+        k_cache,
+        v_cache,
         k_scales,
         v_scales,
     ];

@@ -22,9 +22,8 @@ pub(crate) fn record(recorder: &mut WgpuRecorder, op: &Sample<'_, WgpuBackend>) 
     let logits = recorder.bind(&mut call, 2, false, op.logits)?;
     let params = recorder.bind(&mut call, 3, false, op.params)?;
     let adjust = recorder.bind(&mut call, 4, false, op.adjust)?;
-    let usage = wgpu::BufferUsages::STORAGE;
-    let scratch = Arc::new(recorder.context.buffer(rows * vocab * 4, usage, "adjusted logits")?);
-    call.bind_range(5, true, Range { size: scratch.size(), offset: 0, buffer: scratch });
+    // Adjusted logits.
+    call.bind_range(5, true, recorder.context.scratch(rows * vocab * 4)?);
     // Results in one buffer are bound once, from its start.
     let together = results.iter().all(|result| Arc::ptr_eq(&result.buffer().raw, &op.ids.buffer().raw));
     let [ids, logprobs, top_ids, top_logprobs] = if together {

@@ -148,6 +148,7 @@ impl Case {
                 table: &tensor_u32(device, &table, &[table.len()]),
                 scale: self.scale(),
                 window: self.window,
+                longest: 1 << 20,
                 live: Live::Sequences,
             })
         });
@@ -260,6 +261,7 @@ fn pages_past_the_cache_are_a_bug() {
             table: &tensor_u32(&device, &[2], &[1]),
             scale: 1.0,
             window: None,
+            longest: 3,
             live: Live::All,
         })
     });

@@ -1,0 +1,99 @@
+//! What a step costs on wgpu, counted: submissions, kernels, bytes, and nothing made once it is warm.
+mod common;
+
+use anyfleet_executor::{ExecutorOptions, MemoryPlan, ModelExecutor, plan};
+use anyfleet_models::{Decoder, LoadOptions};
+use anyfleet_runtime::Executor;
+use anyfleet_tensor::{DType, WeightFormat};
+use anyfleet_wgpu::{WgpuBackend, WgpuCounts, WgpuOptions};
+use common::{batch, model};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+/// The software adapter; none where the machine has no such driver, unless ANYFLEET_REQUIRE wants it.
+fn software() -> Option<Arc<WgpuBackend>> {
+    match WgpuBackend::new(&WgpuOptions { adapter: Some("llvmpipe".into()), ..Default::default() }) {
+        Ok(backend) => Some(Arc::new(backend)),
+        Err(e) => {
+            let required = std::env::var("ANYFLEET_REQUIRE").unwrap_or_default();
+            assert!(!required.split(',').any(|name| name == "wgpu"), "ANYFLEET_REQUIRE={required}: {e}");
+            eprintln!("SKIPPED: {e} (Debian: mesa-vulkan-drivers; ANYFLEET_REQUIRE=wgpu makes this a failure)");
+            None
+        }
+    }
+}
+
+struct Setup {
+    executor: ModelExecutor<WgpuBackend>,
+    plan: MemoryPlan,
+    layers: usize,
+    groups: usize,
+}
+
+fn setup(device: &Arc<WgpuBackend>, name: &str, weights: WeightFormat, kv_bytes: u64) -> Setup {
+    let options = ExecutorOptions {
+        weights,
+        kv: DType::BF16,
+        activation: DType::F32,
+        // A segment of keys: longer ones have a kernel more.
+        max_model_len: Some(256),
+        kv_bytes: Some(kv_bytes),
+        max_sequences: 8,
+        max_tokens: 64,
+        page_size: None,
+    };
+    let model = model(name);
+    let plan = plan(&**device, &model.spec, &options).expect("plan");
+    let load = LoadOptions { store: options.weights, positions: plan.limits.max_model_len, packs: None };
+    let decoder = Decoder::load(&**device, &model, load, &mut |_, _| ControlFlow::Continue(())).expect("load");
+    let mut executor = ModelExecutor::new(device.clone(), decoder, &options, &plan).expect("executor");
+    executor.warm_up().expect("plans");
+    Setup { executor, layers: model.spec.layers.len(), groups: plan.limits.cache.groups.len(), plan }
+}
+
+/// A step of so many sequences and rows each, and what it counted.
+fn step(device: &WgpuBackend, setup: &mut Setup, sequences: u32, rows: u32) -> WgpuCounts {
+    let before = device.counts();
+    setup.executor.submit(&batch(sequences, rows, setup.groups)).expect("submit");
+    setup.executor.wait().expect("wait");
+    let after = device.counts();
+    WgpuCounts {
+        submits: after.submits - before.submits,
+        buffers: after.buffers - before.buffers,
+        bind_groups: after.bind_groups - before.bind_groups,
+        pipelines: after.pipelines - before.pipelines,
+        dispatches: after.dispatches - before.dispatches,
+    }
+}
+
+#[test]
+fn a_warm_step_is_one_submission_and_makes_nothing() {
+    let Some(device) = software() else { return };
+    let formats = [WeightFormat::Float(DType::BF16), WeightFormat::Q8, WeightFormat::Q4];
+    for (name, weights) in [("llama3", formats[0]), ("qwen3-mixed", formats[1]), ("mistral-window", formats[2])] {
+        let mut setup = setup(&device, name, weights, 1 << 20);
+        // The first makes the buffer that results go through.
+        step(&device, &mut setup, 1, 1);
+        for (sequences, rows) in [(1, 1), (1, 16), (3, 1), (8, 1), (2, 7), (1, 64), (8, 8), (1, 1)] {
+            let counts = step(&device, &mut setup, sequences, rows);
+            let label = format!("{name} {weights}, {sequences} sequences of {rows} rows: {counts:?}");
+            assert_eq!((counts.submits, counts.buffers, counts.bind_groups, counts.pipelines), (1, 0, 0, 0), "{label}");
+        }
+    }
+}
+
+#[test]
+fn a_decode_step_runs_eight_kernels_a_layer_and_is_given_what_it_must_read() {
+    let Some(device) = software() else { return };
+    let formats = [WeightFormat::Float(DType::BF16), WeightFormat::Q8, WeightFormat::Float(DType::F32)];
+    for (name, weights) in formats.map(|format| ("pocket", format)) {
+        let mut setup = setup(&device, name, weights, 32 << 20);
+        let counts = step(&device, &mut setup, 1, 1);
+        // Beside the layers: embed, gather, norm, linear and sample.
+        assert_eq!(counts.dispatches as usize, 8 * setup.layers + 5, "{name}");
+        let (must, given) = (setup.plan.weights + setup.plan.kv_cache, device.bound_bytes());
+        println!("{name} {weights}: {given} bytes given, {must} of weights and KV cache");
+        assert!(given <= must + must / 20, "{name}: {given} bytes for {must} of weights and KV cache");
+        assert!(given >= must / 2, "{name}: {given} bytes cannot be all of {must}");
+    }
+}
