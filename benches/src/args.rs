@@ -1,5 +1,6 @@
 //! The command line.
 use crate::options::{ModelOptions, Quantize};
+use anyfleet::DeviceSpec;
 use clap::error::ErrorKind;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use std::path::PathBuf;
@@ -33,6 +34,9 @@ pub enum Command {
 /// Flags of `bench device`.
 #[derive(Debug, ClapArgs)]
 pub struct DeviceArgs {
+    /// A GPU to measure too, e.g. wgpu:0
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: DeviceSpec,
     /// Threads [default: all cores]
     #[arg(long, value_name = "N", value_parser = threads)]
     pub threads: Option<usize>,

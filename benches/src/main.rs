@@ -27,7 +27,7 @@ fn dispatch(args: &Args) -> Result<()> {
 
 fn device(args: &DeviceArgs) -> Result<()> {
     let json = JsonFile::create(args.json.as_deref())?;
-    let ceilings = Ceilings::measure(threads_or_all(args.threads))?;
+    let ceilings = Ceilings::measure(threads_or_all(args.threads), &args.device)?;
     report::print(&ceilings.table());
     json.write(&json!({"version": env!("CARGO_PKG_VERSION"), "device": ceilings.json()}))
 }

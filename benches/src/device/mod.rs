@@ -2,6 +2,7 @@
 //!
 //! Each probe does one thing as fast as the machine can: reads memory, or computes from registers. A share of
 //! such a ceiling says how much is left to gain, on this machine as it is now, neighbours included.
+mod adapter;
 mod pool;
 mod stream;
 mod tiles;
@@ -10,6 +11,8 @@ mod vector;
 
 use crate::Result;
 use crate::stats::median;
+pub use adapter::CopyRate;
+use anyfleet::DeviceSpec;
 pub use pool::ForkJoin;
 use serde_json::{Value, json};
 pub use stream::{BYTES, ReadRate};
@@ -50,14 +53,16 @@ pub struct Ceilings {
     pub vnni: std::result::Result<Rate, &'static str>,
     /// Cost of a parallel loop.
     pub fork_join: ForkJoin,
+    /// Memory of the GPU that the model runs on, where it does.
+    pub copy: Option<CopyRate>,
 }
 
 impl Ceilings {
     /// Measures everything with this many threads; some seconds, and a gibibyte of memory meanwhile.
     ///
     /// # Errors
-    /// Threads cannot be started.
-    pub fn measure(threads: usize) -> Result<Ceilings> {
+    /// Threads cannot be started, or the device cannot be opened.
+    pub fn measure(threads: usize, device: &DeviceSpec) -> Result<Ceilings> {
         // First: it starts threads with an error where they cannot be had.
         let fork_join = pool::fork_join(threads)?;
         let mut reads = stream::measure(&[1, threads], REPEATS).into_iter();
@@ -79,7 +84,13 @@ impl Ceilings {
             amx_int8: tiles(Kind::Int8),
             vnni: vector::dot_product().map(vector),
             fork_join,
+            copy: adapter::measure(device)?,
         })
+    }
+
+    /// Bytes per second of the memory that weights are read from.
+    pub fn bandwidth(&self) -> f64 {
+        self.copy.as_ref().map_or(self.read.bytes_per_s, |copy| copy.bytes_per_s)
     }
 
     /// The higher of two measurements, figure by figure: what disturbs one only ever lowers it.
@@ -105,6 +116,10 @@ impl Ceilings {
             amx_int8: both(self.amx_int8, other.amx_int8),
             vnni: both(self.vnni, other.vnni),
             fork_join,
+            copy: match (self.copy, other.copy) {
+                (Some(a), Some(b)) if b.bytes_per_s > a.bytes_per_s => Some(b),
+                (a, _) => a,
+            },
         }
     }
 
@@ -135,6 +150,8 @@ impl Ceilings {
             "vnni_int8_gop_s": rate(self.vnni.as_ref().ok()),
             "vnni_int8_gop_s_1_thread": one(self.vnni.as_ref().ok()),
             "vnni_int8_kernel": note(&self.vnni),
+            "copy_gb_s": self.copy.as_ref().map(|copy| giga(copy.bytes_per_s)),
+            "copy_device": self.copy.as_ref().map(|copy| &copy.name),
             "fork_join_us": self.fork_join.median_us,
             "fork_join_us_p99": self.fork_join.p99_us,
         })
@@ -171,7 +188,9 @@ impl Ceilings {
             "fork-join",
             "",
             median_us,
-        )
+        ) + &self.copy.as_ref().map_or(String::new(), |CopyRate { name, bytes_per_s }| {
+            format!("{:<22} {:>8}  {:>8.1} GB/s    read and written, {name}\n", "device copy", "", giga(*bytes_per_s))
+        })
     }
 }
 
@@ -210,6 +229,7 @@ pub(crate) fn example() -> Ceilings {
         amx_int8: Err("none"),
         vnni: Ok(rate(8e11)),
         fork_join: ForkJoin { median_us: 2.0, p99_us: 9.0 },
+        copy: None,
     }
 }
 

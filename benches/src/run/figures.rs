@@ -75,11 +75,15 @@ impl Figures<'_> {
     fn decode_bytes(&self) -> Option<(f64, f64)> {
         let bytes = self.loaded.account.bytes_per_step(self.case.batch, self.samples.mean_context);
         let rate = bytes / median(&self.samples.steps)?;
-        Some((bytes, rate / self.ceilings.read.bytes_per_s))
+        Some((bytes, rate / self.ceilings.bandwidth()))
     }
 
-    /// The rate of the prefill's operations over the rate that bounds them, and that rate's name.
+    /// The rate of the prefill's operations over the rate that bounds them, and that rate's name; of a GPU it is not
+    /// known.
     fn matrix_share(&self) -> Option<(f64, &'static str)> {
+        if self.ceilings.copy.is_some() {
+            return None;
+        }
         let (name, ceiling) = matrix_rate(self.ceilings, self.loaded.dtype, self.case.quantize)?;
         let operations = self.loaded.account.prefill_operations(self.case.prompt);
         Some((operations / median(&self.samples.first_token)? / ceiling, name))

@@ -59,7 +59,7 @@ fn measure(args: &RunArgs, dir: &Path, cases: &[Case], loaded: impl FnOnce()) ->
     // Bad flags and files should not cost the time of measuring the machine.
     Loaded::check(dir, args, cases)?;
     report::progress("measuring the machine");
-    let before = Ceilings::measure(threads)?;
+    let before = Ceilings::measure(threads, &args.options.device)?;
     report::progress("loading");
     let mut models: Vec<Loaded> = Vec::new();
     for case in cases {
@@ -86,7 +86,7 @@ fn measure(args: &RunArgs, dir: &Path, cases: &[Case], loaded: impl FnOnce()) ->
     }
     let memory = Resident::now();
     report::progress("measuring the machine again");
-    let ceilings = before.best_of(Ceilings::measure(threads)?);
+    let ceilings = before.best_of(Ceilings::measure(threads, &args.options.device)?);
     Ok(Measured { ceilings, models, samples, memory })
 }
 

@@ -345,7 +345,8 @@ impl EngineBuilder {
         warnings: &mut Vec<String>,
     ) -> Result<anyfleet_wgpu::WgpuBackend> {
         use anyfleet_wgpu::{Variant, WgpuBackend, WgpuOptions};
-        let options = WgpuOptions { adapter, memory: self.device_memory, variant: Variant::default() };
+        let (variant, compiled) = (Variant::default(), self.pack_cache.kernels());
+        let options = WgpuOptions { adapter, memory: self.device_memory, variant, compiled };
         let variants = WgpuBackend::variants(&options).map_err(|e| Error::Device(e.to_string()))?;
         let choice = if computes { &self.self_check } else { &crate::SelfCheck::Off };
         let open = |&variant: &Variant| WgpuBackend::new(&WgpuOptions { variant, ..options.clone() });

@@ -12,7 +12,8 @@ const WORTH_KEEPING: u64 = 64 << 20;
 /// A pack is one file for a checkpoint, weight format and device layout, about as large as the packed
 /// weights. It is written in the background after the first load, shared by all processes that use it,
 /// replaced when the checkpoint changes, and may be deleted at any time. The packs of a folder take at
-/// most 64 GiB; those used longest ago make room.
+/// most 64 GiB; those used longest ago make room. Beside them are kernels as a GPU's driver compiled them, in
+/// `anyfleet/kernels` by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum PackCache {
     /// Nowhere: weights are packed at every start.
@@ -32,6 +33,17 @@ impl PackCache {
         match self {
             PackCache::Off => None,
             PackCache::Default => pack::default_folder().filter(|_| bytes >= WORTH_KEEPING),
+            PackCache::Dir(folder) => Some(folder.clone()),
+        }
+    }
+}
+
+impl PackCache {
+    /// The folder for compiled kernels.
+    pub(crate) fn kernels(&self) -> Option<PathBuf> {
+        match self {
+            PackCache::Off => None,
+            PackCache::Default => Some(pack::default_folder()?.parent()?.join("kernels")),
             PackCache::Dir(folder) => Some(folder.clone()),
         }
     }

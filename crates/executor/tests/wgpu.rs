@@ -97,3 +97,49 @@ fn a_decode_step_runs_eight_kernels_a_layer_and_is_given_what_it_must_read() {
         assert!(given >= must / 2, "{name}: {given} bytes cannot be all of {must}");
     }
 }
+
+#[test]
+fn a_lost_device_is_an_error_that_names_it_and_another_can_be_opened() {
+    let Some(device) = software() else { return };
+    let weights = WeightFormat::Float(DType::BF16);
+    let mut lost = setup(&device, "llama3", weights, 1 << 20);
+    step(&device, &mut lost, 2, 3);
+    device.destroy();
+    for _ in 0..2 {
+        let step = &batch(2, 3, lost.groups);
+        let outcome = lost.executor.submit(step).and_then(|()| lost.executor.wait().map(drop));
+        let error = outcome.expect_err("the device is gone").to_string();
+        assert!(error.contains("llvmpipe") && error.contains("build the engine again"), "{error}");
+        assert!(!error.contains('\n'), "{error}");
+    }
+    let device = software().expect("another");
+    let mut again = setup(&device, "llama3", weights, 1 << 20);
+    step(&device, &mut again, 2, 3);
+}
+
+#[test]
+fn compiled_kernels_are_kept() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let options = || WgpuOptions {
+        adapter: Some("llvmpipe".into()),
+        compiled: Some(folder.path().to_owned()),
+        ..Default::default()
+    };
+    let Ok(device) = WgpuBackend::new(&options()) else { return };
+    if !device.adapter().features.contains(&"pipeline cache") {
+        eprintln!("SKIPPED: {} gives no compiled kernels out", device.adapter().name);
+        return;
+    }
+    let device = Arc::new(device);
+    step(&device, &mut setup(&device, "llama3", WeightFormat::Q8, 1 << 20), 1, 1);
+    let files = || std::fs::read_dir(folder.path()).expect("a folder").map(|file| file.expect("a file").path());
+    let kept: Vec<_> = files().collect();
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    assert!(std::fs::metadata(&kept[0]).expect("a file").len() > 0);
+    // One that was damaged is no reason not to start.
+    for damaged in [&b""[..], b"nothing of a driver's", &[0xff; 4096]] {
+        std::fs::write(&kept[0], damaged).expect("written");
+        let device = Arc::new(WgpuBackend::new(&options()).expect("a device"));
+        step(&device, &mut setup(&device, "llama3", WeightFormat::Q8, 1 << 20), 1, 1);
+    }
+}

@@ -1,7 +1,8 @@
 //! The device, its queue, compiled kernels, and commands that are not submitted yet.
-use crate::Variant;
 use crate::adapter::AdapterDescription;
+use crate::disk::Compiled;
 use crate::encoder::Range;
+use crate::{Variant, WgpuOptions};
 use anyfleet_tensor::{Error, Result};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -50,6 +51,7 @@ pub(crate) struct Context {
     pub(crate) queue: wgpu::Queue,
     pub(crate) limits: wgpu::Limits,
     pub(crate) counters: Counters,
+    compiled: Option<Compiled>,
     /// The first failure that no call returned.
     failure: Arc<Mutex<Option<String>>>,
     pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
@@ -68,41 +70,55 @@ pub(crate) struct Pipeline {
     pub(crate) layout: wgpu::BindGroupLayout,
 }
 
+/// What a driver says in many lines.
+fn one_line(error: impl std::fmt::Display) -> String {
+    let text = error.to_string();
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Context {
-    pub(crate) fn new(adapter: &wgpu::Adapter, description: AdapterDescription, variant: Variant) -> Result<Context> {
+    pub(crate) fn new(
+        adapter: &wgpu::Adapter,
+        description: AdapterDescription,
+        options: &WgpuOptions,
+    ) -> Result<Context> {
         let limits = adapter.limits();
+        let variant = match options.variant {
+            Variant::Portable => wgpu::Features::empty(),
+            Variant::Subgroups => wgpu::Features::SUBGROUP,
+        };
+        let cache = adapter.features() & wgpu::Features::PIPELINE_CACHE;
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("anyfleet"),
-            required_features: match variant {
-                Variant::Portable => wgpu::Features::empty(),
-                Variant::Subgroups => wgpu::Features::SUBGROUP,
-            },
+            required_features: variant | if options.compiled.is_some() { cache } else { wgpu::Features::empty() },
             required_limits: limits.clone(),
             ..Default::default()
         });
         let (device, queue) = pollster::block_on(request).map_err(|e| Error::Device {
             device: format!("{} ({})", description.name, description.driver),
-            reason: format!("the driver gives no device: {e}"),
+            reason: format!("the driver gives no device: {}", one_line(e)),
         })?;
+        let compiled = options.compiled.as_deref().and_then(|folder| Compiled::open(adapter, &device, folder));
         let failure: Arc<Mutex<Option<String>>> = Arc::default();
         let (uncaptured, lost) = (failure.clone(), failure.clone());
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-            lock(&uncaptured).get_or_insert(error.to_string());
+            lock(&uncaptured).get_or_insert(one_line(error));
         }));
         device.set_device_lost_callback(move |reason, text| {
-            lock(&lost).get_or_insert(format!("device lost ({reason:?}): {text}"));
+            lock(&lost).get_or_insert(format!("the device was lost ({reason:?}): {}", one_line(text)));
         });
         Ok(Context {
             adapter: description,
-            variant,
+            variant: options.variant,
             device,
             queue,
             limits,
             counters: Counters::default(),
+            compiled,
             failure,
             pipelines: Mutex::default(),
             commands: Mutex::default(),
@@ -117,8 +133,8 @@ impl Context {
         format!("{} ({})", self.adapter.name, self.adapter.driver)
     }
 
-    pub(crate) fn error(&self, reason: impl Into<String>) -> Error {
-        Error::Device { device: self.name(), reason: reason.into() }
+    pub(crate) fn error(&self, reason: impl std::fmt::Display) -> Error {
+        Error::Device { device: self.name(), reason: one_line(reason) }
     }
 
     /// The failure of an earlier call, if there was one.
@@ -189,7 +205,7 @@ impl Context {
             module: &module,
             entry_point: Some("main"),
             compilation_options: wgpu::PipelineCompilationOptions::default(),
-            cache: None,
+            cache: self.compiled.as_ref().map(Compiled::cache),
         });
         if let Some(error) = pollster::block_on(scope.pop()) {
             return Err(self.error(format!("kernel {key} does not compile: {error}")));
@@ -212,6 +228,9 @@ impl Context {
         if let Some(encoder) = lock(&self.commands).take() {
             self.counters.submits.fetch_add(1, Relaxed);
             self.queue.submit([encoder.finish()]);
+            if let Some(compiled) = &self.compiled {
+                compiled.keep(self.counters.pipelines.load(Relaxed));
+            }
             let [waiting, submitted] = &mut *lock(&self.bound);
             std::mem::swap(waiting, submitted);
             waiting.clear();

@@ -7,6 +7,7 @@ use crate::{AdapterDescription, WgpuBuffer, WgpuPlan};
 use anyfleet_tensor::{
     Backend, Caps, DType, DeviceMemory, Encoder, Error, HostWeight, Identity, Readback, Result, Tensor, WeightFormat,
 };
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// What the operator chose.
@@ -18,6 +19,8 @@ pub struct WgpuOptions {
     pub memory: Option<u64>,
     /// Which kernels.
     pub variant: Variant,
+    /// Folder where compiled kernels are kept for the next start; nowhere without one.
+    pub compiled: Option<PathBuf>,
 }
 
 /// Kernels for what adapters may offer beside what all have.
@@ -64,7 +67,7 @@ impl WgpuBackend {
     pub fn new(options: &WgpuOptions) -> Result<WgpuBackend> {
         let instance = adapter::instance();
         let (adapter, description) = adapter::choose(&instance, options.adapter.as_deref())?;
-        let context = Arc::new(Context::new(&adapter, description, options.variant)?);
+        let context = Arc::new(Context::new(&adapter, description, options)?);
         let floats = [DType::BF16, DType::F16, DType::F32];
         let quantized = [WeightFormat::Q8, WeightFormat::Q4];
         let limits = &context.limits;
@@ -113,6 +116,33 @@ impl WgpuBackend {
         self.context.bound_bytes()
     }
 
+    /// Seconds that `times` copies of `bytes` bytes take on the device, one after the other: what its memory can do at
+    /// best.
+    ///
+    /// # Errors
+    /// Out of memory for two buffers of that size, or a failure of the device.
+    pub fn copy_seconds(&self, bytes: usize, times: usize) -> Result<f64> {
+        let usage = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let [from, to] = [self.context.buffer(bytes, usage, "a copy")?, self.context.buffer(bytes, usage, "a copy")?];
+        self.context.submit()?;
+        let wait = || self.context.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| self.context.error(e));
+        wait()?;
+        let start = std::time::Instant::now();
+        for _ in 0..times {
+            self.context.encode(|encoder| encoder.copy_buffer_to_buffer(&from, 0, &to, 0, from.size()));
+        }
+        self.context.submit()?;
+        wait()?;
+        self.context.check()?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    /// Gives the device back to the driver at once. Whatever is done with it afterwards fails, as after a fault of the
+    /// hardware; another backend can be opened.
+    pub fn destroy(&self) {
+        self.context.device.destroy();
+    }
+
     fn recorded(&self, record: impl FnOnce(&mut Encoder<'_, Self>)) -> Result<WgpuPlan> {
         let mut recorder = WgpuRecorder::new(self.context.clone());
         let mut encoder = Encoder::new(self, &mut recorder);
@@ -150,9 +180,9 @@ impl Readback for WgpuReadback {
         }
         let Some(staging) = self.staging.take() else { return Ok(()) };
         staging.map_async(wgpu::MapMode::Read, .., |_| {});
-        self.context.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| self.context.error(e.to_string()))?;
+        self.context.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| self.context.error(e))?;
         self.context.check()?;
-        let view = staging.get_mapped_range(..).map_err(|e| self.context.error(e.to_string()))?;
+        let view = staging.get_mapped_range(..).map_err(|e| self.context.error(e))?;
         out.copy_from_slice(&view[self.skip..self.skip + self.len]);
         drop(view);
         staging.unmap();

@@ -9,6 +9,7 @@ mod adapter;
 mod buffer;
 mod context;
 mod device;
+mod disk;
 mod encoder;
 mod ops;
 mod plan;
