@@ -47,11 +47,42 @@ impl AdapterDescription {
     }
 }
 
+/// Vulkan for computing: without the extensions for windows, for which a layer of Mesa asks a display server and
+/// complains on standard error where there is none.
+#[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
 pub(crate) fn instance() -> wgpu::Instance {
-    wgpu::Instance::new(wgpu::InstanceDescriptor {
+    use wgpu::hal::{InstanceDescriptor, api::Vulkan, vulkan};
+    let defaults = descriptor();
+    let descriptor = InstanceDescriptor {
+        name: "anyfleet",
+        flags: defaults.flags,
+        memory_budget_thresholds: defaults.memory_budget_thresholds,
+        backend_options: defaults.backend_options,
+        telemetry: None,
+        display: None,
+    };
+    let without_windows = |args: vulkan::CreateInstanceCallbackArgs<'_, '_, '_>| {
+        args.extensions.retain(|name| !name.to_bytes().ends_with(b"_surface"));
+    };
+    // SAFETY: what is left out is for surfaces alone, which nobody makes; nothing is added.
+    match unsafe { vulkan::Instance::init_with_callback(&descriptor, Some(Box::new(without_windows))) } {
+        // SAFETY: it was made just now, and belongs to nobody else.
+        Ok(instance) => unsafe { wgpu::Instance::from_hal::<Vulkan>(instance) },
+        // It will say that it has no adapters.
+        Err(_) => wgpu::Instance::new(self::descriptor()),
+    }
+}
+
+#[cfg(any(target_arch = "wasm32", target_vendor = "apple"))]
+pub(crate) fn instance() -> wgpu::Instance {
+    wgpu::Instance::new(descriptor())
+}
+
+fn descriptor() -> wgpu::InstanceDescriptor {
+    wgpu::InstanceDescriptor {
         backends: wgpu::Backends::VULKAN,
         ..wgpu::InstanceDescriptor::new_without_display_handle()
-    })
+    }
 }
 
 fn found(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
