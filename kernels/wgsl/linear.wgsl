@@ -1,8 +1,9 @@
 // out = x * weight^T (+ bias) (+ residual), or activation(gate) * up of a gated weight.
 //
-// A workgroup computes a panel of LANES output features for ROWS rows. K is cut into SPLITS runs of steps; within a
-// run products are added in order by fused multiply-adds, and runs in order: a sum does not depend on ROWS or on how
-// many rows there are.
+// K is cut into SPLITS runs of steps; within a run products are added in order by fused multiply-adds, and runs in
+// order, so that a sum does not depend on who computes it and how many rows there are. Few rows: a workgroup computes a
+// panel of LANES output features for ROWS rows, each run by other threads, and reads every weight once. Many rows
+// (TILED): a workgroup computes PANELS panels for ROWS rows, from tiles of weights and activations that it shares.
 struct Params {
     rows: u32,
     live: u32,
@@ -40,7 +41,20 @@ struct Params {
 #endif
 
 const SPLITS: u32 = 16u;
+#if TILED
+// Panels of a workgroup; threads of a row of threads are lanes, and each has PANELS lanes of SHARE rows.
+const PANELS: u32 = 4u;
+const SHARE: u32 = 4u;
+const THREAD_ROWS: u32 = 16u;
+// Input features of a tile.
+const DEPTH: u32 = min(ELEMENTS, 16u);
+const WIDTH: u32 = PANELS * LANES;
+var<workgroup> parts: array<f32, ROWS * LANES>;
+var<workgroup> tile_w: array<f32, DEPTH * WIDTH>;
+var<workgroup> tile_x: array<f32, DEPTH * ROWS>;
+#else
 var<workgroup> parts: array<f32, ROWS * SPLITS * LANES>;
+#endif
 
 fn load_x(first: u32, k: u32) -> f32 {
 #if X_VECTORS
@@ -50,6 +64,94 @@ fn load_x(first: u32, k: u32) -> f32 {
 #endif
 }
 
+#if TILED
+@compute @workgroup_size(LANES, THREAD_ROWS)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_id) local: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let first_panel = grid_index(group) * PANELS;
+    let rows = live_rows(p.rows, p.live);
+    let first_row = group.z * ROWS;
+    if first_panel >= p.panels || first_row >= rows {
+        return;
+    }
+    let run = (p.steps + SPLITS - 1u) / SPLITS;
+    var totals: array<f32, PANELS * SHARE>;
+    for (var i = 0u; i < PANELS * SHARE; i++) {
+        totals[i] = 0.0;
+    }
+    for (var split = 0u; split < SPLITS; split++) {
+        var sums: array<f32, PANELS * SHARE>;
+        for (var i = 0u; i < PANELS * SHARE; i++) {
+            sums[i] = 0.0;
+        }
+        let end = min(p.steps, (split + 1u) * run);
+        for (var s = split * run; s < end; s++) {
+            for (var part = 0u; part < ELEMENTS / DEPTH; part++) {
+                let k = s * ELEMENTS + part * DEPTH;
+                if k >= p.width {
+                    break;
+                }
+                workgroupBarrier();
+                load_tiles(thread, first_panel, first_row, rows, s, part * DEPTH);
+                workgroupBarrier();
+                for (var i = 0u; i < min(DEPTH, p.width - k); i++) {
+                    var w: array<f32, PANELS>;
+                    for (var panel = 0u; panel < PANELS; panel++) {
+                        w[panel] = tile_w[i * WIDTH + panel * LANES + local.x];
+                    }
+                    for (var r = 0u; r < SHARE; r++) {
+                        let v = tile_x[i * ROWS + r * THREAD_ROWS + local.y];
+                        for (var panel = 0u; panel < PANELS; panel++) {
+                            sums[r * PANELS + panel] = fma(v, w[panel], sums[r * PANELS + panel]);
+                        }
+                    }
+                }
+            }
+        }
+        for (var i = 0u; i < PANELS * SHARE; i++) {
+            totals[i] += sums[i];
+        }
+    }
+    for (var panel = 0u; panel < PANELS; panel++) {
+        workgroupBarrier();
+        for (var r = 0u; r < SHARE; r++) {
+            parts[(r * THREAD_ROWS + local.y) * LANES + local.x] = totals[r * PANELS + panel];
+        }
+        workgroupBarrier();
+        for (var i = thread; i < ROWS * LANES; i += LANES * THREAD_ROWS) {
+            let row = first_row + i / LANES;
+            if row < rows && first_panel + panel < p.panels {
+                finish(first_panel + panel, row, i / LANES, i % LANES);
+            }
+        }
+    }
+}
+
+// Input features from `first` of step `s` on, of all lanes and rows of the workgroup.
+fn load_tiles(thread: u32, first_panel: u32, first_row: u32, rows: u32, s: u32, first: u32) {
+    for (var at = thread; at < DEPTH * WIDTH; at += LANES * THREAD_ROWS) {
+        let i = at / WIDTH;
+        // Panels past the last are read again and dropped.
+        let panel = min(first_panel + at % WIDTH / LANES, p.panels - 1u);
+        let place = (panel * p.steps + s) * LANES + at % LANES;
+        var w = element(weight[place], first + i);
+        if FORMAT == Q4 {
+            w *= signed_byte(weight[p.multipliers + place / 16u][place % 16u / 4u], place % 4u);
+        }
+        tile_w[at] = w;
+    }
+    for (var at = thread; at < DEPTH * ROWS; at += LANES * THREAD_ROWS) {
+        let row = min(first_row + at / DEPTH, rows - 1u);
+        let i = at % DEPTH;
+        // Beside each other in memory: threads next to each other take the features of a row.
+        let k = min(s * ELEMENTS + first + i, p.width - 1u);
+        tile_x[i * ROWS + at / DEPTH] = load_x(p.x + row * p.x_stride, k);
+    }
+}
+#else
 @compute @workgroup_size(LANES, SPLITS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -123,13 +225,18 @@ fn main(
         }
     }
 }
+#endif
 
 // The sum of lane `lane` with scale and bias.
 fn total(panel: u32, r: u32, lane: u32, feature: u32) -> f32 {
+#if TILED
+    var sum = parts[r * LANES + lane];
+#else
     var sum = 0.0;
     for (var split = 0u; split < SPLITS; split++) {
         sum += parts[(r * SPLITS + split) * LANES + lane];
     }
+#endif
     if FORMAT == Q8 || FORMAT == Q4 {
         let i = panel * LANES + lane;
         sum *= bitcast<f32>(weight[p.scales + i / 4u][i % 4u]);

@@ -218,6 +218,7 @@ fn linear<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType, we
         (2, 0, 1000, 64),
         (1, 0, 257, 2049),
         (65, 1, 31, 128),
+        (130, 9, 150, 97),
     ];
     shapes.extend((0..6).map(|_| (rng.range(1, 40), rng.below(4), rng.pick(&ODD), rng.pick(&ODD))));
     for (rows, padding, n, k) in shapes {
@@ -242,8 +243,15 @@ fn live_by_width(n: usize) -> Live {
 }
 
 fn linear_act_mul<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType, weight: WeightFormat) {
-    let mut shapes =
-        vec![(1, 0, 1, 1), (3, 2, 17, 80), (17, 0, 100, 33), (0, 2, 16, 16), (33, 0, 128, 64), (1, 0, 515, 257)];
+    let mut shapes = vec![
+        (1, 0, 1, 1),
+        (3, 2, 17, 80),
+        (17, 0, 100, 33),
+        (0, 2, 16, 16),
+        (33, 0, 128, 64),
+        (1, 0, 515, 257),
+        (70, 3, 90, 130),
+    ];
     shapes.extend((0..3).map(|_| (rng.range(1, 30), rng.below(4), rng.pick(&ODD), rng.pick(&ODD))));
     for (rows, padding, width, k) in shapes {
         let case = LinearActMulCase {

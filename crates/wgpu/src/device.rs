@@ -204,7 +204,7 @@ impl Backend for WgpuBackend {
 
     fn alloc(&self, bytes: usize) -> Result<WgpuBuffer> {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
-        // Room for the words and alignment around a view.
+        // Kernels and copies take words.
         Ok(WgpuBuffer::new(self.context.buffer(bytes.next_multiple_of(4), usage, "a tensor")?, bytes))
     }
 

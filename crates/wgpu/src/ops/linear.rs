@@ -6,8 +6,10 @@ use anyfleet_kernels::wgsl;
 use anyfleet_tensor::ops::{Activation, Linear, LinearActMul};
 use anyfleet_tensor::{Live, Result, Tensor};
 
-/// Rows a workgroup computes at most; fewer where there are fewer.
+/// Rows a workgroup computes at most where there are few; fewer where there are fewer.
 const ROWS: usize = 8;
+/// Rows and panels of a workgroup that shares tiles: `PANELS` of `linear.wgsl`, and `SHARE` times `THREAD_ROWS`.
+const TILE: (usize, usize) = (64, 4);
 
 struct Product<'a> {
     name: &'static str,
@@ -38,12 +40,16 @@ pub(crate) fn record_gated(recorder: &mut WgpuRecorder, op: &LinearActMul<'_, Wg
 
 fn product(recorder: &mut WgpuRecorder, op: &Product<'_>) -> Result<()> {
     check_apart(op.name, op.out, op.x)?;
-    let rows = ROWS.min(op.out.rows().max(1).next_power_of_two());
+    let tiled = op.out.rows() >= TILE.0;
+    let rows = if tiled { TILE.0 } else { ROWS.min(op.out.rows().max(1).next_power_of_two()) };
     for part in op.weight.parts() {
         let mut call = Call::new("linear", &[wgsl::COMMON, wgsl::EXACT, wgsl::WEIGHT, wgsl::ACTIVATION, wgsl::LINEAR]);
         call.name = op.name;
         call.flags.push(op.weight.flag());
         call.constants.push(("ROWS", rows as u32));
+        if tiled {
+            call.flags.push("TILED");
+        }
         let live = recorder.live(&mut call, op.live)?;
         call.bind_range(2, false, part.range());
         let x = recorder.bind(&mut call, 3, false, op.x)?;
@@ -93,7 +99,8 @@ fn product(recorder: &mut WgpuRecorder, op: &Product<'_>) -> Result<()> {
             residual_stride,
             part.panels() as u32,
         ];
-        call.grid(part.panels(), op.out.rows().div_ceil(rows));
+        let panels = if tiled { part.panels().div_ceil(TILE.1) } else { part.panels() };
+        call.grid(panels, op.out.rows().div_ceil(rows));
         recorder.push(call);
     }
     Ok(())
