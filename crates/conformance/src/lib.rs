@@ -35,6 +35,7 @@ pub mod number;
 pub mod operand;
 pub mod property;
 pub mod report;
+pub mod require;
 pub mod rng;
 pub mod stage;
 pub mod suite;

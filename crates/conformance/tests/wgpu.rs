@@ -1,22 +1,15 @@
 //! The wgpu backend against the suite, on Mesa's software Vulkan where that is installed.
 use anyfleet_conformance::report::Report;
+use anyfleet_conformance::require::skipped;
 use anyfleet_conformance::rng::seed_from_env;
 use anyfleet_conformance::suite::{Options, Tier, suite};
 use anyfleet_conformance::support;
 use anyfleet_wgpu::{Variant, WgpuBackend, WgpuOptions};
 
-/// The software adapter; none where the machine has no such driver, unless ANYFLEET_REQUIRE wants it.
+/// The software adapter, where the machine has its driver.
 fn software(variant: Variant) -> Option<WgpuBackend> {
     let options = WgpuOptions { adapter: Some("llvmpipe".into()), variant, ..Default::default() };
-    match WgpuBackend::new(&options) {
-        Ok(backend) => Some(backend),
-        Err(e) => {
-            let required = std::env::var("ANYFLEET_REQUIRE").unwrap_or_default();
-            assert!(!required.split(',').any(|name| name == "wgpu"), "ANYFLEET_REQUIRE={required}: {e}");
-            eprintln!("SKIPPED: {e} (Debian: mesa-vulkan-drivers; ANYFLEET_REQUIRE=wgpu makes this a failure)");
-            None
-        }
-    }
+    WgpuBackend::new(&options).map_err(|e| skipped("wgpu", e)).ok()
 }
 
 fn passes(variant: Variant, op: Option<&str>) -> Option<Report> {

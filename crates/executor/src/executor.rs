@@ -2,7 +2,7 @@
 use crate::cache::{self, cache_groups};
 use crate::inputs::{Bucket, StepInputs};
 use crate::output::HeadBuffers;
-use crate::plan::{ExecutorOptions, MemoryPlan};
+use crate::plan::{ExecutorOptions, MemoryPlan, step_sizes};
 use anyfleet_models::{Decoder, LayerCache, Scratch};
 use anyfleet_runtime::{Batch, Executor, ExecutorError, Limits, StepOutput, TokenSource};
 use anyfleet_tensor::{Backend, Result};
@@ -33,6 +33,7 @@ impl<B: Backend> ModelExecutor<B> {
         let spec = decoder.spec();
         let limits = plan.limits.clone();
         let groups = cache_groups(spec, limits.max_model_len);
+        device.reserve(&step_sizes(spec, options, limits.max_model_len))?;
         Ok(ModelExecutor {
             caches: cache::allocate(&*device, spec, &groups, &limits.cache, options.kv)?,
             scratch: Scratch::new(&*device, spec, options.activation, options.max_tokens)?,

@@ -4,7 +4,7 @@ use crate::inputs::StepInputs;
 use crate::output::{HeadBuffers, LOGIT_ROWS};
 use anyfleet_models::{Decoder, DecoderSpec, Scratch};
 use anyfleet_runtime::{CacheSpec, GroupSpec, Limits};
-use anyfleet_tensor::{Backend, DType, WeightFormat};
+use anyfleet_tensor::{Backend, DType, StepSizes, WeightFormat};
 use std::fmt;
 
 /// KV memory taken when nobody says how much, unless one sequence of the full length needs more.
@@ -53,7 +53,7 @@ pub struct MemoryPlan {
     pub kv_cache: u64,
     /// Activations of one step.
     pub activations: u64,
-    /// Step inputs, rotary tables, logits and results.
+    /// Step inputs, rotary tables, logits, results, and what the device's operations keep between their kernels.
     pub workspace: u64,
     /// Memory free on the device when the plan was made.
     pub available: Option<u64>,
@@ -176,7 +176,8 @@ pub fn plan<B: Backend>(device: &B, spec: &DecoderSpec, options: &ExecutorOption
         let tables = Decoder::<B>::rope_bytes(spec, len);
         (tables
             + StepInputs::<B>::bytes(options, groups, len.div_ceil(page_size))
-            + HeadBuffers::<B>::bytes(spec, options)) as u64
+            + HeadBuffers::<B>::bytes(spec, options)
+            + device.scratch_bytes(&step_sizes(spec, options, len))) as u64
     };
     let fixed = weights + activations + workspace(limit);
     let room = match caps.memory.available {
@@ -213,6 +214,19 @@ pub fn plan<B: Backend>(device: &B, spec: &DecoderSpec, options: &ExecutorOption
         },
         notes,
     })
+}
+
+/// The largest operations of a step with sequences of `positions` tokens.
+pub(crate) fn step_sizes(spec: &DecoderSpec, options: &ExecutorOptions, positions: usize) -> StepSizes {
+    let attention = || spec.layers.iter().map(|layer| &layer.attention);
+    StepSizes {
+        tokens: options.max_tokens,
+        query_width: attention().map(|a| a.heads * a.head_dim).max().unwrap_or(0),
+        head_size: attention().map(|a| a.head_dim).min().unwrap_or(0),
+        positions,
+        logit_rows: LOGIT_ROWS,
+        vocab_size: spec.vocab_size,
+    }
 }
 
 fn check_options(spec: &DecoderSpec, options: &ExecutorOptions) -> Result<(), PlanError> {

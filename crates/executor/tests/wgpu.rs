@@ -1,6 +1,7 @@
 //! What a step costs on wgpu, counted: submissions, kernels, bytes, and nothing made once it is warm.
 mod common;
 
+use anyfleet_conformance::require::skipped;
 use anyfleet_executor::{ExecutorOptions, MemoryPlan, ModelExecutor, plan};
 use anyfleet_models::{Decoder, LoadOptions};
 use anyfleet_runtime::Executor;
@@ -8,19 +9,19 @@ use anyfleet_tensor::{DType, WeightFormat};
 use anyfleet_wgpu::{WgpuBackend, WgpuCounts, WgpuOptions};
 use common::{batch, model};
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::Arc;
 
-/// The software adapter; none where the machine has no such driver, unless ANYFLEET_REQUIRE wants it.
+/// The software adapter, where the machine has its driver.
 fn software() -> Option<Arc<WgpuBackend>> {
-    match WgpuBackend::new(&WgpuOptions { adapter: Some("llvmpipe".into()), ..Default::default() }) {
-        Ok(backend) => Some(Arc::new(backend)),
-        Err(e) => {
-            let required = std::env::var("ANYFLEET_REQUIRE").unwrap_or_default();
-            assert!(!required.split(',').any(|name| name == "wgpu"), "ANYFLEET_REQUIRE={required}: {e}");
-            eprintln!("SKIPPED: {e} (Debian: mesa-vulkan-drivers; ANYFLEET_REQUIRE=wgpu makes this a failure)");
-            None
-        }
-    }
+    open(None)
+}
+
+/// The same with a folder for compiled kernels.
+fn open(compiled: Option<&Path>) -> Option<Arc<WgpuBackend>> {
+    let compiled = compiled.map(Path::to_owned);
+    let options = WgpuOptions { adapter: Some("llvmpipe".into()), compiled, ..Default::default() };
+    WgpuBackend::new(&options).map(Arc::new).map_err(|e| skipped("wgpu", e)).ok()
 }
 
 struct Setup {
@@ -62,6 +63,7 @@ fn step(device: &WgpuBackend, setup: &mut Setup, sequences: u32, rows: u32) -> W
         buffers: after.buffers - before.buffers,
         bind_groups: after.bind_groups - before.bind_groups,
         pipelines: after.pipelines - before.pipelines,
+        bytes: after.bytes - before.bytes,
         dispatches: after.dispatches - before.dispatches,
     }
 }
@@ -99,6 +101,20 @@ fn a_decode_step_runs_eight_kernels_a_layer_and_is_given_what_it_must_read() {
 }
 
 #[test]
+fn what_is_made_on_the_device_is_what_the_plan_says() {
+    let formats = [WeightFormat::Float(DType::BF16), WeightFormat::Q8, WeightFormat::Q4];
+    for (name, weights) in formats.map(|format| ("pocket", format)) {
+        let Some(device) = software() else { return };
+        let setup = setup(&device, name, weights, 8 << 20);
+        let (made, planned) = (device.counts().bytes, setup.plan.total());
+        println!("{name} {weights}: {made} bytes made, {planned} planned");
+        // Parameters of kernels come on top: a few words for each of a bucket's.
+        assert!(made <= planned + planned / 50, "{name} {weights}: {made} bytes made, {planned} planned");
+        assert!(made >= planned - planned / 50, "{name} {weights}: {made} bytes made, {planned} planned");
+    }
+}
+
+#[test]
 fn a_lost_device_is_an_error_that_names_it_and_another_can_be_opened() {
     let Some(device) = software() else { return };
     let weights = WeightFormat::Float(DType::BF16);
@@ -120,17 +136,11 @@ fn a_lost_device_is_an_error_that_names_it_and_another_can_be_opened() {
 #[test]
 fn compiled_kernels_are_kept() {
     let folder = tempfile::tempdir().expect("a folder");
-    let options = || WgpuOptions {
-        adapter: Some("llvmpipe".into()),
-        compiled: Some(folder.path().to_owned()),
-        ..Default::default()
-    };
-    let Ok(device) = WgpuBackend::new(&options()) else { return };
+    let Some(device) = open(Some(folder.path())) else { return };
     if !device.adapter().features.contains(&"pipeline cache") {
         eprintln!("SKIPPED: {} gives no compiled kernels out", device.adapter().name);
         return;
     }
-    let device = Arc::new(device);
     step(&device, &mut setup(&device, "llama3", WeightFormat::Q8, 1 << 20), 1, 1);
     let files = || std::fs::read_dir(folder.path()).expect("a folder").map(|file| file.expect("a file").path());
     let kept: Vec<_> = files().collect();
@@ -139,7 +149,7 @@ fn compiled_kernels_are_kept() {
     // One that was damaged is no reason not to start.
     for damaged in [&b""[..], b"nothing of a driver's", &[0xff; 4096]] {
         std::fs::write(&kept[0], damaged).expect("written");
-        let device = Arc::new(WgpuBackend::new(&options()).expect("a device"));
+        let device = open(Some(folder.path())).expect("a device");
         step(&device, &mut setup(&device, "llama3", WeightFormat::Q8, 1 << 20), 1, 1);
     }
 }

@@ -72,6 +72,23 @@ pub enum Operand {
     Bytes,
 }
 
+/// The largest operations of a model's steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepSizes {
+    /// Rows of tokens.
+    pub tokens: usize,
+    /// Query heads of a row times their size, in elements.
+    pub query_width: usize,
+    /// The smallest head, in elements.
+    pub head_size: usize,
+    /// Positions of a sequence.
+    pub positions: usize,
+    /// Rows of logits at a time.
+    pub logit_rows: usize,
+    /// Logits of a row.
+    pub vocab_size: usize,
+}
+
 /// A transfer from the device that may still be under way.
 pub trait Readback: Send {
     /// Waits for the bytes and copies them into `out`.
@@ -118,6 +135,22 @@ pub trait Backend: Sized + Send + Sync + 'static {
 
     /// Device bytes [`Backend::load`] will keep for a `rows x cols` matrix, padding included.
     fn weight_bytes(&self, rows: usize, cols: usize, store: WeightFormat) -> usize;
+
+    /// Device bytes the operations of a step of at most these sizes keep between their kernels; 0, the default,
+    /// where they keep none.
+    fn scratch_bytes(&self, sizes: &StepSizes) -> usize {
+        let _ = sizes;
+        0
+    }
+
+    /// Allocates [`Backend::scratch_bytes`], so that no step of at most these sizes has to.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    fn reserve(&self, sizes: &StepSizes) -> Result<()> {
+        let _ = sizes;
+        Ok(())
+    }
 
     /// Name and version of what [`Backend::load`] makes of a weight: equal for two backends exactly where
     /// one may [`adopt`](Backend::adopt) what the other [exported](Backend::export). `None`, the default,

@@ -32,7 +32,7 @@ mod step;
 mod tensor;
 mod weight;
 
-pub use backend::{Backend, Caps, DeviceMemory, Identity, Operand, Readback};
+pub use backend::{Backend, Caps, DeviceMemory, Identity, Operand, Readback, StepSizes};
 pub use dtype::{DType, Element, WeightFormat};
 pub use encoder::{Encoder, Recorder};
 pub use error::{Error, Result};

@@ -13,8 +13,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub struct WgpuCounts {
     /// Submissions to the device's queue.
     pub submits: u64,
-    /// Device buffers made.
+    /// Buffers made.
     pub buffers: u64,
+    /// Their bytes.
+    pub bytes: u64,
     /// Bind groups made.
     pub bind_groups: u64,
     /// Kernels compiled.
@@ -27,6 +29,7 @@ pub struct WgpuCounts {
 pub(crate) struct Counters {
     pub(crate) submits: AtomicU64,
     pub(crate) buffers: AtomicU64,
+    pub(crate) bytes: AtomicU64,
     pub(crate) bind_groups: AtomicU64,
     pub(crate) pipelines: AtomicU64,
     pub(crate) dispatches: AtomicU64,
@@ -37,6 +40,7 @@ impl Counters {
         WgpuCounts {
             submits: self.submits.load(Relaxed),
             buffers: self.buffers.load(Relaxed),
+            bytes: self.bytes.load(Relaxed),
             bind_groups: self.bind_groups.load(Relaxed),
             pipelines: self.pipelines.load(Relaxed),
             dispatches: self.dispatches.load(Relaxed),
@@ -153,6 +157,7 @@ impl Context {
             return Err(out_of_memory());
         }
         self.counters.buffers.fetch_add(1, Relaxed);
+        self.counters.bytes.fetch_add(size, Relaxed);
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some(what),
@@ -271,7 +276,7 @@ impl Context {
         if let Some(buffer) = scratch.as_ref().filter(|buffer| buffer.size() >= size) {
             return Ok(Range { buffer: buffer.clone(), offset: 0, size });
         }
-        let buffer = Arc::new(self.buffer(bytes.next_power_of_two(), wgpu::BufferUsages::STORAGE, "scratch")?);
+        let buffer = Arc::new(self.buffer(bytes, wgpu::BufferUsages::STORAGE, "scratch")?);
         *scratch = Some(buffer.clone());
         Ok(Range { buffer, offset: 0, size })
     }

@@ -3,9 +3,10 @@ use crate::adapter;
 use crate::context::{Context, WgpuCounts};
 use crate::encoder::WgpuRecorder;
 use crate::weight::{self, WgpuWeight};
-use crate::{AdapterDescription, WgpuBuffer, WgpuPlan};
+use crate::{AdapterDescription, WgpuBuffer, WgpuPlan, ops};
 use anyfleet_tensor::{
-    Backend, Caps, DType, DeviceMemory, Encoder, Error, HostWeight, Identity, Readback, Result, Tensor, WeightFormat,
+    Backend, Caps, DType, DeviceMemory, Encoder, Error, HostWeight, Identity, Readback, Result, StepSizes,
+    Tensor, WeightFormat,
 };
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -218,6 +219,15 @@ impl Backend for WgpuBackend {
 
     fn weight_bytes(&self, rows: usize, cols: usize, store: WeightFormat) -> usize {
         weight::bytes(rows, cols, store)
+    }
+
+    fn scratch_bytes(&self, sizes: &StepSizes) -> usize {
+        let bytes = ops::attention::scratch_bytes(sizes).max(ops::sample::scratch_bytes(sizes));
+        bytes.next_multiple_of(16)
+    }
+
+    fn reserve(&self, sizes: &StepSizes) -> Result<()> {
+        self.context.scratch(self.scratch_bytes(sizes)).map(drop)
     }
 
     fn write(&self, dst: &Tensor<Self>, bytes: &[u8]) -> Result<()> {

@@ -1,6 +1,7 @@
 //! What the whole-model tests share: fixtures, and a driver that feeds one sequence to an executor.
 #![allow(dead_code, reason = "each test binary uses a part")]
 use anyfleet::{Batch, DeviceSpec, Executor, StepOutput};
+use anyfleet_conformance::require::skipped;
 use anyfleet_runtime::{CacheKind, GroupBatch, LogitRow, SampleMode, SeqRows, TableRange, TokenSource};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -32,10 +33,7 @@ pub fn devices() -> Vec<DeviceSpec> {
 pub fn software_vulkan() -> Option<DeviceSpec> {
     let found = anyfleet::list_devices().into_iter().find(|device| device.name.contains("llvmpipe"));
     if found.is_none() {
-        let required = std::env::var("ANYFLEET_REQUIRE").unwrap_or_default();
-        let missing = "no llvmpipe (feature wgpu of this crate, Debian's mesa-vulkan-drivers)";
-        assert!(!required.split(',').any(|name| name == "wgpu"), "ANYFLEET_REQUIRE={required}: {missing}");
-        eprintln!("SKIPPED on wgpu: {missing}");
+        skipped("wgpu", "no llvmpipe (feature wgpu of this crate, Debian's mesa-vulkan-drivers)");
     }
     found.map(|device| device.spec)
 }

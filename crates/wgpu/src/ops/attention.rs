@@ -3,8 +3,8 @@ use super::{check_apart, check_head, kv_flag};
 use crate::WgpuBackend;
 use crate::encoder::{Call, WgpuRecorder};
 use anyfleet_kernels::wgsl;
-use anyfleet_tensor::Result;
 use anyfleet_tensor::ops::Attention;
+use anyfleet_tensor::{Result, StepSizes};
 
 /// Keys of a segment: `SEGMENT` of the kernels.
 const SEGMENT: usize = 256;
@@ -14,6 +14,21 @@ const HEADS: usize = 8;
 const SPLIT_ROWS: usize = 16;
 /// Most bytes of what segments leave.
 const RECORDS: usize = 32 << 20;
+
+/// Bytes that the segments of `rows` rows leave: for each head its weighted values, maximum and sum.
+fn record_bytes(rows: usize, heads: usize, size: usize, segments: usize) -> usize {
+    rows * heads * segments * (size + 2) * 4
+}
+
+/// The most that [`record`] asks of scratch memory.
+pub(crate) fn scratch_bytes(sizes: &StepSizes) -> usize {
+    let (rows, segments) = (sizes.tokens.min(SPLIT_ROWS), sizes.positions.div_ceil(SEGMENT));
+    let heads = sizes.query_width / sizes.head_size.max(1);
+    match segments {
+        0 | 1 => 0,
+        segments => record_bytes(rows, heads, sizes.head_size, segments).min(RECORDS),
+    }
+}
 
 pub(crate) fn record(recorder: &mut WgpuRecorder, op: &Attention<'_, WgpuBackend>) -> Result<()> {
     const OP: &str = "attention";
@@ -28,7 +43,7 @@ pub(crate) fn record(recorder: &mut WgpuRecorder, op: &Attention<'_, WgpuBackend
     let together = group_heads.min(HEADS);
     let batches = group_heads.div_ceil(together);
     let most = op.longest.min(op.table.len() * page_size).div_ceil(SEGMENT).max(1);
-    let record_bytes = rows * heads * most * (size + 2) * 4;
+    let record_bytes = record_bytes(rows, heads, size, most);
     let split = rows <= SPLIT_ROWS && most > 1 && op.window.is_none() && record_bytes <= RECORDS;
     let segments = if split { most } else { 1 };
     let mut call = Call::new(OP, &[wgsl::COMMON, wgsl::EXACT, wgsl::KV, wgsl::ATTENTION]);

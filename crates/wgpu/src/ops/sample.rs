@@ -3,9 +3,19 @@ use super::check_apart;
 use crate::WgpuBackend;
 use crate::encoder::{Call, Range, WgpuRecorder};
 use anyfleet_kernels::wgsl;
-use anyfleet_tensor::Result;
 use anyfleet_tensor::ops::Sample;
+use anyfleet_tensor::{Result, StepSizes};
 use std::sync::Arc;
+
+/// Adjusted logits.
+fn adjusted_bytes(rows: usize, vocab: usize) -> usize {
+    rows * vocab * 4
+}
+
+/// The most that [`record`] asks of scratch memory.
+pub(crate) fn scratch_bytes(sizes: &StepSizes) -> usize {
+    adjusted_bytes(sizes.logit_rows, sizes.vocab_size)
+}
 
 pub(crate) fn record(recorder: &mut WgpuRecorder, op: &Sample<'_, WgpuBackend>) -> Result<()> {
     const OP: &str = "sample";
@@ -22,8 +32,7 @@ pub(crate) fn record(recorder: &mut WgpuRecorder, op: &Sample<'_, WgpuBackend>) 
     let logits = recorder.bind(&mut call, 2, false, op.logits)?;
     let params = recorder.bind(&mut call, 3, false, op.params)?;
     let adjust = recorder.bind(&mut call, 4, false, op.adjust)?;
-    // Adjusted logits.
-    call.bind_range(5, true, recorder.context.scratch(rows * vocab * 4)?);
+    call.bind_range(5, true, recorder.context.scratch(adjusted_bytes(rows, vocab))?);
     // Results in one buffer are bound once, from its start.
     let together = results.iter().all(|result| Arc::ptr_eq(&result.buffer().raw, &op.ids.buffer().raw));
     let [ids, logprobs, top_ids, top_logprobs] = if together {
