@@ -297,7 +297,7 @@ impl<B: Backend, C: OpCase> Case<B> for C {
         if let Some(wrong) = wrong {
             return Err(format!("{wrong}; tolerance: {tolerance:?}"));
         }
-        if errors.compared >= Tolerance::ENOUGH && errors.nmse() > tolerance.nmse {
+        if errors.nmse() > tolerance.nmse {
             return Err(format!("NMSE {:e} is above {:e} ({})", errors.nmse(), tolerance.nmse, tolerance.reason));
         }
         if execute(backend, &staged, live, None)? != first {

@@ -83,9 +83,14 @@ pub struct Errors {
 }
 
 impl Errors {
-    /// Normalised mean square error: 0 when nothing differs, also where all values are zero.
+    /// Normalised mean square error: 0 when nothing differs, also where all values are zero, and of fewer elements than
+    /// [`Tolerance::ENOUGH`].
     pub fn nmse(&self) -> f64 {
-        if self.square_error == 0.0 { 0.0 } else { self.square_error / self.square_value.max(f64::MIN_POSITIVE) }
+        if self.square_error == 0.0 || self.compared < Tolerance::ENOUGH {
+            0.0
+        } else {
+            self.square_error / self.square_value.max(f64::MIN_POSITIVE)
+        }
     }
 
     fn near(&mut self, got: f64, (value, scale): (f64, f64), dtype: DType, tolerance: &Tolerance) -> bool {

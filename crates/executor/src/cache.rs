@@ -37,6 +37,17 @@ impl LayerGroup {
         self.layers.iter().map(|&i| (token(&spec.layers[i]) * page_size) as u64).sum()
     }
 
+    /// Bytes of one page in the largest buffer it has a part of: the keys, or the values, of one layer.
+    pub fn largest_part(&self, spec: &DecoderSpec, page_size: usize, kv: DType) -> u64 {
+        let attention = |&i: &usize| &spec.layers[i].attention;
+        self.layers
+            .iter()
+            .map(attention)
+            .map(|a| (a.kv_heads * a.head_dim * kv.size() * page_size) as u64)
+            .max()
+            .unwrap_or(0)
+    }
+
     /// Pages one sequence of `len` tokens holds at most, when a step adds up to `chunk` tokens.
     pub fn pages_per_sequence(&self, len: usize, chunk: usize, page_size: usize) -> u64 {
         let all = len.div_ceil(page_size);

@@ -114,6 +114,8 @@ struct Sizing<'a> {
     spec: &'a DecoderSpec,
     options: &'a ExecutorOptions,
     page_size: usize,
+    /// The most bytes of one buffer.
+    max_buffer: Option<u64>,
 }
 
 impl Sizing<'_> {
@@ -130,9 +132,30 @@ impl Sizing<'_> {
         self.groups(len).iter().map(bytes).sum()
     }
 
+    /// The most pages a group can have: slots are u32 = page * page size + offset, with u32::MAX kept for "nowhere",
+    /// and keys and values of a layer are a buffer each.
+    fn most_pages(&self, group: &LayerGroup) -> u64 {
+        let slots = u64::from(u32::MAX) / self.page_size as u64 - 1;
+        let part = group.largest_part(self.spec, self.page_size, self.options.kv).max(1);
+        self.max_buffer.map_or(slots, |most| slots.min(most / part))
+    }
+
+    /// Bytes that the pages the device can hold in buffers have at most, shared out for sequences of `len` tokens.
+    fn most_bytes(&self, len: usize) -> u64 {
+        let sequences = |g: &LayerGroup| {
+            let per_sequence = g.pages_per_sequence(len, self.options.max_tokens, self.page_size).max(1);
+            self.most_pages(g) as f64 / per_sequence as f64
+        };
+        let scarcest = self.groups(len).iter().map(sequences).fold(f64::INFINITY, f64::min);
+        (self.sequence_bytes(len) as f64 * scarcest) as u64
+    }
+
     /// The longest sequence, in whole pages, whose cache fits `budget` bytes.
     fn longest(&self, budget: u64, limit: usize) -> usize {
-        let fits = |pages: usize| self.sequence_bytes(pages * self.page_size) <= budget;
+        let fits = |pages: usize| {
+            let len = pages * self.page_size;
+            self.sequence_bytes(len) <= budget.min(self.most_bytes(len))
+        };
         let (mut low, mut high) = (0, limit.div_ceil(self.page_size));
         while low < high {
             let middle = (low + high).div_ceil(2);
@@ -149,8 +172,7 @@ impl Sizing<'_> {
         let specs = groups.iter().map(|g| {
             let per_sequence = g.pages_per_sequence(len, self.options.max_tokens, self.page_size);
             let pages = (u128::from(per_sequence) * u128::from(budget) / u128::from(need)) as u64;
-            // Slots are u32 = page * page size + offset, with u32::MAX kept for "nowhere".
-            let pages = pages.min(u64::from(u32::MAX) / self.page_size as u64 - 1).max(per_sequence);
+            let pages = pages.min(self.most_pages(g)).max(per_sequence);
             used += pages * g.page_bytes(self.spec, self.page_size, self.options.kv);
             GroupSpec { kind: g.kind, pages: pages as u32 }
         });
@@ -167,7 +189,7 @@ pub fn plan<B: Backend>(device: &B, spec: &DecoderSpec, options: &ExecutorOption
     let caps = device.caps();
     check_options(spec, options)?;
     let page_size = options.page_size.unwrap_or(caps.page_size);
-    let sizing = Sizing { spec, options, page_size };
+    let sizing = Sizing { spec, options, page_size, max_buffer: caps.max_buffer };
     let limit = options.max_model_len.unwrap_or(spec.max_position_embeddings);
     let weights = Decoder::weight_bytes(device, spec, options.weights) as u64;
     let activations = Scratch::<B>::bytes(spec, options.activation, options.max_tokens) as u64;
@@ -278,9 +300,17 @@ fn choose_kv(sizing: &Sizing<'_>, limit: usize, room: Option<u64>) -> Result<(us
         )));
     }
     let wanted = one.saturating_mul(max_sequences as u64).min(DEFAULT_KV_CAP.max(one));
-    let budget = kv_bytes.unwrap_or(wanted).min(room.unwrap_or(u64::MAX));
+    let most = sizing.most_bytes(limit);
+    let budget = kv_bytes.unwrap_or(wanted).min(room.unwrap_or(u64::MAX)).min(most);
     if budget >= one {
-        return Ok((limit, budget, Vec::new()));
+        let note = kv_bytes.filter(|&asked| asked > most).map(|asked| {
+            format!(
+                "the KV cache is {}, not {}: a buffer of the device holds no more of a layer",
+                human(most),
+                human(asked)
+            )
+        });
+        return Ok((limit, budget, note.into_iter().collect()));
     }
     let fits = sizing.longest(budget, limit);
     if fits == 0 {
@@ -292,11 +322,11 @@ fn choose_kv(sizing: &Sizing<'_>, limit: usize, room: Option<u64>) -> Result<(us
         )));
     }
     if max_model_len.is_some() {
+        let or_more = if most < one { String::new() } else { format!(" or --kv-cache-memory {}", human(one)) };
         return Err(PlanError(format!(
-            "one sequence of {limit} tokens needs {} of KV cache, but {} is what fits; use --max-model-len {fits} or --kv-cache-memory {}",
+            "one sequence of {limit} tokens needs {} of KV cache, but {} is what fits; use --max-model-len {fits}{or_more}",
             human(one),
-            human(budget),
-            human(one)
+            human(budget)
         )));
     }
     let note =

@@ -3,7 +3,7 @@ mod common;
 
 use anyfleet_executor::{ExecutorOptions, MemoryPlan, ModelExecutor, plan};
 use anyfleet_models::{Decoder, LoadOptions};
-use anyfleet_runtime::{Batch, Executor};
+use anyfleet_runtime::{Batch, CacheKind, Executor};
 use anyfleet_tensor::null::NullBackend;
 use anyfleet_tensor::{DType, WeightFormat};
 use common::{batch, model};
@@ -144,4 +144,30 @@ fn what_does_not_fit_is_refused_with_what_would() {
     assert!(lowered.limits.max_model_len < most && lowered.notes.len() == 1, "{lowered}");
     assert!(try_with(&|o| o.max_sequences = 0).is_err());
     assert!(try_with(&|o| o.max_tokens = 1).is_err());
+}
+
+#[test]
+fn a_cache_is_cut_at_the_largest_buffer() {
+    for (name, kv) in [("llama2", DType::BF16), ("mistral-window", DType::F32), ("qwen3", DType::I8)] {
+        let spec = model(name).spec;
+        let try_with = |most: u64, change: &dyn Fn(&mut ExecutorOptions)| {
+            let mut options = ExecutorOptions { kv, ..options() };
+            change(&mut options);
+            plan(&NullBackend::with_max_buffer(most), &spec, &options).map_err(|e| e.to_string())
+        };
+        let row = spec.layers.iter().map(|l| l.attention.kv_heads * l.attention.head_dim * kv.size()).max();
+        let row = row.expect("layers") as u64;
+        let limit = spec.max_position_embeddings as u64;
+        for rows in [limit * 3 + 5, limit + 16, limit / 2, 40] {
+            let plan = try_with(rows * row, &|o| o.kv_bytes = Some(1 << 30)).expect("a smaller cache");
+            let cache = &plan.limits.cache;
+            assert!(cache.groups.iter().all(|g| u64::from(g.pages * cache.page_size) <= rows), "{name} {rows}: {plan}");
+            // Of windowed layers a longer sequence needs no more.
+            let windows = cache.groups.iter().all(|g| g.kind != CacheKind::Paged);
+            assert!(plan.limits.max_model_len as u64 <= rows || windows, "{name} {rows}: {plan}");
+            assert_eq!(plan.notes.len(), 1, "{name} {rows}: {plan}");
+        }
+        let error = try_with(40 * row, &|o| o.max_model_len = Some(limit as usize)).expect_err("one sequence");
+        assert!(error.contains("use --max-model-len ") && !error.contains("--kv-cache-memory"), "{error}");
+    }
 }

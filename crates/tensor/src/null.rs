@@ -43,6 +43,12 @@ impl NullBackend {
         backend.caps.numerics = numerics.into();
         backend
     }
+    /// One whose buffers have at most `bytes` bytes.
+    pub fn with_max_buffer(bytes: u64) -> Self {
+        let mut backend = NullBackend::default();
+        backend.caps.max_buffer = Some(bytes);
+        backend
+    }
     /// Operations executed so far, one line each, the newest last.
     pub fn log(&self) -> Vec<String> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()

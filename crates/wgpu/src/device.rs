@@ -5,8 +5,8 @@ use crate::encoder::WgpuRecorder;
 use crate::weight::{self, WgpuWeight};
 use crate::{AdapterDescription, WgpuBuffer, WgpuPlan, ops};
 use anyfleet_tensor::{
-    Backend, Caps, DType, DeviceMemory, Encoder, Error, HostWeight, Identity, Readback, Result, StepSizes,
-    Tensor, WeightFormat,
+    Backend, Caps, DType, DeviceMemory, Encoder, Error, HostWeight, Identity, Readback, Result, StepSizes, Tensor,
+    WeightFormat,
 };
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -48,7 +48,10 @@ impl Certificate {
                 max_error / limit
             );
             let _ = match passed {
-                true => writeln!(text, "  log-probabilities within {max_error:.1e}, {greedy_ids} greedy ids equal"),
+                true => {
+                    let ids = greedy_ids.map_or(String::new(), |ids| format!(", {ids} greedy ids equal"));
+                    writeln!(text, "  log-probabilities within {max_error:.1e}{ids}")
+                }
                 false => writeln!(text, "  {detail}"),
             };
         }
