@@ -26,6 +26,8 @@
 //! 8. An end-of-sequence token, a stop token or string, or a length ends the choice:
 //!    [`Event::Finished`]. Its pages are free, or cached for whoever begins alike. A failed step
 //!    ends its requests with [`Event::Failed`] instead, and [`Runtime::cancel`] ends one silently.
+//! 9. [`Runtime::suspend`] ends one with a [`RequestSnapshot`], with which [`Runtime::resume`] goes on,
+//!    here or on another machine: its tokens are replayed as if they had just been chosen.
 //!
 //! # Invariants
 //! - A token depends on the request, its choice and its position, never on the schedule: the same
@@ -49,6 +51,7 @@ mod request;
 mod runtime;
 mod scheduler;
 mod sequence;
+mod snapshot;
 mod stats;
 
 pub use batch::*;
@@ -56,4 +59,5 @@ pub use executor::*;
 pub use params::*;
 pub use request::*;
 pub use runtime::*;
+pub use snapshot::{ChoiceSnapshot, Identity, RequestSnapshot, SnapshotError};
 pub use stats::*;

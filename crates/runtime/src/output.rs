@@ -15,6 +15,19 @@ pub(crate) struct Output {
     chars: usize,
     bytes: usize,
     emitted: usize,
+    /// Tokens whose text is out.
+    released: usize,
+    /// What the caller has: as much as is out, or more while a resumed choice is replayed.
+    sent: Sent,
+}
+
+/// How much of a choice its caller has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sent {
+    /// Of its text.
+    pub(crate) bytes: usize,
+    /// Of its tokens.
+    pub(crate) tokens: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -38,13 +51,37 @@ impl Output {
     /// `detokenizer` continues the prompt.
     pub(crate) fn new(params: &SamplingParams, detokenizer: Option<Detokenizer>) -> Self {
         let stops = StopStrings::new(&params.stop, params.include_stop_str_in_output);
-        Output { detokenizer, stops, held: VecDeque::new(), chars: 0, bytes: 0, emitted: 0 }
+        Output {
+            detokenizer,
+            stops,
+            held: VecDeque::new(),
+            chars: 0,
+            bytes: 0,
+            emitted: 0,
+            released: 0,
+            sent: Sent::default(),
+        }
+    }
+
+    /// Says what the caller has of a choice that is about to be replayed: nothing of it goes out again.
+    pub(crate) fn resume(&mut self, sent: Sent) {
+        self.sent = sent;
+    }
+
+    /// What the caller has.
+    pub(crate) fn sent(&self) -> Sent {
+        self.sent
+    }
+
+    /// The last tokens, which the caller does not have yet.
+    pub(crate) fn held(&self) -> impl Iterator<Item = &TokenLogprob> {
+        self.held.iter().map(|held| &held.token).skip(self.sent.tokens.saturating_sub(self.released))
     }
 
     /// Takes a token. Where `look_for_stops` is false its text passes unexamined.
     pub(crate) fn push(&mut self, mut token: TokenLogprob, look_for_stops: bool) -> Piece {
         let Some(detokenizer) = &mut self.detokenizer else {
-            return Piece { tokens: vec![token], ..Piece::default() };
+            return self.unsent(Piece { tokens: vec![token], ..Piece::default() });
         };
         let text = detokenizer.push(token.id);
         token.text_offset = self.chars;
@@ -75,8 +112,23 @@ impl Output {
         }
         let mut piece = self.release(text, stop);
         if stop.is_none() {
-            piece.tokens.extend(self.held.drain(..).map(|held| held.token));
+            let rest = self.held.drain(..).map(|held| held.token).collect();
+            piece.tokens.extend(self.unsent(Piece { tokens: rest, ..Piece::default() }).tokens);
         }
+        piece
+    }
+
+    /// Notes what is out now, and leaves of it what the caller does not have.
+    fn unsent(&mut self, mut piece: Piece) -> Piece {
+        let known = self.sent.bytes.saturating_sub(self.emitted).min(piece.text.len());
+        self.emitted += piece.text.len();
+        // What a snapshot says may end within a character: the caller's text does not.
+        piece.text.drain(..piece.text.ceil_char_boundary(known));
+        let known = self.sent.tokens.saturating_sub(self.released).min(piece.tokens.len());
+        self.released += piece.tokens.len();
+        piece.tokens.drain(..known);
+        self.sent.bytes = self.sent.bytes.max(self.emitted);
+        self.sent.tokens = self.sent.tokens.max(self.released);
         piece
     }
 
@@ -85,16 +137,16 @@ impl Output {
     /// A token without text (the first bytes of a character, a special token) goes with the next
     /// that has some.
     fn release(&mut self, text: String, stop: Option<usize>) -> Piece {
-        self.emitted += text.len();
+        let emitted = self.emitted + text.len();
         let out = |held: &HeldToken| match stop {
-            Some(_) => held.start < self.emitted && held.start < held.end,
-            None => held.end <= self.emitted && held.start < held.end,
+            Some(_) => held.start < emitted && held.start < held.end,
+            None => held.end <= emitted && held.start < held.end,
         };
         let ready = self.held.iter().rposition(out).map_or(0, |last| last + 1);
         let tokens = self.held.drain(..ready).map(|held| held.token).collect();
         if stop.is_some() {
             self.held.clear();
         }
-        Piece { text, tokens, stop }
+        self.unsent(Piece { text, tokens, stop })
     }
 }

@@ -1,4 +1,6 @@
 //! How tokens are chosen and when generation ends.
+use crate::snapshot::exact;
+use serde::{Deserialize, Serialize};
 
 /// Temperatures below this are greedy: dividing logits by less would overflow.
 pub const MIN_TEMPERATURE: f32 = 1e-5;
@@ -7,24 +9,32 @@ pub const MIN_TEMPERATURE: f32 = 1e-5;
 ///
 /// [`SamplingParams::validate`] states the range of every field; the default is plain sampling at
 /// temperature 1 until an end-of-sequence token or the model's limit.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SamplingParams {
     /// Divides the logits; 0 (below [`MIN_TEMPERATURE`]) takes the highest. Range 0 to 2.
+    #[serde(with = "exact")]
     pub temperature: f32,
     /// Keep the k highest logits; 0 keeps all.
     pub top_k: u32,
     /// Keep the smallest set of highest tokens whose mass reaches this; 1 keeps all. Range 0 to 1.
+    #[serde(with = "exact")]
     pub top_p: f32,
     /// Keep tokens with at least this share of the highest token's probability; 0 keeps all. Range 0 to 1.
+    #[serde(with = "exact")]
     pub min_p: f32,
     /// Subtracted once from the logit of a token that the output contains. Range -2 to 2.
+    #[serde(with = "exact")]
     pub presence_penalty: f32,
     /// Subtracted from a token's logit per occurrence in the output. Range -2 to 2.
+    #[serde(with = "exact")]
     pub frequency_penalty: f32,
     /// Divides positive and multiplies negative logits of tokens in prompt or output; 1 is off.
     /// Range 0.01 to 100 (Keskar et al. 2019, arXiv:1909.05858).
+    #[serde(with = "exact")]
     pub repetition_penalty: f32,
     /// Token id and what is added to its logit, within 100 of 0; one entry per token.
+    #[serde(with = "exact::pairs")]
     pub logit_bias: Vec<(u32, f32)>,
     /// Seed of the counter-based randomness: the token at a position depends on nothing else but
     /// the seed, the choice's index and the logits. `None` draws one from the operating system.

@@ -136,8 +136,26 @@ fn accept(
     eos_token_ids: &[u32],
     events: &mut Vec<Event>,
 ) -> Option<FinishReason> {
+    let token = logprob(output, row, sequence.job.params.logprobs);
+    let (piece, finish) = append(sequence, token, eos_token_ids);
+    events.extend(delta(key, piece));
+    finish
+}
+
+/// What goes out with a piece, if anything does.
+pub(crate) fn delta(key: SeqKey, piece: Piece) -> Option<Event> {
+    let Piece { text, tokens, .. } = piece;
+    let SeqKey { request, choice } = key;
+    (!text.is_empty() || !tokens.is_empty()).then_some(Event::Delta { request, choice, text, tokens })
+}
+
+/// Appends a token; what becomes ready with it, and whether it is the last.
+pub(crate) fn append(
+    sequence: &mut Sequence,
+    token: TokenLogprob,
+    eos_token_ids: &[u32],
+) -> (Piece, Option<FinishReason>) {
     let params = &sequence.job.params;
-    let token = logprob(output, row, params.logprobs);
     let id = token.id;
     sequence.tokens.push(id);
     sequence.adjustments.record(id);
@@ -162,15 +180,16 @@ fn accept(
         piece.text += &tail.text;
         piece.tokens.extend(tail.tokens);
     }
-    if !piece.text.is_empty() || !piece.tokens.is_empty() {
-        let Piece { text, tokens, .. } = piece;
-        events.push(Event::Delta { request: key.request, choice: key.choice, text, tokens });
-    }
-    finish
+    (piece, finish)
 }
 
-fn finish_choice(key: SeqKey, reason: FinishReason, scheduler: &mut Scheduler, events: &mut Vec<Event>) {
-    let cached_prompt_tokens = scheduler.requests.get(&key.request).map_or(0, |progress| progress.cached_tokens);
+pub(crate) fn finish_choice(key: SeqKey, reason: FinishReason, scheduler: &mut Scheduler, events: &mut Vec<Event>) {
+    let progress = scheduler.requests.get_mut(&key.request);
+    let cached_prompt_tokens = progress.as_ref().and_then(|progress| progress.cached_tokens).unwrap_or(0);
+    let generated = scheduler.sequences.get(&key).map_or(0, Sequence::generated);
+    if let Some(progress) = progress {
+        progress.finished.insert(key.choice, generated);
+    }
     let Some(sequence) = scheduler.remove(key) else { return };
     let usage = Usage {
         prompt_tokens: sequence.job.prompt_len(),

@@ -1,5 +1,7 @@
 //! What callers hand to the runtime and what it tells them.
+use crate::snapshot::exact;
 use crate::{ParamError, SamplingParams};
+use serde::{Deserialize, Serialize};
 
 /// A prompt and how to continue it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -64,6 +66,12 @@ pub enum AddError {
         /// The most tokens, prompt and output, that a sequence running alone can have.
         capacity_tokens: usize,
     },
+    /// A snapshot that is of another model, or contradicts itself.
+    #[error("this snapshot cannot be resumed here: {message}")]
+    Snapshot {
+        /// What is wrong.
+        message: String,
+    },
     /// Too many requests wait already.
     #[error("{max_queue} requests are waiting already: try again later")]
     QueueFull {
@@ -73,16 +81,20 @@ pub enum AddError {
 }
 
 /// One token and its log-probabilities under the model (before penalties and temperature, natural log).
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TokenLogprob {
     /// Token id.
     pub id: u32,
     /// Its log-probability.
+    #[serde(with = "exact")]
     pub logprob: f32,
     /// As many of the highest as the request asked for, highest first; empty if it asked for none.
+    #[serde(with = "exact::pairs")]
     pub top: Vec<(u32, f32)>,
     /// Where the token's text begins in its choice's text, in characters (Unicode scalar values).
-    /// 0 for prompt tokens.
+    /// 0 for prompt tokens. Not part of a snapshot: it follows from the tokens.
+    #[serde(skip)]
     pub text_offset: usize,
 }
 

@@ -2,12 +2,13 @@
 use crate::assemble::assemble;
 use crate::cache::Cache;
 use crate::output::Output;
-use crate::postprocess::Step;
+use crate::postprocess::{Step, delta, finish_choice};
 use crate::prefix::Scope;
-use crate::scheduler::{Scheduler, StepLimits};
-use crate::sequence::{Job, Sequence};
+use crate::scheduler::{Progress, Scheduler, StepLimits};
+use crate::sequence::{Job, SeqKey, Sequence};
 use crate::{
-    AddError, Batch, Event, Executor, ExecutorError, Limits, ParamError, Request, RequestId, SamplingParams, Stats,
+    AddError, Batch, Event, Executor, ExecutorError, Identity, Limits, ParamError, Request, RequestId, RequestSnapshot,
+    SamplingParams, Stats, snapshot,
 };
 use anyfleet_text::{Detokenizer, Tokenizer};
 use std::collections::VecDeque;
@@ -31,6 +32,8 @@ pub struct RuntimeOptions {
     pub max_num_seqs: usize,
     /// Requests that may wait to start.
     pub max_queue: usize,
+    /// What snapshots say they are of, and must be of to be resumed.
+    pub identity: Identity,
 }
 
 impl Default for RuntimeOptions {
@@ -43,6 +46,7 @@ impl Default for RuntimeOptions {
             max_prefill_chunk: None,
             max_num_seqs: usize::MAX,
             max_queue: 1024,
+            identity: Identity::default(),
         }
     }
 }
@@ -133,16 +137,102 @@ impl Runtime {
     /// # Errors
     /// The request is malformed, can never run, or the queue is full; see [`AddError`].
     pub fn add(&mut self, request: Request) -> Result<RequestId, AddError> {
-        self.check_request(&request)?;
+        let max_len = self.admissible(&request)?;
+        let id = self.next_id();
+        let choices = self.choices(id, request, max_len);
+        self.scheduler.insert(id, Progress::default(), (0..).zip(choices));
+        Ok(id)
+    }
+
+    fn next_id(&mut self) -> RequestId {
+        self.next_id += 1;
+        RequestId(self.next_id - 1)
+    }
+
+    /// Ends a request with what [`Runtime::resume`] needs to go on with it; its pages are free before the next step
+    /// and no further event names it. `None` if it is unknown or complete.
+    pub fn suspend(&mut self, request: RequestId) -> Option<RequestSnapshot> {
+        let snapshot = self.snapshot(request)?;
+        self.scheduler.remove_request(request);
+        Some(snapshot)
+    }
+
+    /// What [`Runtime::suspend`] would give, while the request goes on.
+    pub fn snapshot(&self, request: RequestId) -> Option<RequestSnapshot> {
+        let progress = self.scheduler.requests.get(&request)?;
+        let mut choices = self.scheduler.choices(request).peekable();
+        let job = choices.peek()?.1.job.clone();
+        let max_tokens = (job.max_len - job.prompt_len()) as u32;
+        let params = SamplingParams { seed: Some(job.seed), max_tokens: Some(max_tokens), ..job.params.clone() };
+        let (identity, adapter) = (self.options.identity.clone(), job.scope.adapter);
+        let mut snapshot = RequestSnapshot::new(identity, job.prompt.clone(), params, adapter);
+        snapshot.cached_prompt_tokens = progress.cached_tokens;
+        snapshot.prompt_scored = true;
+        for (key, sequence) in choices {
+            snapshot.prompt_scored &= sequence.prompt_scores.is_none();
+            snapshot.choices[key.choice as usize] = sequence.snapshot();
+        }
+        for (&choice, &tokens) in &progress.finished {
+            snapshot.choices[choice as usize].finished = Some(tokens);
+        }
+        Some(snapshot)
+    }
+
+    /// Takes a suspended request into the queue, and tells what its caller does not have of it yet. Complete choices
+    /// are not mentioned again.
+    ///
+    /// # Errors
+    /// As [`Runtime::add`], and where the snapshot is of another model, contradicts itself, or has nothing left to do.
+    pub fn resume(
+        &mut self,
+        snapshot: RequestSnapshot,
+        tenant_salt: Vec<u8>,
+    ) -> Result<(RequestId, Vec<Event>), AddError> {
+        snapshot.check(&self.options.identity, self.limits.vocab_size)?;
+        if snapshot.is_finished() {
+            return Err(snapshot::bad("all its choices are complete".into()));
+        }
+        let RequestSnapshot { prompt, params, adapter, prompt_scored, cached_prompt_tokens, choices, .. } = snapshot;
+        let request = Request { prompt, params, adapter, tenant_salt };
+        let max_len = self.admissible(&request)?;
+        let id = self.next_id();
+        let mut progress = Progress {
+            cached_tokens: cached_prompt_tokens,
+            prefilled: choices[0].finished.is_some(),
+            ..Progress::default()
+        };
+        let (mut sequences, mut events, mut complete) = (Vec::new(), Vec::new(), Vec::new());
+        for (mut sequence, (choice, state)) in self.choices(id, request, max_len).zip((0..).zip(choices)) {
+            let key = SeqKey { request: id, choice };
+            if let Some(tokens) = state.finished {
+                progress.finished.insert(choice, tokens);
+                continue;
+            }
+            if prompt_scored {
+                sequence.prompt_scores = None;
+            }
+            let (piece, finish) = sequence
+                .replay(state, &self.options.eos_token_ids)
+                .map_err(|message| snapshot::bad(format!("choice {choice} {message}")))?;
+            events.extend(delta(key, piece));
+            complete.extend(finish.map(|reason| (key, reason)));
+            sequences.push((choice, sequence));
+        }
+        self.scheduler.insert(id, progress, sequences.into_iter());
+        for (key, reason) in complete {
+            finish_choice(key, reason, &mut self.scheduler, &mut events);
+        }
+        Ok((id, events))
+    }
+
+    /// Whether a request can be queued, and the tokens, prompt and output, at which a choice of it is full.
+    fn admissible(&self, request: &Request) -> Result<usize, AddError> {
+        self.check_request(request)?;
         let max_len = self.max_len(request.prompt.len(), request.params.max_tokens)?;
         if self.scheduler.queued() >= self.options.max_queue {
             return Err(AddError::QueueFull { max_queue: self.options.max_queue });
         }
-        let id = RequestId(self.next_id);
-        self.next_id += 1;
-        let choices = self.choices(id, request, max_len);
-        self.scheduler.insert(id, choices);
-        Ok(id)
+        Ok(max_len)
     }
 
     fn check_request(&self, request: &Request) -> Result<(), AddError> {

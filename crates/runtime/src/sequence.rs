@@ -1,9 +1,10 @@
 //! One choice of one request, while it lasts.
 use crate::adjust::Adjustments;
 use crate::cache::Lease;
-use crate::output::Output;
+use crate::output::{Output, Piece, Sent};
+use crate::postprocess::append;
 use crate::prefix::Scope;
-use crate::{RequestId, SamplingParams, TokenLogprob};
+use crate::{ChoiceSnapshot, FinishReason, RequestId, SamplingParams, TokenLogprob};
 use std::sync::Arc;
 
 /// Names a sequence. Ordered by arrival: earlier requests first, then earlier choices.
@@ -91,6 +92,48 @@ impl Sequence {
         }
     }
 
+    /// What a snapshot keeps of it.
+    pub(crate) fn snapshot(&self) -> ChoiceSnapshot {
+        ChoiceSnapshot {
+            tokens: self.tokens.get(self.job.prompt_len()..).unwrap_or_default().to_vec(),
+            held: self.output.held().cloned().collect(),
+            sent_bytes: self.output.sent().bytes,
+            finished: None,
+        }
+    }
+
+    /// Takes the tokens of a snapshot as if they had just been chosen: what its caller does not have yet, and whether
+    /// the last of them ends the choice. The message of an error follows the choice's name.
+    pub(crate) fn replay(
+        &mut self,
+        state: ChoiceSnapshot,
+        eos_token_ids: &[u32],
+    ) -> Result<(Piece, Option<FinishReason>), String> {
+        let ChoiceSnapshot { tokens, held, sent_bytes, .. } = state;
+        let sent = tokens.len() - held.len();
+        self.output.resume(Sent { bytes: sent_bytes, tokens: sent });
+        let (mut all, mut finish) = (Piece::default(), None);
+        // Not before there are tokens: a queue may be long.
+        if !tokens.is_empty() {
+            self.start();
+        }
+        let known = tokens[..sent].iter().map(|&id| TokenLogprob { id, ..TokenLogprob::default() });
+        for (i, token) in known.chain(held).enumerate() {
+            if let Some(reason) = finish {
+                return Err(format!(
+                    "goes on after token {} of it, which ended it ({})",
+                    i - 1,
+                    FinishReason::as_str(&reason)
+                ));
+            }
+            let (piece, reason) = append(self, token, eos_token_ids);
+            all.text += &piece.text;
+            all.tokens.extend(piece.tokens);
+            finish = reason;
+        }
+        Ok((all, finish))
+    }
+
     /// Rows that may be scheduled now: 1 is a decode, 0 means waiting for a step to end.
     pub(crate) fn remaining(&self) -> usize {
         let ahead = match self.may_run_ahead() {
@@ -111,9 +154,9 @@ impl Sequence {
         end == self.tokens.len() + self.tokens_in_flight && end < self.job.max_len
     }
 
-    /// Tokens generated.
+    /// Tokens generated; none before the sequence first starts.
     pub(crate) fn generated(&self) -> usize {
-        self.tokens.len() - self.job.prompt_len()
+        self.tokens.len().saturating_sub(self.job.prompt_len())
     }
 
     /// The longest prefix that may come from the cache: the last token is always computed, and so

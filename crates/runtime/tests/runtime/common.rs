@@ -1,8 +1,8 @@
 //! What the tests share: a tokenizer, running requests to the end, collecting what came of them.
 use anyfleet_runtime::null::{NullExecutor, NullOptions};
 use anyfleet_runtime::{
-    Batch, CacheKind, CacheSpec, Event, Executor, ExecutorError, FinishReason, GroupSpec, Limits, Request, RequestId,
-    Runtime, RuntimeOptions, SampleMode, SamplingParams, StepOutput, TokenLogprob, Usage,
+    Batch, CacheKind, CacheSpec, Event, Executor, ExecutorError, FinishReason, GroupSpec, Identity, Limits, Request,
+    RequestId, RequestSnapshot, Runtime, RuntimeOptions, SampleMode, SamplingParams, StepOutput, TokenLogprob, Usage,
 };
 use anyfleet_text::Tokenizer;
 use std::collections::BTreeMap;
@@ -101,6 +101,32 @@ impl Outcomes {
 
     fn expect_live(&self, request: RequestId) {
         assert!(!self.over.contains(&request), "an event of {request:?}, which is over");
+    }
+
+    /// A request goes on under another name; nothing may name the old one any more.
+    pub fn rename(&mut self, old: RequestId, new: RequestId) {
+        let choices: Vec<_> = self.choices.range((old, 0)..=(old, u32::MAX)).map(|(&key, _)| key).collect();
+        for key in choices {
+            let choice = self.choices.remove(&key).expect("it was just listed");
+            self.choices.insert((new, key.1), choice);
+        }
+        let prompt = self.prompts.remove(&old);
+        self.prompts.extend(prompt.map(|prompt| (new, prompt)));
+        self.over.push(old);
+    }
+
+    /// The snapshot that a caller can make of a request from what it was told.
+    pub fn ledger(&self, id: RequestId, request: &Request) -> RequestSnapshot {
+        let params = request.params.clone();
+        let mut snapshot = RequestSnapshot::new(Identity::default(), request.prompt.clone(), params, request.adapter);
+        snapshot.prompt_scored = self.prompts.contains_key(&id);
+        for (choice, state) in (0..).zip(&mut snapshot.choices) {
+            let Some(seen) = self.choices.get(&(id, choice)) else { continue };
+            state.tokens = seen.tokens.iter().map(|token| token.0).collect();
+            state.sent_bytes = seen.text.len();
+            state.finished = seen.reason.is_some().then_some(seen.usage.completion_tokens);
+        }
+        snapshot
     }
 
     pub fn choice(&self, request: RequestId, choice: u32) -> &Choice {

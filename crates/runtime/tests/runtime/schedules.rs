@@ -1,5 +1,5 @@
 //! Random schedules: whatever is going on around it, a request's tokens, text and log-probability
-//! bits are those of the same request alone.
+//! bits are those of the same request alone. Requests are also moved: suspended, written out, read and resumed.
 //!
 //! `ANYFLEET_SEED` sets the seed of the run, `ANYFLEET_SCHEDULES` how many schedules it has. A failure
 //! names the seed of its schedule; `ANYFLEET_SEED=that ANYFLEET_SCHEDULES=1` runs just that one.
@@ -7,7 +7,8 @@
 use crate::common::{Outcomes, VOCAB, alone, assert_no_leak, finish, tokenizer};
 use anyfleet_runtime::null::{NullExecutor, NullOptions};
 use anyfleet_runtime::{
-    CacheKind, CacheSpec, GroupSpec, Limits, Request, RequestId, Runtime, RuntimeOptions, SamplingParams, Stats,
+    CacheKind, CacheSpec, GroupSpec, Limits, Request, RequestId, RequestSnapshot, Runtime, RuntimeOptions,
+    SamplingParams, Stats,
 };
 use anyfleet_text::Tokenizer;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -47,6 +48,19 @@ struct Arrival {
     request: Request,
     /// Steps after arrival at which the client goes away.
     cancelled_after: Option<usize>,
+    /// Steps after arrival at which it is suspended and resumed.
+    moves: Vec<(usize, Move)>,
+}
+
+/// What a request is resumed from.
+#[derive(Clone, Copy)]
+enum Move {
+    /// The runtime's snapshot.
+    Snapshot,
+    /// What its caller was told.
+    Ledger,
+    /// The same, but for the news that choices are complete.
+    Unfinished,
 }
 
 struct Schedule {
@@ -122,7 +136,7 @@ fn schedule(random: &mut Random, tokenizer: &Tokenizer) -> Schedule {
         .collect();
     let text = random.chance(30);
     let mut step = 0;
-    let arrivals: Vec<Arrival> = (0..random.within(1, 8))
+    let mut arrivals: Vec<Arrival> = (0..random.within(1, 8))
         .map(|_| {
             step += random.pick(&[0, 0, 1, 4, 12]);
             let mut prompt = random.pick(&stems);
@@ -135,7 +149,7 @@ fn schedule(random: &mut Random, tokenizer: &Tokenizer) -> Schedule {
                 tenant_salt: random.pick(&[b"".as_slice(), b"", b"", b"other"]).to_vec(),
             };
             let cancelled_after = random.chance(10).then(|| random.within(0, 20));
-            Arrival { step, request, cancelled_after }
+            Arrival { step, request, cancelled_after, moves: Vec::new() }
         })
         .collect();
     let longest = arrivals.iter().map(|a| a.request.prompt.len() + a.request.params.max_tokens.unwrap_or(0) as usize);
@@ -152,25 +166,28 @@ fn schedule(random: &mut Random, tokenizer: &Tokenizer) -> Schedule {
         },
         false => NullOptions::default(),
     };
-    Schedule {
-        limits: Limits {
-            max_tokens: rows,
-            max_sequences: random.pick(&[1, 2, 4, 16, 32]),
-            max_model_len: 64,
-            vocab_size: VOCAB as usize,
-            cache,
-            steps_in_flight: random.pick(&[1, 2, 3]),
-        },
-        options: RuntimeOptions {
-            eos_token_ids: vec![0, 1000],
-            tokenizer: text.then(|| tokenizer.clone()),
-            prefix_cache: random.chance(70),
-            max_prefill_chunk: random.pick(&[None, None, Some(1), Some(5), Some(16)]),
-            ..RuntimeOptions::default()
-        },
-        faults,
-        arrivals,
+    let limits = Limits {
+        max_tokens: rows,
+        max_sequences: random.pick(&[1, 2, 4, 16, 32]),
+        max_model_len: 64,
+        vocab_size: VOCAB as usize,
+        cache,
+        steps_in_flight: random.pick(&[1, 2, 3]),
+    };
+    let options = RuntimeOptions {
+        eos_token_ids: vec![0, 1000],
+        tokenizer: text.then(|| tokenizer.clone()),
+        prefix_cache: random.chance(70),
+        max_prefill_chunk: random.pick(&[None, None, Some(1), Some(5), Some(16)]),
+        ..RuntimeOptions::default()
+    };
+    // Last, so that seeds of before keep their schedules.
+    for arrival in &mut arrivals {
+        let moves = random.pick(&[0, 0, 1, 1, 3]);
+        let way = |random: &mut Random| random.pick(&[Move::Snapshot, Move::Snapshot, Move::Ledger, Move::Unfinished]);
+        arrival.moves = (0..moves).map(|_| (random.within(0, 16), way(random))).collect();
     }
+    Schedule { limits, options, faults, arrivals }
 }
 
 #[derive(Debug, Default)]
@@ -179,6 +196,7 @@ struct Tally {
     compared: AtomicU64,
     cancelled: AtomicU64,
     failed: AtomicU64,
+    moved: AtomicU64,
     preemptions: AtomicU64,
     prefix_hits: AtomicU64,
     steps: AtomicU64,
@@ -194,13 +212,43 @@ impl Tally {
     }
 }
 
+/// Suspends a request and resumes it by way of its bytes; its new name, if it was not over.
+fn move_request(
+    runtime: &mut Runtime,
+    outcomes: &mut Outcomes,
+    (id, request): (RequestId, &Request),
+    way: Move,
+) -> Option<RequestId> {
+    let own = runtime.suspend(id)?;
+    runtime.check_invariants().unwrap();
+    let mut snapshot = match way {
+        Move::Snapshot => own,
+        Move::Ledger | Move::Unfinished => outcomes.ledger(id, request),
+    };
+    for (choice, state) in (0..).zip(&mut snapshot.choices) {
+        if matches!(way, Move::Unfinished) && state.finished.take().is_some() {
+            let seen = outcomes.choices.get_mut(&(id, choice)).expect("a complete choice was mentioned");
+            seen.reason = None;
+        }
+    }
+    let json = snapshot.to_json();
+    let read = RequestSnapshot::from_json(json.as_bytes()).unwrap();
+    assert_eq!(read.to_json(), json);
+    let (new, events) = runtime.resume(read, request.tenant_salt.clone()).unwrap();
+    outcomes.rename(id, new);
+    outcomes.take(events);
+    runtime.check_invariants().unwrap();
+    Some(new)
+}
+
 /// Runs a schedule; returns the ids its requests got, with those that went away.
 fn run(schedule: &Schedule, tally: &Tally) -> (Vec<RequestId>, Vec<RequestId>, Outcomes) {
     let mut executor = NullExecutor::new(schedule.limits.clone(), schedule.faults.clone());
     let mut runtime = Runtime::new(schedule.limits.clone(), schedule.options.clone()).unwrap();
     let (mut ids, mut cancelled, mut outcomes) = (Vec::new(), Vec::new(), Outcomes::default());
     let mut step = 0;
-    let end = |a: &Arrival| a.step + a.cancelled_after.unwrap_or(0);
+    let end =
+        |a: &Arrival| a.step + a.cancelled_after.into_iter().chain(a.moves.iter().map(|m| m.0)).max().unwrap_or(0);
     let last = schedule.arrivals.iter().map(end).max().unwrap_or(0);
     while step <= last {
         for (i, arrival) in schedule.arrivals.iter().enumerate() {
@@ -215,6 +263,13 @@ fn run(schedule: &Schedule, tally: &Tally) -> (Vec<RequestId>, Vec<RequestId>, O
                     cancelled.push(ids[i]);
                 }
                 runtime.check_invariants().unwrap();
+            }
+            for &(_, way) in arrival.moves.iter().filter(|&&(after, _)| arrival.step + after == step) {
+                let moved = move_request(&mut runtime, &mut outcomes, (ids[i], &arrival.request), way);
+                if let Some(new) = moved {
+                    ids[i] = new;
+                    tally.moved.fetch_add(1, Ordering::Relaxed);
+                }
             }
         }
         outcomes.take(runtime.step(&mut executor));
@@ -291,7 +346,8 @@ fn random_schedules_equal_each_request_alone() {
     });
     println!("random schedules run: {schedules} {tally:?}");
     if schedules >= 1000 {
-        let counts = [&tally.compared, &tally.cancelled, &tally.failed, &tally.preemptions, &tally.prefix_hits];
+        let Tally { compared, cancelled, failed, moved, preemptions, prefix_hits, .. } = &tally;
+        let counts = [compared, cancelled, failed, moved, preemptions, prefix_hits];
         assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) > 0), "something never happened: {tally:?}");
     }
 }
