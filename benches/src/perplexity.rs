@@ -107,7 +107,7 @@ fn score(args: &PerplexityArgs, quantize: Quantize, text: &str) -> Result<(Strin
         score.tokens += logprobs.len();
     }
     report::progress(&format!("{quantize}: {} tokens in {:.1} s", score.tokens, start.elapsed().as_secs_f64()));
-    Ok((engine.info().numerics_id.clone(), score))
+    Ok((engine.info().identity.numerics_id.clone(), score))
 }
 
 /// Windows of at most `size` tokens; each begins with the last token of the one before.

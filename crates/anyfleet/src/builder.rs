@@ -7,7 +7,7 @@ use crate::{
 };
 use anyfleet_executor::{ExecutorOptions, MemoryPlan, ModelExecutor, plan};
 use anyfleet_models::{Decoder, LoadOptions, Model, open_model};
-use anyfleet_runtime::{Executor, Runtime, RuntimeOptions};
+use anyfleet_runtime::{Executor, Identity, Runtime, RuntimeOptions};
 use anyfleet_tensor::{Backend, DType, WeightFormat};
 use anyfleet_text::Files;
 use anyfleet_weights::{Bundle, Hub, ModelFiles};
@@ -261,21 +261,29 @@ impl EngineBuilder {
         let (defaults, defaults_warning) = default_params(&model);
         warnings.extend(device_warnings);
         warnings.extend(unused_warning(&model).into_iter().chain(defaults_warning));
+        let identity = Identity {
+            numerics_id: loaded.numerics_id,
+            weights: model.dir.identity(),
+            tokenizer: tokenizer.as_ref().map_or(String::new(), |t| hex(&t.content_hash())),
+            template: template.as_ref().map_or(String::new(), |t| hex(&t.content_hash())),
+            adapter: String::new(),
+        };
         let options = RuntimeOptions {
             eos_token_ids: eos_token_ids.clone(),
             tokenizer: tokenizer.clone(),
             prefix_cache: self.prefix_cache,
             max_queue: self.max_queue,
+            identity: identity.clone(),
             ..RuntimeOptions::default()
         };
         let limits = loaded.executor.limits().clone();
         let runtime = Runtime::new(limits.clone(), options).map_err(|e| Error::Plan(e.to_string()))?;
-        let (submissions, receiver) = async_channel::unbounded();
+        let (commands, receiver) = async_channel::unbounded();
         let board = Arc::new(Board::default());
         let worker = Worker {
             runtime,
             executor: loaded.executor,
-            submissions: receiver,
+            commands: receiver,
             board: board.clone(),
             streams: Default::default(),
         };
@@ -289,14 +297,14 @@ impl EngineBuilder {
             family: model.spec.family,
             device: loaded.device,
             dtype: loaded.dtype.to_string(),
-            numerics_id: loaded.numerics_id,
+            identity,
             max_model_len: limits.max_model_len,
             vocab_size: limits.vocab_size,
             eos_token_ids,
             plan: loaded.plan,
             warnings,
         };
-        Ok(Engine::from_shared(Shared { info, tokenizer, template, defaults, submissions, board }))
+        Ok(Engine::from_shared(Shared { info, tokenizer, template, defaults, commands, board }))
     }
 
     fn open(&self) -> Result<Model> {
@@ -457,6 +465,10 @@ impl OnBackend for Load<'_> {
         executor.warm_up().map_err(|e| Error::Device(e.to_string()))?;
         Ok(Loaded { executor: Box::new(executor), plan, device: name, dtype: builder.weight_dtype(model), numerics_id })
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn model_error(error: impl std::fmt::Display) -> Error {

@@ -1,9 +1,9 @@
 //! The engine's handle.
 use crate::request::{Completion, GenerateRequest, Prompt};
-use crate::stream::TokenStream;
-use crate::worker::{Board, Submission};
+use crate::stream::{StreamEvent, TokenStream};
+use crate::worker::{Board, Command, Submission, Work};
 use crate::{ChatInput, ChatTemplate, EngineBuilder, Error, MemoryPlan, Result, SamplingParams, Stats, Tokenizer};
-use anyfleet_runtime::Request;
+use anyfleet_runtime::{Identity, Request, RequestId, RequestSnapshot};
 use anyfleet_text::SpecialTokens;
 use async_channel::{Receiver, Sender};
 use std::path::PathBuf;
@@ -22,9 +22,10 @@ pub struct EngineInfo {
     pub device: String,
     /// Type of the weights on the device.
     pub dtype: String,
-    /// Everything that decides the bits of a logit: engine version, backend and kernel set, types.
-    /// Two engines with one value and one checkpoint give one answer.
-    pub numerics_id: String,
+    /// What decides an answer beside the request; what snapshots of this engine are of. Its `numerics_id` is
+    /// everything that decides the bits of a logit: engine version, backend and kernel set, types. Two engines with
+    /// one value and one checkpoint give one answer.
+    pub identity: Identity,
     /// Tokens per sequence, prompt and output together.
     pub max_model_len: usize,
     /// Size of the vocabulary.
@@ -49,13 +50,13 @@ pub(crate) struct Shared {
     pub tokenizer: Option<Tokenizer>,
     pub template: Option<ChatTemplate>,
     pub defaults: SamplingParams,
-    pub submissions: Sender<Submission>,
+    pub commands: Sender<Command>,
     pub board: Arc<Board>,
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        self.submissions.close();
+        self.commands.close();
     }
 }
 
@@ -67,8 +68,15 @@ impl std::fmt::Debug for Engine {
 
 /// An accepted or refused submission on its way back.
 struct Submitted {
-    accepted: Receiver<Result<()>>,
-    stream: TokenStream,
+    accepted: Receiver<Result<RequestId>>,
+    events: Receiver<Result<StreamEvent>>,
+    prompt_tokens: usize,
+}
+
+impl Submitted {
+    fn stream(self, id: RequestId) -> TokenStream {
+        TokenStream::new(self.events, id, self.prompt_tokens)
+    }
 }
 
 impl Engine {
@@ -181,10 +189,8 @@ impl Engine {
     /// [`Error`] when the request is refused.
     pub fn stream(&self, request: GenerateRequest) -> Result<TokenStream> {
         let submitted = self.submit(request)?;
-        match submitted.accepted.recv_blocking() {
-            Ok(accepted) => accepted.map(|()| submitted.stream),
-            Err(_) => Err(self.closed()),
-        }
+        let id = submitted.accepted.recv_blocking().map_err(|_| self.closed())??;
+        Ok(submitted.stream(id))
     }
 
     /// As [`Engine::stream`], without blocking the thread. Tokenizing text prompts happens on the
@@ -194,15 +200,80 @@ impl Engine {
     /// [`Error`] when the request is refused.
     pub async fn stream_async(&self, request: GenerateRequest) -> Result<TokenStream> {
         let submitted = self.submit(request)?;
-        match submitted.accepted.recv().await {
-            Ok(accepted) => accepted.map(|()| submitted.stream),
-            Err(_) => Err(self.closed()),
-        }
+        let id = submitted.accepted.recv().await.map_err(|_| self.closed())??;
+        Ok(submitted.stream(id))
+    }
+
+    /// Ends a request between two steps and gives what [`Engine::resume`] needs to go on with it, on this engine or on
+    /// another of the same model. Its stream ends with [`StreamEvent::Suspended`]. `None` for a request that is over
+    /// or unknown.
+    ///
+    /// ```no_run
+    /// # use anyfleet::{Engine, GenerateRequest, RequestSnapshot};
+    /// # fn main() -> anyfleet::Result<()> {
+    /// # let (here, there) = (Engine::builder("model").build()?, Engine::builder("model").build()?);
+    /// let stream = here.stream(GenerateRequest::text("Once upon a time"))?;
+    /// if let Some(snapshot) = here.suspend(stream.id())? {
+    ///     let json = snapshot.to_json();
+    ///     // Elsewhere, later.
+    ///     let snapshot = RequestSnapshot::from_json(json.as_bytes()).expect("it was just written");
+    ///     for event in there.resume(snapshot, None)? {
+    ///         println!("{:?}", event?);
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// The engine has stopped.
+    pub fn suspend(&self, request: RequestId) -> Result<Option<RequestSnapshot>> {
+        let snapshots = self.send_suspend(Some(request))?;
+        Ok(snapshots.recv_blocking().map_err(|_| self.closed())?.pop())
+    }
+
+    /// As [`Engine::suspend`], without blocking the thread.
+    ///
+    /// # Errors
+    /// The engine has stopped.
+    pub async fn suspend_async(&self, request: RequestId) -> Result<Option<RequestSnapshot>> {
+        let snapshots = self.send_suspend(Some(request))?;
+        Ok(snapshots.recv().await.map_err(|_| self.closed())?.pop())
+    }
+
+    /// Suspends all requests, those that wait to start too. New ones are taken as before.
+    ///
+    /// # Errors
+    /// The engine has stopped.
+    pub async fn suspend_all_async(&self) -> Result<Vec<RequestSnapshot>> {
+        self.send_suspend(None)?.recv().await.map_err(|_| self.closed())
+    }
+
+    /// Goes on with a suspended request. Its stream has what its caller did not have when it was suspended, and
+    /// nothing of what it had. `tenant` is the caller's own, as in [`GenerateRequest::tenant`].
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a snapshot that is of another model, contradicts itself or has nothing left to do;
+    /// otherwise as [`Engine::stream`].
+    pub fn resume(&self, snapshot: RequestSnapshot, tenant: Option<String>) -> Result<TokenStream> {
+        let submitted = self.submit_snapshot(snapshot, tenant)?;
+        let id = submitted.accepted.recv_blocking().map_err(|_| self.closed())??;
+        Ok(submitted.stream(id))
+    }
+
+    /// As [`Engine::resume`], without blocking the thread.
+    ///
+    /// # Errors
+    /// As [`Engine::resume`].
+    pub async fn resume_async(&self, snapshot: RequestSnapshot, tenant: Option<String>) -> Result<TokenStream> {
+        let submitted = self.submit_snapshot(snapshot, tenant)?;
+        let id = submitted.accepted.recv().await.map_err(|_| self.closed())??;
+        Ok(submitted.stream(id))
     }
 
     /// Takes no new requests; those running or waiting finish, then the engine's thread ends.
     pub fn shutdown(&self) {
-        self.shared.submissions.close();
+        self.shared.commands.close();
     }
 
     fn closed(&self) -> Error {
@@ -225,11 +296,27 @@ impl Engine {
         };
         let prompt_tokens = prompt.len();
         let tenant_salt = request.tenant.map(String::into_bytes).unwrap_or_default();
+        self.start(Work::New(Request { prompt, params, adapter: request.adapter, tenant_salt }), prompt_tokens)
+    }
+
+    fn submit_snapshot(&self, snapshot: RequestSnapshot, tenant: Option<String>) -> Result<Submitted> {
+        let prompt_tokens = snapshot.prompt.len();
+        let tenant_salt = tenant.map(String::into_bytes).unwrap_or_default();
+        self.start(Work::Resumed { snapshot, tenant_salt }, prompt_tokens)
+    }
+
+    fn start(&self, work: Work, prompt_tokens: usize) -> Result<Submitted> {
         let (events, receiver) = async_channel::unbounded();
         let (accept, accepted) = async_channel::bounded(1);
-        let request = Request { prompt, params, adapter: request.adapter, tenant_salt };
-        let submission = Submission { request, events, accepted: accept };
-        self.shared.submissions.try_send(submission).map_err(|_| self.closed())?;
-        Ok(Submitted { accepted, stream: TokenStream::new(receiver, prompt_tokens) })
+        let command = Command::Start(Box::new(Submission { work, events, accepted: accept }));
+        self.shared.commands.try_send(command).map_err(|_| self.closed())?;
+        Ok(Submitted { accepted, events: receiver, prompt_tokens })
+    }
+
+    fn send_suspend(&self, request: Option<RequestId>) -> Result<Receiver<Vec<RequestSnapshot>>> {
+        let (snapshots, receiver) = async_channel::bounded(1);
+        let command = Command::Suspend { request, snapshots };
+        self.shared.commands.try_send(command).map_err(|_| self.closed())?;
+        Ok(receiver)
     }
 }

@@ -52,8 +52,8 @@ mod worker;
 
 pub use anyfleet_executor::MemoryPlan;
 pub use anyfleet_runtime::{
-    Batch, Executor, ExecutorError, FinishReason, GroupStats, Limits, SamplingParams, Stats, StepOutput, StopCause,
-    TokenLogprob, Usage,
+    Batch, ChoiceSnapshot, Executor, ExecutorError, FinishReason, GroupStats, Identity, Limits, RequestId,
+    RequestSnapshot, SamplingParams, SnapshotError, Stats, StepOutput, StopCause, TokenLogprob, Usage,
 };
 pub use anyfleet_text::{ChatInput, ChatTemplate, Detokenizer, Tokenizer};
 pub use builder::{EngineBuilder, Progress};

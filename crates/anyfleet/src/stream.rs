@@ -1,6 +1,6 @@
 //! A running request, seen by its caller.
 use crate::request::{Choice, Completion};
-use crate::{Error, FinishReason, Result, TokenLogprob, Usage};
+use crate::{Error, FinishReason, RequestId, RequestSnapshot, Result, TokenLogprob, Usage};
 use async_channel::Receiver;
 use futures_core::Stream;
 use std::collections::BTreeMap;
@@ -31,6 +31,8 @@ pub enum StreamEvent {
         /// Tokens it used.
         usage: Usage,
     },
+    /// [`Engine::suspend`](crate::Engine::suspend) ended the request here; the last event.
+    Suspended(Box<RequestSnapshot>),
 }
 
 /// Events of one request: an [`Iterator`] that blocks, and a [`Stream`] for any async runtime.
@@ -39,12 +41,18 @@ pub enum StreamEvent {
 #[derive(Debug)]
 pub struct TokenStream {
     events: Pin<Box<Receiver<Result<StreamEvent>>>>,
+    id: RequestId,
     prompt_tokens: usize,
 }
 
 impl TokenStream {
-    pub(crate) fn new(events: Receiver<Result<StreamEvent>>, prompt_tokens: usize) -> Self {
-        TokenStream { events: Box::pin(events), prompt_tokens }
+    pub(crate) fn new(events: Receiver<Result<StreamEvent>>, id: RequestId, prompt_tokens: usize) -> Self {
+        TokenStream { events: Box::pin(events), id, prompt_tokens }
+    }
+
+    /// What [`Engine::suspend`](crate::Engine::suspend) knows the request by.
+    pub fn id(&self) -> RequestId {
+        self.id
     }
 
     /// Tokens of the prompt.
@@ -55,7 +63,7 @@ impl TokenStream {
     /// Waits for the whole answer.
     ///
     /// # Errors
-    /// [`Error::Failed`] when the device failed while the request ran.
+    /// [`Error::Failed`] when the device failed while the request ran, or it was suspended.
     pub fn collect_completion(self) -> Result<Completion> {
         let mut parts = Parts::default();
         for event in self {
@@ -87,6 +95,7 @@ struct Parts {
     growing: BTreeMap<u32, (String, Vec<TokenLogprob>)>,
     done: BTreeMap<u32, Choice>,
     prompt_logprobs: Option<Vec<TokenLogprob>>,
+    suspended: bool,
 }
 
 impl Parts {
@@ -102,10 +111,14 @@ impl Parts {
                 let (text, tokens) = self.growing.remove(&choice).unwrap_or_default();
                 self.done.insert(choice, Choice { text, tokens, finish_reason: reason, usage });
             }
+            StreamEvent::Suspended(_) => self.suspended = true,
         }
     }
 
     fn completion(self) -> Result<Completion> {
+        if self.suspended {
+            return Err(Error::Failed("it was suspended; its snapshot can be resumed".into()));
+        }
         // A stream that ended early is an engine that was torn down under it.
         if self.done.is_empty() || !self.growing.is_empty() {
             return Err(Error::Failed("the engine stopped before it was complete".into()));

@@ -1,16 +1,29 @@
 //! The engine's thread: takes requests between steps, runs steps, hands events out.
 use crate::{Error, Result, StreamEvent};
-use anyfleet_runtime::{AddError, Event, Executor, Request, RequestId, Runtime, Stats};
+use anyfleet_runtime::{AddError, Event, Executor, Request, RequestId, RequestSnapshot, Runtime, Stats};
 use async_channel::{Receiver, Sender, TryRecvError};
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// Something for the engine's thread to do between two steps.
+pub(crate) enum Command {
+    /// Start or resume a request.
+    Start(Box<Submission>),
+    /// Suspend a request, or all.
+    Suspend { request: Option<RequestId>, snapshots: Sender<Vec<RequestSnapshot>> },
+}
+
 /// A request on its way to the engine's thread.
 pub(crate) struct Submission {
-    pub request: Request,
+    pub work: Work,
     pub events: Sender<Result<StreamEvent>>,
-    pub accepted: Sender<Result<()>>,
+    pub accepted: Sender<Result<RequestId>>,
+}
+
+pub(crate) enum Work {
+    New(Request),
+    Resumed { snapshot: RequestSnapshot, tenant_salt: Vec<u8> },
 }
 
 /// What the thread tells everybody.
@@ -34,15 +47,15 @@ impl Board {
 pub(crate) struct Worker {
     pub runtime: Runtime,
     pub executor: Box<dyn Executor>,
-    pub submissions: Receiver<Submission>,
+    pub commands: Receiver<Command>,
     pub board: Arc<Board>,
     pub streams: HashMap<RequestId, Sender<Result<StreamEvent>>>,
 }
 
 impl Worker {
-    /// Runs until the submissions' channel is closed and all work is done.
+    /// Runs until the commands' channel is closed and all work is done.
     pub fn run(mut self) {
-        while self.take_submissions() {
+        while self.take_commands() {
             self.cancel_dropped();
             // A panic is a bug of ours; the requests in flight must hear of it all the same.
             let events = std::panic::catch_unwind(AssertUnwindSafe(|| self.runtime.step(&mut *self.executor)));
@@ -57,17 +70,17 @@ impl Worker {
         }
     }
 
-    /// Takes what was submitted; waits when there is nothing else to do. False at the end.
-    fn take_submissions(&mut self) -> bool {
+    /// Takes what is to be done; waits when there is nothing else to do. False at the end.
+    fn take_commands(&mut self) -> bool {
         loop {
-            match self.submissions.try_recv() {
-                Ok(submission) => self.add(submission),
+            match self.commands.try_recv() {
+                Ok(command) => self.obey(command),
                 Err(TryRecvError::Empty | TryRecvError::Closed) if self.runtime.has_work() => return true,
                 Err(TryRecvError::Closed) => return false,
                 Err(TryRecvError::Empty) => {
                     self.publish();
-                    match self.submissions.recv_blocking() {
-                        Ok(submission) => self.add(submission),
+                    match self.commands.recv_blocking() {
+                        Ok(command) => self.obey(command),
                         Err(_) => return false,
                     }
                 }
@@ -75,21 +88,44 @@ impl Worker {
         }
     }
 
-    fn add(&mut self, submission: Submission) {
-        let Submission { request, events, accepted } = submission;
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Start(submission) => self.start(*submission),
+            Command::Suspend { request, snapshots } => {
+                let requests = request.map_or_else(|| self.streams.keys().copied().collect(), |id| vec![id]);
+                let suspended = requests.into_iter().filter_map(|id| self.suspend(id)).collect();
+                let _ = snapshots.try_send(suspended);
+            }
+        }
+    }
+
+    fn start(&mut self, submission: Submission) {
+        let Submission { work, events, accepted } = submission;
         // A caller that is gone already gets nothing computed.
         if events.is_closed() {
             return;
         }
-        let added = self.runtime.add(request);
-        let reply = match added {
-            Ok(id) => {
-                self.streams.insert(id, events);
-                Ok(())
-            }
-            Err(error) => Err(refusal(error)),
+        let started = match work {
+            Work::New(request) => self.runtime.add(request).map(|id| (id, Vec::new())),
+            Work::Resumed { snapshot, tenant_salt } => self.runtime.resume(snapshot, tenant_salt),
         };
-        let _ = accepted.try_send(reply);
+        match started {
+            Ok((id, first)) => {
+                self.streams.insert(id, events);
+                let _ = accepted.try_send(Ok(id));
+                first.into_iter().for_each(|event| self.dispatch(event));
+            }
+            Err(error) => drop(accepted.try_send(Err(refusal(error)))),
+        }
+    }
+
+    /// Ends a request with its snapshot, which its stream gets too.
+    fn suspend(&mut self, id: RequestId) -> Option<RequestSnapshot> {
+        let snapshot = self.runtime.suspend(id)?;
+        if let Some(events) = self.streams.remove(&id) {
+            let _ = events.try_send(Ok(StreamEvent::Suspended(Box::new(snapshot.clone()))));
+        }
+        Some(snapshot)
     }
 
     fn cancel_dropped(&mut self) {
@@ -131,12 +167,14 @@ impl Worker {
         tracing::error!("the engine stopped: {message}");
         let error = Error::Failed(format!("the engine stopped after an internal error: {message}"));
         *self.board.dead.lock().unwrap_or_else(PoisonError::into_inner) = Some(message);
-        self.submissions.close();
+        self.commands.close();
         for (_, events) in self.streams.drain() {
             let _ = events.try_send(Err(error.clone()));
         }
-        while let Ok(submission) = self.submissions.try_recv() {
-            let _ = submission.accepted.try_send(Err(error.clone()));
+        while let Ok(command) = self.commands.try_recv() {
+            if let Command::Start(submission) = command {
+                let _ = submission.accepted.try_send(Err(error.clone()));
+            }
         }
     }
 }
@@ -157,6 +195,7 @@ fn refusal(error: AddError) -> Error {
         AddError::NeverFits { prompt_tokens, max_tokens, capacity_tokens } => {
             Error::ContextLength { max: capacity_tokens, prompt: prompt_tokens, requested: max_tokens }
         }
+        AddError::Snapshot { .. } => request("snapshot", error.to_string()),
         AddError::QueueFull { max_queue } => Error::QueueFull { waiting: max_queue },
         other => request("prompt", other.to_string()),
     }

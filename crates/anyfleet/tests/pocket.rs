@@ -24,7 +24,7 @@ fn it_is_the_model_of_its_directory() {
     assert_eq!((info.model.as_str(), info.path.as_deref()), ("pocket", None));
     assert_eq!(other.path.as_deref(), Some(folder.as_path()));
     assert_eq!(info.warnings, [""; 0]);
-    assert_eq!(info.numerics_id, other.numerics_id);
+    assert_eq!(info.identity, other.identity);
     assert_eq!(info.eos_token_ids, other.eos_token_ids);
     assert!(!info.eos_token_ids.is_empty(), "an answer has an end");
     assert_eq!(bundled.default_params(), opened.default_params());

@@ -128,7 +128,8 @@ impl Chunks for Answer {
 
     fn event(&mut self, _prompt: usize, event: StreamEvent, out: &mut Out) {
         match event {
-            StreamEvent::PromptLogprobs(_) => {}
+            // A suspended generation ends with an error.
+            StreamEvent::PromptLogprobs(_) | StreamEvent::Suspended(_) => {}
             StreamEvent::Delta { choice, text, tokens } => {
                 let delta = ChatDelta { role: None, content: Some(text) };
                 let logprobs = self.logprobs.then(|| self.names.chat(&tokens));
@@ -173,7 +174,8 @@ impl Whole {
 
     fn event(&mut self, event: StreamEvent) {
         match event {
-            StreamEvent::PromptLogprobs(_) => {}
+            // A suspended generation ends with an error.
+            StreamEvent::PromptLogprobs(_) | StreamEvent::Suspended(_) => {}
             StreamEvent::Delta { choice, text, tokens } => {
                 let (growing, all_tokens) = &mut self.choices[choice as usize];
                 growing.message.content.push_str(&text);

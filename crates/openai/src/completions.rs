@@ -225,6 +225,8 @@ impl Chunks for Answer {
                 let finish_reason = Some(reason.as_str());
                 self.chunk(CompletionChoice { finish_reason, stop_reason, ..self.choice(prompt, choice) }, out);
             }
+            // A suspended generation ends with an error.
+            StreamEvent::Suspended(_) => {}
         }
     }
 
@@ -271,6 +273,7 @@ impl Whole {
                 done.finish_reason = Some(reason.as_str());
                 self.answer.count(prompt, usage);
             }
+            StreamEvent::Suspended(_) => {}
         }
     }
 

@@ -81,6 +81,7 @@ impl Generation {
             self.turn = at + 1;
             let prompt = running.prompt;
             return Poll::Ready(Some(match event {
+                Some(Ok(StreamEvent::Suspended(_))) => Err(Error::Failed("it was suspended to go on elsewhere".into())),
                 Some(Ok(event)) => {
                     if matches!(event, StreamEvent::Finished { .. }) {
                         running.open -= 1;

@@ -219,7 +219,7 @@ fn info(mut encoder: DescriptorEncoder, serving: &Serving) -> Result<(), fmt::Er
         ("family", info.family),
         ("device", &info.device),
         ("dtype", &info.dtype),
-        ("numerics_id", &info.numerics_id),
+        ("numerics_id", &info.identity.numerics_id),
         ("version", env!("CARGO_PKG_VERSION")),
     ];
     let mut metric = encoder.encode_descriptor("model_info", "The model being served", None, MetricType::Gauge)?;

@@ -46,7 +46,7 @@ impl Serving {
             id: format!("{prefix}-{:016x}{:016x}", random(), random()),
             created: unix_seconds(),
             model: self.name().to_owned(),
-            system_fingerprint: self.engine.info().numerics_id.clone(),
+            system_fingerprint: self.engine.info().identity.numerics_id.clone(),
         }
     }
 }

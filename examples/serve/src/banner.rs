@@ -46,7 +46,7 @@ pub(crate) fn ready(engine: &Engine, names: &[String], address: SocketAddr, with
         ("model", format!("{name} ({}, {origin})", info.family)),
         ("device", info.device.clone()),
         ("dtype", info.dtype.clone()),
-        ("numerics", info.numerics_id.clone()),
+        ("numerics", info.identity.numerics_id.clone()),
         ("context", format!("{} tokens", info.max_model_len)),
         ("listening", format!("http://{address}")),
     ] {

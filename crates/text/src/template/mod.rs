@@ -13,6 +13,7 @@ use std::time::Duration;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, Value};
 use serde_json::{Map, Value as Json};
+use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result, one_line};
 use crate::file::Files;
@@ -58,6 +59,8 @@ pub struct ChatTemplate {
     /// The template for requests with tools, where the model has one of its own.
     tool_use: Option<Arc<Environment<'static>>>,
     clock: Clock,
+    /// Over the sources.
+    hash: Sha256,
 }
 
 /// Seconds since 1970-01-01T00:00:00Z.
@@ -106,7 +109,12 @@ impl ChatTemplate {
             let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
             now.map_or(0, |d| d.as_secs() as i64)
         };
-        Ok(Self { default: Arc::new(compile(source)?), tool_use: None, clock: Arc::new(clock) })
+        Ok(Self {
+            default: Arc::new(compile(source)?),
+            tool_use: None,
+            clock: Arc::new(clock),
+            hash: Sha256::new_with_prefix(source),
+        })
     }
 
     /// The template of a model directory: `chat_template.jinja`, else `chat_template` of
@@ -158,8 +166,15 @@ impl ChatTemplate {
         let mut template = Self::new(source)?;
         if let Some(source) = named("tool_use") {
             template.tool_use = Some(Arc::new(compile(source)?));
+            template.hash.update(b"\0tool_use\0");
+            template.hash.update(source);
         }
         Ok(Some(template))
+    }
+
+    /// SHA-256 of what is compiled: equal for equal templates, wherever they stood.
+    pub fn content_hash(&self) -> [u8; 32] {
+        self.hash.clone().finalize().into()
     }
 
     /// The same template with another clock for `strftime_now`, in seconds since 1970-01-01T00:00:00Z.
