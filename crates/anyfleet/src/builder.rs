@@ -278,6 +278,7 @@ impl EngineBuilder {
         };
         let limits = loaded.executor.limits().clone();
         let runtime = Runtime::new(limits.clone(), options).map_err(|e| Error::Plan(e.to_string()))?;
+        let max_sequence_len = runtime.max_sequence_len();
         let (commands, receiver) = async_channel::unbounded();
         let board = Arc::new(Board::default());
         let worker = Worker {
@@ -299,6 +300,7 @@ impl EngineBuilder {
             dtype: loaded.dtype.to_string(),
             identity,
             max_model_len: limits.max_model_len,
+            max_sequence_len,
             vocab_size: limits.vocab_size,
             eos_token_ids,
             plan: loaded.plan,

@@ -1,7 +1,7 @@
 //! The engine's handle.
 use crate::request::{Completion, GenerateRequest, Prompt};
 use crate::stream::{StreamEvent, TokenStream};
-use crate::worker::{Board, Command, Submission, Work};
+use crate::worker::{Board, Command, Rates, Submission, Work};
 use crate::{ChatInput, ChatTemplate, EngineBuilder, Error, MemoryPlan, Result, SamplingParams, Stats, Tokenizer};
 use anyfleet_runtime::{Identity, Request, RequestId, RequestSnapshot};
 use anyfleet_text::SpecialTokens;
@@ -28,6 +28,8 @@ pub struct EngineInfo {
     pub identity: Identity,
     /// Tokens per sequence, prompt and output together.
     pub max_model_len: usize,
+    /// The same, or less where the KV cache holds less: where an answer without a limit ends.
+    pub max_sequence_len: usize,
     /// Size of the vocabulary.
     pub vocab_size: usize,
     /// Tokens that end a generation.
@@ -134,6 +136,11 @@ impl Engine {
     /// Counters and gauges, as of the last step.
     pub fn stats(&self) -> Stats {
         self.shared.board.stats()
+    }
+
+    /// How fast it computes.
+    pub fn rates(&self) -> Rates {
+        self.shared.board.rates()
     }
 
     /// Why the engine stopped for good, if an internal error made it stop.

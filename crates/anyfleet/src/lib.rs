@@ -65,3 +65,4 @@ pub use error::{Error, Result};
 pub use pack_cache::PackCache;
 pub use request::{Choice, Completion, GenerateRequest, Prompt};
 pub use stream::{StreamEvent, TokenStream};
+pub use worker::Rates;

@@ -5,6 +5,7 @@ use async_channel::{Receiver, Sender, TryRecvError};
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 /// Something for the engine's thread to do between two steps.
 pub(crate) enum Command {
@@ -30,11 +31,44 @@ pub(crate) enum Work {
 #[derive(Default)]
 pub(crate) struct Board {
     stats: Mutex<Stats>,
+    rates: Mutex<Rates>,
     /// Why the engine stopped for good, if it did.
     dead: Mutex<Option<String>>,
 }
 
+/// How fast an engine computes, measured over its latest steps; `None` before the first of a kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Rates {
+    /// Rows of prompts a second, in steps that have nothing else.
+    pub prefill: Option<f64>,
+    /// Tokens a second over all sequences, in steps that have nothing else.
+    pub decode: Option<f64>,
+}
+
+/// Share of a new step in a rate.
+const NEW: f64 = 0.05;
+
+impl Rates {
+    fn note(&mut self, before: &Stats, after: &Stats, seconds: f64) {
+        let prefilled = after.prefill_tokens - before.prefill_tokens;
+        let decoded = after.decode_tokens - before.decode_tokens;
+        let (rate, rows) = match (prefilled, decoded) {
+            (rows, 0) => (&mut self.prefill, rows),
+            (0, rows) => (&mut self.decode, rows),
+            _ => return,
+        };
+        if rows > 0 && seconds > 0.0 {
+            let new = rows as f64 / seconds;
+            *rate = Some(rate.map_or(new, |old| old + NEW * (new - old)));
+        }
+    }
+}
+
 impl Board {
+    pub fn rates(&self) -> Rates {
+        *self.rates.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub fn stats(&self) -> Stats {
         self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -58,10 +92,14 @@ impl Worker {
         while self.take_commands() {
             self.cancel_dropped();
             // A panic is a bug of ours; the requests in flight must hear of it all the same.
+            let (before, start) = (self.runtime.stats(), Instant::now());
             let events = std::panic::catch_unwind(AssertUnwindSafe(|| self.runtime.step(&mut *self.executor)));
             match events {
                 Ok(events) => {
                     // First, so that who has seen a request finish sees its pages free.
+                    let mut rates = self.board.rates();
+                    rates.note(&before, &self.runtime.stats(), start.elapsed().as_secs_f64());
+                    *self.board.rates.lock().unwrap_or_else(PoisonError::into_inner) = rates;
                     self.publish();
                     events.into_iter().for_each(|event| self.dispatch(event));
                 }

@@ -1,14 +1,17 @@
 //! `POST /v1/completions`.
-use crate::generation::Generation;
+use crate::fleet::parts::{Said, finished};
+use crate::fleet::{AnswerHead, Api, Part, PromptSnapshot, StreamSnapshot};
+use crate::generation::{Generation, Work};
+use crate::metrics::RequestMetrics;
 use crate::protocol::{
     CompletionChoice, CompletionLogprobs, CompletionRequest, CompletionResponse, DEFAULT_COMPLETION_TOKENS,
     PromptInput, StopReason, UsageReport,
 };
-use crate::serving::{Head, Serving};
+use crate::serving::{Head, Serving, random};
 use crate::sse::{self, Chunks, Out};
 use crate::tokens::{TokenNames, prompt_text};
 use crate::{ApiError, ServerState};
-use anyfleet::{Engine, GenerateRequest, StreamEvent, TokenLogprob};
+use anyfleet::{Engine, SamplingParams, StreamEvent, TokenLogprob};
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
@@ -16,14 +19,21 @@ use axum::response::{IntoResponse, Response};
 pub(crate) async fn completions(State(state): State<ServerState>, request: Request) -> Result<Response, ApiError> {
     let metrics = state.metrics().request();
     state.serving()?;
+    let in_fleet = state.in_fleet(request.headers())?;
     let body = state.read_body(request).await?;
     let (worker, length) = (state.clone(), body.len());
     let prepare = move || Job::prepare(worker.serving()?, CompletionRequest::from_json(&body)?);
     let job = state.text_work(length, prepare).await?;
-    let Job { requests, streaming, answer } = job;
+    let Job { requests, streaming, mut answer } = job;
     let engine = &state.serving()?.engine;
-    let mut generation = Generation::start(engine, requests, answer.n as u32, metrics).await?;
+    let echo = |prompt: &PromptPart| prompt.echo.then(|| prompt.text.clone());
+    let prompts = requests.iter().zip(&answer.prompts);
+    let prompts = prompts.map(|((ids, params), part)| (ids.clone(), params.clone(), echo(part)));
+    let ledger = state.ledger(engine, || answer.fleet_head(), prompts);
+    let work = (0..).zip(requests).map(|(prompt, (ids, params))| Work::new(prompt, ids, params));
+    let mut generation = Generation::start(engine, work, metrics, ledger).await?;
     if streaming {
+        answer.said.in_fleet = in_fleet;
         return Ok(sse::response(generation, answer));
     }
     let mut whole = Whole::new(answer);
@@ -31,13 +41,17 @@ pub(crate) async fn completions(State(state): State<ServerState>, request: Reque
         let (prompt, event) = event?;
         whole.event(prompt, event);
     }
+    if let Some(error) = generation.hand_over() {
+        return Err(error);
+    }
     // Naming thousands of tokens is work on text.
     state.text_work(0, move || Ok(Json(whole.finish()).into_response())).await
 }
 
 /// A request, ready for the engine.
 struct Job {
-    requests: Vec<GenerateRequest>,
+    /// Ids and parameters of each prompt.
+    requests: Vec<(Vec<u32>, SamplingParams)>,
     streaming: bool,
     answer: Answer,
 }
@@ -58,10 +72,19 @@ impl Job {
             params.max_tokens = Some(request.max_tokens.unwrap_or(max_tokens));
             params.logprobs = request.logprobs;
             params.prompt_logprobs = request.logprobs.filter(|_| request.echo);
-            prompts.push(PromptPart::new(engine, &request, input, &ids, params.skip_special_tokens));
-            requests.push(GenerateRequest::tokens(ids).params(params));
+            fix(engine, ids.len(), &mut params);
+            let text = match input {
+                PromptInput::Text(text) => Some(text.as_str()),
+                PromptInput::Tokens(_) => None,
+            };
+            let echo = request.echo.then_some(text);
+            let n = request.sampling.choices() as usize;
+            prompts.push(PromptPart::new(engine, echo, &ids, params.skip_special_tokens, vec![false; n]));
+            requests.push((ids, params));
         }
+        let choices = prompts.len() * request.sampling.choices() as usize;
         let answer = Answer {
+            said: Said::nothing(choices),
             head: serving.head("cmpl"),
             names: TokenNames { tokenizer: engine.tokenizer().cloned(), as_ids: request.return_tokens_as_token_ids },
             n: request.sampling.choices() as usize,
@@ -72,6 +95,49 @@ impl Job {
             usage: UsageReport::default(),
         };
         Ok(Job { requests, streaming: request.streaming.enabled, answer })
+    }
+}
+
+/// What is left of an answer that began elsewhere.
+pub(crate) async fn resume(
+    state: &ServerState,
+    snapshot: StreamSnapshot,
+    metrics: RequestMetrics,
+) -> Result<Response, ApiError> {
+    let serving = state.serving()?;
+    let (engine, head) = (&serving.engine, &snapshot.answer);
+    let part = |PromptSnapshot { request, echo, begun }: &PromptSnapshot| {
+        let echo = echo.as_deref().map(Some);
+        PromptPart::new(engine, echo, &request.prompt, request.params.skip_special_tokens, begun.clone())
+    };
+    let mut answer = Answer {
+        head: serving.head_again(head),
+        names: TokenNames { tokenizer: engine.tokenizer().cloned(), as_ids: head.tokens_as_ids },
+        n: head.n as usize,
+        said: Said::before(&snapshot),
+        logprobs: head.logprobs,
+        token_ids: head.token_ids,
+        include_usage: head.include_usage,
+        prompts: snapshot.prompts.iter().map(part).collect(),
+        usage: UsageReport::default(),
+    };
+    for (prompt, PromptSnapshot { request, .. }) in snapshot.prompts.iter().enumerate() {
+        finished(request).for_each(|usage| answer.count(prompt, usage));
+    }
+    let work = snapshot.prompts.iter().enumerate().filter_map(|(i, prompt)| Work::resumed(i, prompt.request.clone()));
+    let work: Vec<Work> = work.collect();
+    let ledger = Some(state.ledger_of(snapshot));
+    let generation = Generation::start(engine, work.into_iter(), metrics, ledger).await?;
+    Ok(sse::response(generation, answer))
+}
+
+/// Decides what the engine would decide, so that it is known before the answer begins: the seed, and where an answer
+/// without a limit ends.
+pub(crate) fn fix(engine: &Engine, prompt_tokens: usize, params: &mut SamplingParams) {
+    params.seed.get_or_insert_with(random);
+    let room = engine.info().max_sequence_len.saturating_sub(prompt_tokens);
+    if params.max_tokens.is_none() && room > 0 {
+        params.max_tokens = Some(u32::try_from(room).unwrap_or(u32::MAX));
     }
 }
 
@@ -106,29 +172,29 @@ struct PromptPart {
     offsets: Vec<usize>,
     echo: bool,
     /// Choices that have said what comes before their first token.
-    begun: bool,
+    begun: Vec<bool>,
     /// Its tokens are in the usage.
     counted: bool,
 }
 
 impl PromptPart {
-    fn new(engine: &Engine, request: &CompletionRequest, input: &PromptInput, ids: &[u32], skip_special: bool) -> Self {
+    /// `echo`: the text as it was given where tokens may not say it exactly, if it is to be echoed.
+    fn new(engine: &Engine, echo: Option<Option<&str>>, ids: &[u32], skip_special: bool, begun: Vec<bool>) -> Self {
         let mut part = PromptPart {
             ids: ids.to_vec(),
             text: String::new(),
             characters: 0,
             offsets: vec![0; ids.len()],
-            echo: request.echo,
-            begun: false,
+            echo: echo.is_some(),
+            begun,
             counted: false,
         };
-        if request.echo
+        if let Some(text) = echo
             && let Some(tokenizer) = engine.tokenizer()
         {
             (part.text, part.offsets) = prompt_text(tokenizer, ids, skip_special);
-            // The text as it was given, where tokens do not say it exactly.
-            if let PromptInput::Text(text) = input {
-                part.text.clone_from(text);
+            if let Some(text) = text {
+                text.clone_into(&mut part.text);
             }
             part.characters = part.text.chars().count();
             part.offsets.iter_mut().for_each(|offset| *offset = (*offset).min(part.characters));
@@ -142,6 +208,7 @@ struct Answer {
     head: Head,
     names: TokenNames,
     n: usize,
+    said: Said,
     logprobs: bool,
     token_ids: bool,
     include_usage: bool,
@@ -150,9 +217,24 @@ struct Answer {
 }
 
 impl Answer {
+    fn fleet_head(&self) -> AnswerHead {
+        AnswerHead {
+            api: Api::Completions,
+            id: self.head.id.clone(),
+            created: self.head.created,
+            model: self.head.model.clone(),
+            n: self.n as u32,
+            logprobs: self.logprobs,
+            include_usage: self.include_usage,
+            token_ids: self.token_ids,
+            tokens_as_ids: self.names.as_ids,
+        }
+    }
+
     fn response(&self, choices: Vec<CompletionChoice>, usage: Option<Option<UsageReport>>) -> CompletionResponse {
         let Head { id, created, model, system_fingerprint } = self.head.clone();
-        CompletionResponse { id, object: "text_completion", created, model, system_fingerprint, choices, usage }
+        let (object, anyfleet) = ("text_completion", None);
+        CompletionResponse { id, object, created, model, system_fingerprint, choices, usage, anyfleet }
     }
 
     fn choice(&self, prompt: usize, choice: u32) -> CompletionChoice {
@@ -177,28 +259,26 @@ impl Answer {
         self.usage.add(usage, !counted);
     }
 
-    fn chunk(&self, choice: CompletionChoice, out: &mut Out) {
-        out.data(&self.response(vec![choice], self.include_usage.then_some(None)));
+    fn chunk(&self, choice: CompletionChoice, anyfleet: Option<Part>, out: &mut Out) {
+        let chunk = self.response(vec![choice], self.include_usage.then_some(None));
+        out.data(&CompletionResponse { anyfleet, ..chunk });
     }
 
     /// What every choice of a prompt says before its first token.
     fn begin_choices(&mut self, prompt: usize, scored: &[TokenLogprob], out: &mut Out) {
-        let part = &mut self.prompts[prompt];
-        if std::mem::replace(&mut part.begun, true) {
-            return;
-        }
+        let begun = std::mem::take(&mut self.prompts[prompt].begun);
         let part = &self.prompts[prompt];
-        if !part.echo && !self.token_ids {
-            return;
-        }
-        for choice in 0..self.n as u32 {
-            let chunk = CompletionChoice {
-                text: part.text.clone(),
-                logprobs: self.echo_logprobs(prompt, scored),
-                prompt_token_ids: self.token_ids.then(|| part.ids.clone()),
-                ..self.choice(prompt, choice)
-            };
-            self.chunk(chunk, out);
+        if part.echo || self.token_ids {
+            for (choice, _) in (0..).zip(&begun).filter(|&(_, &begun)| !begun) {
+                let chunk = CompletionChoice {
+                    text: part.text.clone(),
+                    logprobs: self.echo_logprobs(prompt, scored),
+                    prompt_token_ids: self.token_ids.then(|| part.ids.clone()),
+                    ..self.choice(prompt, choice)
+                };
+                let meaning = self.said.begun(chunk.index);
+                self.chunk(chunk, meaning, out);
+            }
         }
     }
 }
@@ -216,14 +296,18 @@ impl Chunks for Answer {
                     self.names.extend_completion(logprobs, &tokens, self.prompts[prompt].characters);
                 }
                 let token_ids = self.token_ids.then(|| tokens.iter().map(|token| token.id).collect());
-                self.chunk(CompletionChoice { text, logprobs, token_ids, ..self.choice(prompt, choice) }, out);
+                let empty = self.choice(prompt, choice);
+                let part = self.said.more(empty.index, &text, &tokens);
+                self.chunk(CompletionChoice { text, logprobs, token_ids, ..empty }, part, out);
             }
             StreamEvent::Finished { choice, reason, usage } => {
                 self.begin_choices(prompt, &[], out);
                 self.count(prompt, usage);
                 let stop_reason = StopReason::of(&reason);
                 let finish_reason = Some(reason.as_str());
-                self.chunk(CompletionChoice { finish_reason, stop_reason, ..self.choice(prompt, choice) }, out);
+                let empty = self.choice(prompt, choice);
+                let part = self.said.finished(empty.index, usage);
+                self.chunk(CompletionChoice { finish_reason, stop_reason, ..empty }, part, out);
             }
             // A suspended generation ends with an error.
             StreamEvent::Suspended(_) => {}
@@ -234,6 +318,15 @@ impl Chunks for Answer {
         if self.include_usage {
             out.data(&self.response(Vec::new(), Some(Some(self.usage))));
         }
+    }
+
+    fn in_fleet(&self) -> bool {
+        self.said.in_fleet
+    }
+
+    fn part(&mut self, part: Part, out: &mut Out) {
+        let chunk = self.response(Vec::new(), self.include_usage.then_some(None));
+        out.data(&CompletionResponse { anyfleet: Some(part), ..chunk });
     }
 }
 

@@ -58,6 +58,12 @@ impl ApiError {
         ApiError { retry_after: Some(retry_after), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }
     }
 
+    /// An answer that goes on elsewhere, for callers who do not follow it: 503.
+    pub(crate) fn suspended() -> Self {
+        Self::unavailable("The answer was suspended because this server gives its work away; ask again.", 1)
+            .code("suspended")
+    }
+
     /// The same with a code.
     #[must_use]
     pub fn code(mut self, code: &'static str) -> Self {

@@ -38,6 +38,7 @@ mod chat_completions;
 mod completions;
 mod error;
 mod fields;
+pub mod fleet;
 mod generation;
 mod messages;
 mod metrics;

@@ -2,6 +2,7 @@
 use crate::chat_completions::chat_completions;
 use crate::completions::completions;
 use crate::error::shorten;
+use crate::fleet::routes as fleet;
 use crate::metrics::CONTENT_TYPE;
 use crate::protocol::{ModelList, ModelObject};
 use crate::{ApiError, ServerState};
@@ -22,6 +23,7 @@ use std::panic::AssertUnwindSafe;
 /// | `GET /v1/models`, `GET /v1/models/{id}` | the model, with `max_model_len` |
 /// | `POST /v1/completions` | see [`CompletionRequest`](crate::protocol::CompletionRequest) |
 /// | `POST /v1/chat/completions` | see [`ChatRequest`](crate::protocol::ChatRequest) |
+/// | `/fleet/...` | with [`fleet_key`](crate::ServerStateBuilder::fleet_key): see [`fleet`](crate::fleet) |
 /// | `GET /health` | 200 when requests are answered, 503 before, while draining and after a failure |
 /// | `GET /metrics` | Prometheus metrics in OpenMetrics text |
 ///
@@ -35,8 +37,15 @@ pub fn router(state: ServerState) -> Router {
         .route("/v1/completions", post(completions))
         .route("/v1/chat/completions", post(chat_completions))
         .route_layer(from_fn_with_state(state.clone(), authorize));
+    let fleet = Router::new()
+        .route("/fleet/resume", post(fleet::resume))
+        .route("/fleet/suspend/{id}", post(fleet::suspend))
+        .route("/fleet/drain", post(fleet::drain))
+        .route("/fleet/status", get(fleet::status))
+        .route_layer(from_fn_with_state(state.clone(), fleet::authorize));
     Router::new()
         .merge(v1)
+        .merge(fleet)
         .route("/health", get(health))
         .route("/metrics", get(metrics))
         .fallback(unknown_route)
@@ -52,6 +61,10 @@ async fn observe(State(state): State<ServerState>, request: Request, next: Next)
         path if path.starts_with("/v1/models/") => "/v1/models/{id}",
         "/v1/completions" => "/v1/completions",
         "/v1/chat/completions" => "/v1/chat/completions",
+        "/fleet/resume" => "/fleet/resume",
+        path if path.starts_with("/fleet/suspend/") => "/fleet/suspend/{id}",
+        "/fleet/drain" => "/fleet/drain",
+        "/fleet/status" => "/fleet/status",
         "/health" => "/health",
         "/metrics" => "/metrics",
         _ => "other",

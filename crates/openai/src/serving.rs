@@ -1,5 +1,6 @@
 //! The engine as the API knows it: by its names, with what every response repeats.
 use crate::ApiError;
+use crate::fleet::AnswerHead;
 use crate::protocol::ModelObject;
 use anyfleet::Engine;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -37,6 +38,16 @@ impl Serving {
             created: self.created,
             owned_by: "anyfleet",
             max_model_len: self.engine.info().max_model_len,
+        }
+    }
+
+    /// The same for an answer that began elsewhere.
+    pub fn head_again(&self, head: &AnswerHead) -> Head {
+        Head {
+            id: head.id.clone(),
+            created: head.created,
+            model: head.model.clone(),
+            system_fingerprint: self.engine.info().identity.numerics_id.clone(),
         }
     }
 
@@ -81,6 +92,6 @@ fn unix_seconds() -> u64 {
 }
 
 /// Bits from the operating system, by way of the standard library's hash keys.
-fn random() -> u64 {
+pub(crate) fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }

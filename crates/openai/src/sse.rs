@@ -1,4 +1,6 @@
 //! Server-sent events (<https://html.spec.whatwg.org/multipage/server-sent-events.html>).
+use crate::ApiError;
+use crate::fleet::Part;
 use crate::generation::Generation;
 use anyfleet::StreamEvent;
 use axum::body::{Body, Bytes};
@@ -33,6 +35,10 @@ pub(crate) trait Chunks: Send + 'static {
     fn event(&mut self, prompt: usize, event: StreamEvent, out: &mut Out);
     /// What comes after the last event.
     fn end(&mut self, out: &mut Out);
+    /// Whether the caller is a fleet's, and is told what chunks mean for its ledger.
+    fn in_fleet(&self) -> bool;
+    /// A chunk that only means something to the ledger.
+    fn part(&mut self, part: Part, out: &mut Out);
 }
 
 /// A generation that is being streamed. The response's body owns it: when the client goes, hyper
@@ -66,24 +72,64 @@ pub(crate) fn response(generation: Generation, chunks: impl Chunks) -> Response 
 }
 
 impl<C: Chunks> Streaming<C> {
+    fn begin(&mut self, out: &mut Out) {
+        if let Some(ledger) = self.generation.ledger()
+            && self.chunks.in_fleet()
+        {
+            let snapshot = Box::new(ledger.snapshot.clone());
+            self.chunks.part(Part::Begin(snapshot), out);
+        }
+        let before = out.0.len();
+        self.chunks.begin(out);
+        if let Some(ledger) = self.generation.ledger()
+            && out.0.len() > before
+        {
+            (0..ledger.snapshot.prompts.len()).for_each(|prompt| ledger.begun(prompt));
+        }
+    }
+
+    /// `[DONE]`, or where the answer goes on.
+    fn end(&mut self, out: &mut Out) {
+        let suspended = self.generation.is_suspended();
+        match self.generation.ledger().filter(|_| suspended) {
+            Some(ledger) => {
+                ledger.entry.hand_over(&ledger.snapshot);
+                match self.chunks.in_fleet() {
+                    true => self.chunks.part(Part::Suspended(Box::new(ledger.snapshot.clone())), out),
+                    false => out.data(&ApiError::suspended().body()),
+                }
+            }
+            None => {
+                self.chunks.end(out);
+                out.0.extend_from_slice(b"data: [DONE]\n\n");
+            }
+        }
+    }
+
     async fn next(&mut self) -> Option<Vec<u8>> {
         let mut out = Out::default();
         while out.0.is_empty() {
             match self.step {
                 Step::Begin => {
-                    self.chunks.begin(&mut out);
+                    self.begin(&mut out);
                     self.step = Step::Events;
                 }
                 Step::Events => match tokio::time::timeout(KEEP_ALIVE, self.generation.next()).await {
                     Err(_) => out.0.extend_from_slice(b": keep-alive\n\n"),
-                    Ok(Some(Ok((prompt, event)))) => self.chunks.event(prompt, event, &mut out),
+                    Ok(Some(Ok((prompt, event)))) => {
+                        if let Some(ledger) = self.generation.ledger()
+                            && !matches!(event, StreamEvent::Suspended(_))
+                        {
+                            ledger.begun(prompt);
+                        }
+                        self.chunks.event(prompt, event, &mut out);
+                    }
                     Ok(Some(Err(error))) => {
                         out.data(&error.body());
                         self.step = Step::Done;
                     }
                     Ok(None) => {
-                        self.chunks.end(&mut out);
-                        out.0.extend_from_slice(b"data: [DONE]\n\n");
+                        self.end(&mut out);
                         self.step = Step::Done;
                     }
                 },

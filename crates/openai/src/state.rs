@@ -1,10 +1,13 @@
 //! What all requests share: the engine once it is there, the server's settings and its metrics.
 use crate::body::{BodyLimits, RequestBody};
+use crate::fleet::registry::Registry;
+use crate::fleet::{AnswerHead, KEY_HEADER, StreamSnapshot};
+use crate::generation::Ledger;
 use crate::metrics::Metrics;
 use crate::{ApiError, serving::Serving};
 use anyfleet::{Engine, GenerateRequest, SamplingParams};
 use axum::extract::Request;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use futures_util::StreamExt;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -27,6 +30,7 @@ pub enum Phase {
 pub struct ServerStateBuilder {
     names: Vec<String>,
     api_key: Option<String>,
+    fleet_key: Option<String>,
     max_body_bytes: usize,
 }
 
@@ -44,6 +48,14 @@ impl ServerStateBuilder {
     #[must_use]
     pub fn api_key(mut self, key: impl Into<String>) -> Self {
         self.api_key = Some(key.into());
+        self
+    }
+
+    /// Key that callers must carry as the header [`KEY_HEADER`](crate::fleet::KEY_HEADER) to follow, suspend and resume
+    /// answers; without one nobody can. See [`fleet`](crate::fleet).
+    #[must_use]
+    pub fn fleet_key(mut self, key: impl Into<String>) -> Self {
+        self.fleet_key = Some(key.into());
         self
     }
 
@@ -65,6 +77,7 @@ impl ServerStateBuilder {
                 bodies: BodyLimits::new(self.max_body_bytes),
                 settings: self,
                 serving,
+                answers: Registry::default(),
                 phase: AtomicU8::new(Phase::Loading as u8),
                 cores,
                 text: Arc::new(Semaphore::new(cores)),
@@ -85,6 +98,7 @@ struct Shared {
     phase: AtomicU8,
     metrics: Metrics,
     bodies: BodyLimits,
+    answers: Registry,
     cores: usize,
     /// A permit a core for work on text, which is not the async threads' to do.
     text: Arc<Semaphore>,
@@ -93,7 +107,7 @@ struct Shared {
 impl ServerState {
     /// Starts describing a server.
     pub fn builder() -> ServerStateBuilder {
-        ServerStateBuilder { names: Vec::new(), api_key: None, max_body_bytes: 16 << 20 }
+        ServerStateBuilder { names: Vec::new(), api_key: None, fleet_key: None, max_body_bytes: 16 << 20 }
     }
 
     /// Generates one token to see that the engine answers, then serves it: [`Phase::Ready`].
@@ -156,6 +170,50 @@ impl ServerState {
             (Phase::Draining, _) => Err(ApiError::unavailable("The server is shutting down.", 5)),
             _ => Err(ApiError::unavailable("The model is still being loaded.", 5)),
         }
+    }
+
+    /// The engine, whatever the phase.
+    pub(crate) fn engine(&self) -> Option<&Engine> {
+        self.serving_at_last().map(|serving| &serving.engine)
+    }
+
+    /// The engine and its names, whatever the phase.
+    pub(crate) fn serving_at_last(&self) -> Option<&Serving> {
+        self.shared.serving.get()
+    }
+
+    /// Answers that are being given, where there is a fleet.
+    pub(crate) fn answers(&self) -> &Registry {
+        &self.shared.answers
+    }
+
+    /// Whether a caller is the fleet's: it carries the fleet's key.
+    pub(crate) fn in_fleet(&self, headers: &HeaderMap) -> Result<bool, ApiError> {
+        let Some(given) = headers.get(KEY_HEADER) else { return Ok(false) };
+        let refuse = |message| Err(ApiError::new(StatusCode::UNAUTHORIZED, message).code("invalid_fleet_key"));
+        match &self.shared.settings.fleet_key {
+            Some(key) if same_secret(given.as_bytes(), key.as_bytes()) => Ok(true),
+            Some(_) => refuse("Incorrect fleet key provided."),
+            None => refuse("This server is in no fleet: start it with --fleet-key."),
+        }
+    }
+
+    /// What it will take to go on with an answer elsewhere, where there is a fleet.
+    pub(crate) fn ledger(
+        &self,
+        engine: &Engine,
+        head: impl FnOnce() -> AnswerHead,
+        prompts: impl Iterator<Item = (Vec<u32>, SamplingParams, Option<String>)>,
+    ) -> Option<Ledger> {
+        self.shared.settings.fleet_key.as_ref()?;
+        let head = head();
+        let entry = self.shared.answers.enter(&head.id);
+        Some(Ledger::new(entry, &engine.info().identity, head, prompts))
+    }
+
+    /// The same of an answer that began elsewhere.
+    pub(crate) fn ledger_of(&self, snapshot: StreamSnapshot) -> Ledger {
+        Ledger { entry: self.shared.answers.enter(&snapshot.answer.id), snapshot }
     }
 
     /// Whether a request carries the key this server asks for, if it does.

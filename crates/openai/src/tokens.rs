@@ -83,7 +83,7 @@ impl TokenNames {
     }
 }
 
-fn finite(logprob: f32) -> f32 {
+pub(crate) fn finite(logprob: f32) -> f32 {
     // A NaN compares false and becomes the least.
     if logprob > LEAST_LOGPROB { logprob } else { LEAST_LOGPROB }
 }

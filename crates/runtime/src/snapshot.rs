@@ -6,9 +6,6 @@
 use crate::{AddError, SamplingParams, TokenLogprob};
 use serde::{Deserialize, Serialize};
 
-/// The version this crate writes, and the only one it reads.
-const VERSION: u32 = 1;
-
 /// What decides a request's answer beside the request. Each is an opaque text; empty where there is no such thing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -70,13 +67,16 @@ pub struct ChoiceSnapshot {
 pub struct SnapshotError(String);
 
 impl RequestSnapshot {
+    /// The version this crate writes, and the only one it reads.
+    pub const VERSION: u32 = 1;
+
     /// Bytes of the longest snapshot that is read: a context of a million tokens.
     pub const MAX_BYTES: usize = 16 << 20;
 
     /// A request at its start.
     pub fn new(identity: Identity, prompt: Vec<u32>, params: SamplingParams, adapter: u32) -> Self {
         RequestSnapshot {
-            version: VERSION,
+            version: Self::VERSION,
             identity,
             prompt,
             adapter,
@@ -108,10 +108,9 @@ impl RequestSnapshot {
         let bad = |e: serde_json::Error| SnapshotError(format!("not a request snapshot: {e}"));
         // First, as a later version may have other fields.
         let Version { version } = serde_json::from_slice(json).map_err(bad)?;
-        if version != VERSION {
-            return Err(SnapshotError(format!(
-                "the snapshot has version {version}; this build reads version {VERSION}"
-            )));
+        if version != Self::VERSION {
+            let ours = Self::VERSION;
+            return Err(SnapshotError(format!("the snapshot has version {version}; this build reads version {ours}")));
         }
         serde_json::from_slice(json).map_err(bad)
     }

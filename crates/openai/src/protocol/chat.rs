@@ -3,6 +3,7 @@ use super::sampling::{MAX_TOP_LOGPROBS, refuse};
 use super::{ChatLogprobs, SamplingOptions, StopReason, Streaming, UsageReport};
 use crate::ApiError;
 use crate::fields::{Fields, missing, not_among, wrong_type};
+use crate::fleet::Part;
 use crate::messages::normalize;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -254,6 +255,9 @@ pub struct ChatChunk {
     /// The prompt's ids, where they were asked for (vLLM); in the first chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_token_ids: Option<Vec<u32>>,
+    /// For a fleet's front door; see [`fleet`](crate::fleet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub anyfleet: Option<Part>,
 }
 
 /// A piece of one answer.

@@ -3,6 +3,7 @@ use super::sampling::{MAX_TOP_LOGPROBS, refuse, token_ids};
 use super::{CompletionLogprobs, SamplingOptions, Streaming, UsageReport};
 use crate::ApiError;
 use crate::fields::{Fields, missing, wrong_type};
+use crate::fleet::Part;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -124,6 +125,9 @@ pub struct CompletionResponse {
     /// Tokens used; in a stream only where it was asked for: null until the last chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Option<UsageReport>>,
+    /// In a stream, for a fleet's front door; see [`fleet`](crate::fleet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub anyfleet: Option<Part>,
 }
 
 /// A continuation, or a piece of one.

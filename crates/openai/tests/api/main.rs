@@ -4,6 +4,7 @@ mod chat;
 mod client;
 mod completions;
 mod errors;
+mod fleet;
 mod lifecycle;
 mod load;
 mod server;
