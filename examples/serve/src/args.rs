@@ -73,6 +73,11 @@ pub(crate) struct Args {
     /// Key that clients must send as a bearer token
     #[arg(long, value_name = "KEY", env = "ANYFLEET_API_KEY", hide_env_values = true, help_heading = "Server")]
     pub api_key: Option<String>,
+
+    /// Key of the fleet: whoever sends it as the header anyfleet-fleet-key can follow, suspend and resume answers and
+    /// drain the server; without one nobody can
+    #[arg(long, value_name = "KEY", env = "ANYFLEET_FLEET_KEY", hide_env_values = true, help_heading = "Server")]
+    pub fleet_key: Option<String>,
     /// Time that running streams get to finish after SIGTERM or SIGINT; a second signal exits at once
     #[arg(long, value_name = "SECONDS", default_value_t = 60, help_heading = "Server")]
     pub shutdown_timeout: u64,
@@ -123,6 +128,9 @@ impl Args {
         if self.api_key.as_ref().is_some_and(|key| key.trim().is_empty()) {
             return Err("the API key is empty; give one or leave --api-key and ANYFLEET_API_KEY out".into());
         }
+        if self.fleet_key.as_ref().is_some_and(|key| key.trim().is_empty()) {
+            return Err("the fleet's key is empty; give one or leave --fleet-key and ANYFLEET_FLEET_KEY out".into());
+        }
         let bar = std::sync::Arc::new(LoadBar::default());
         let progress = bar.clone();
         let mut builder = builder
@@ -158,10 +166,8 @@ impl Args {
     pub fn state(&self) -> ServerState {
         let state =
             self.served_model_name.iter().fold(ServerState::builder(), |state, name| state.served_model_name(name));
-        match &self.api_key {
-            Some(key) => state.api_key(key.trim()).build(),
-            None => state.build(),
-        }
+        let state = option(state, self.api_key.as_deref(), |state, key| state.api_key(key.trim()));
+        option(state, self.fleet_key.as_deref(), |state, key| state.fleet_key(key.trim())).build()
     }
 
     pub fn shutdown_timeout(&self) -> Duration {

@@ -15,7 +15,11 @@ fn serve() -> Command {
 
 /// Without what the surroundings could change.
 fn quiet(mut command: Command) -> Command {
-    command.env_remove("RUST_LOG").env_remove("ANYFLEET_API_KEY").env("RUST_BACKTRACE", "1");
+    command
+        .env_remove("RUST_LOG")
+        .env_remove("ANYFLEET_API_KEY")
+        .env_remove("ANYFLEET_FLEET_KEY")
+        .env("RUST_BACKTRACE", "1");
     // No test may reach a hub.
     command.env("HF_HUB_OFFLINE", "1").env("HF_HOME", std::env::temp_dir().join("anyfleet-no-hub"));
     command.stdin(Stdio::null());
@@ -79,6 +83,7 @@ fn what_cannot_start_says_why_in_one_line() {
     }
     assert!(failure(&["--model", &good, "--dtype", "f8"]).contains("bf16"));
     assert!(failure(&["--model", &good, "--api-key", ""]).contains("empty"));
+    assert!(failure(&["--model", &good, "--fleet-key", ""]).contains("empty"));
     assert!(failure(&["--model", &good, "--served-model-name", ""]).contains("--served-model-name"));
     assert!(failure(&["--model", &good, "--host", "256.0.0.1"]).contains("--host"));
     failure(&["--model", &good, "--kv-cache-memory", "100", "--max-model-len", "2048"]);

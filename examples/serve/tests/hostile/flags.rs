@@ -38,6 +38,7 @@ fn impossible_flags() {
         (&["--host", ""], &["--host"]),
         (&["--served-model-name", ""], &["--served-model-name"]),
         (&["--api-key", " "], &["API key"]),
+        (&["--fleet-key", " "], &["fleet's key"]),
         (&["--kv-cache-memory", "0"], &["--kv-cache-memory", "64MiB"]),
         (&["--kv-cache-memory", "-1"], &["-1", "--help"]),
         (&["--kv-cache-memory", "lots"], &["--kv-cache-memory", "64MiB"]),

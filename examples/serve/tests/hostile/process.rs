@@ -41,7 +41,8 @@ fn command<S: AsRef<OsStr>>(args: &[S]) -> Command {
     let script = format!("ulimit -v {ADDRESS_SPACE_KIB} 2>/dev/null; exec \"$0\" \"$@\"");
     command.arg("-c").arg(script).arg(env!("CARGO_BIN_EXE_serve")).args(args);
     command.env("HF_HUB_OFFLINE", "1").env("HF_HOME", "/nonexistent");
-    for name in ["ANYFLEET_API_KEY", "ANYFLEET_CPU", "HF_HUB_CACHE", "RUST_LOG", "RUST_BACKTRACE"] {
+    for name in ["ANYFLEET_API_KEY", "ANYFLEET_FLEET_KEY", "ANYFLEET_CPU", "HF_HUB_CACHE", "RUST_LOG", "RUST_BACKTRACE"]
+    {
         command.env_remove(name);
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
