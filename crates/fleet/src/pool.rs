@@ -1,0 +1,120 @@
+//! Servers and how they are.
+use crate::status::{Health, PoolStatus};
+use crate::upstream::{Client, Failure};
+use crate::{Config, Kind, PoolConfig};
+use axum::http::Method;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Time between two probes of a server.
+const PROBE: Duration = Duration::from_millis(200);
+
+/// One server.
+pub(crate) struct Pool {
+    pub config: PoolConfig,
+    health: watch::Sender<Health>,
+    in_flight: AtomicUsize,
+    requests: AtomicU64,
+    pub moved_away: AtomicU64,
+}
+
+/// A request that a server has.
+pub(crate) struct Held {
+    pub pool: Arc<Pool>,
+    health: watch::Receiver<Health>,
+}
+
+impl Pool {
+    pub fn new(config: PoolConfig) -> Self {
+        Pool {
+            config,
+            // Until the first probe says otherwise.
+            health: watch::Sender::new(Health::Up),
+            in_flight: AtomicUsize::new(0),
+            requests: AtomicU64::new(0),
+            moved_away: AtomicU64::new(0),
+        }
+    }
+
+    pub fn health(&self) -> Health {
+        *self.health.borrow()
+    }
+
+    pub fn can_move(&self) -> bool {
+        self.config.kind == Kind::Anyfleet
+    }
+
+    /// Notes what became of an attempt to reach it.
+    pub fn note(&self, health: Health) {
+        self.health.send_if_modified(|known| {
+            let changed = *known != health;
+            if changed {
+                tracing::info!("pool {} is {health:?}", self.config.name);
+            }
+            *known = health;
+            changed
+        });
+    }
+
+    pub fn hold(self: &Arc<Self>) -> Held {
+        self.in_flight.fetch_add(1, Relaxed);
+        self.requests.fetch_add(1, Relaxed);
+        Held { pool: self.clone(), health: self.health.subscribe() }
+    }
+
+    pub fn status(&self) -> PoolStatus {
+        PoolStatus {
+            name: self.config.name.clone(),
+            health: self.health(),
+            in_flight: self.in_flight.load(Relaxed),
+            requests: self.requests.load(Relaxed),
+            moved_away: self.moved_away.load(Relaxed),
+        }
+    }
+
+    /// Probes the server for ever.
+    pub async fn watch(self: Arc<Self>, client: Client, stall: Duration) {
+        loop {
+            let probe = client.send(&self, Method::GET, "/health", Default::default(), None);
+            let health = match tokio::time::timeout(stall, probe).await {
+                Ok(Ok(response)) if response.status().is_success() => Health::Up,
+                // A server of another kind may have no such route.
+                Ok(Ok(response)) if response.status().as_u16() == 404 && !self.can_move() => Health::Up,
+                Ok(Ok(_)) => Health::Refusing,
+                Ok(Err(Failure { .. })) | Err(_) => Health::Down,
+            };
+            self.note(health);
+            tokio::time::sleep(PROBE).await;
+        }
+    }
+}
+
+impl Held {
+    /// Completes when the server is gone.
+    pub async fn gone(&mut self) {
+        // The pool keeps the sender as long as this exists.
+        let _ = self.health.wait_for(|health| *health == Health::Down).await;
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.pool.in_flight.fetch_sub(1, Relaxed);
+    }
+}
+
+/// The pool to ask next: of those that take requests the one with the fewest, `not` only where there is no other.
+pub(crate) fn choose(pools: &[Arc<Pool>], not: Option<&Arc<Pool>>, can_move: bool) -> Option<Arc<Pool>> {
+    let usable = |pool: &&Arc<Pool>| pool.health() == Health::Up && (!can_move || pool.can_move());
+    let other = |pool: &&Arc<Pool>| not.is_none_or(|not| !Arc::ptr_eq(pool, not));
+    let busy = |pool: &&Arc<Pool>| pool.in_flight.load(Relaxed);
+    let best = pools.iter().filter(usable).filter(other).min_by_key(busy);
+    best.or_else(|| pools.iter().filter(usable).min_by_key(busy)).cloned()
+}
+
+/// All pools of a configuration.
+pub(crate) fn pools(config: &Config) -> Vec<Arc<Pool>> {
+    config.pools.iter().cloned().map(|pool| Arc::new(Pool::new(pool))).collect()
+}
