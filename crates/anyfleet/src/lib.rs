@@ -55,6 +55,7 @@ pub use anyfleet_runtime::{
     Batch, Executor, ExecutorError, FinishReason, GroupStats, Limits, SamplingParams, Stats, StepOutput, StopCause,
     TokenLogprob, Usage,
 };
+pub use anyfleet_tensor::Gemm;
 pub use anyfleet_text::{ChatInput, ChatTemplate, Detokenizer, Tokenizer};
 pub use builder::{EngineBuilder, Progress};
 #[cfg(feature = "check")]
