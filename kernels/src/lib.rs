@@ -24,6 +24,12 @@ pub mod wgsl {
     pub const NORM: &str = include_str!("../wgsl/norm.wgsl");
     /// `linear` and `linear_act_mul`.
     pub const LINEAR: &str = include_str!("../wgsl/linear.wgsl");
+    /// What kernels of `linear` share: parameters and what follows the sums.
+    pub const LINEAR_COMMON: &str = include_str!("../wgsl/linear_common.wgsl");
+    /// `linear` on matrix units.
+    pub const LINEAR_MATRIX: &str = include_str!("../wgsl/linear_matrix.wgsl");
+    /// Activations as [`LINEAR_MATRIX`] takes them.
+    pub const LINEAR_HALVES: &str = include_str!("../wgsl/linear_halves.wgsl");
     /// `act_mul`.
     pub const ACT_MUL: &str = include_str!("../wgsl/act_mul.wgsl");
     /// `rope_kv`.
@@ -38,7 +44,7 @@ pub mod wgsl {
     pub const SAMPLE: &str = include_str!("../wgsl/sample.wgsl");
 
     /// All of them.
-    pub const ALL: [&str; 15] = [
+    pub const ALL: [&str; 18] = [
         COMMON,
         WEIGHT,
         KV,
@@ -48,6 +54,9 @@ pub mod wgsl {
         EMBED,
         NORM,
         LINEAR,
+        LINEAR_COMMON,
+        LINEAR_MATRIX,
+        LINEAR_HALVES,
         ACT_MUL,
         ROPE_KV,
         ATTENTION,
@@ -65,13 +74,13 @@ pub mod wgsl {
     }
 }
 
-/// Puts parts together: `constants` first, as WGSL states them, then the lines of all parts for which the
-/// conditions hold. `#if NAME` holds where `flags` has the name, `#if !NAME` where it has not; conditions nest.
+/// Puts parts together: what they `enable` and `constants` first, as WGSL states them, then the lines of all parts for
+/// which the conditions hold. `#if NAME` holds where `flags` has the name, `#if !NAME` where it has not; conditions nest.
 ///
 /// # Panics
 /// When a condition is not closed, or closed twice: a bug of the sources.
 pub fn assemble(parts: &[&str], flags: &[&str], constants: &[(&str, u32)]) -> String {
-    let mut text = String::new();
+    let (mut enabled, mut text) = (String::new(), String::new());
     for (name, value) in constants {
         text += &format!("const {name}: u32 = {value}u;\n");
     }
@@ -89,18 +98,25 @@ pub fn assemble(parts: &[&str], flags: &[&str], constants: &[(&str, u32)]) -> St
             } else if directive == "#endif" {
                 open.pop().expect("kernels: #endif without #if");
             } else if open.iter().all(|&kept| kept) {
-                text += line;
+                let text = if line.starts_with("enable ") { &mut enabled } else { &mut text };
+                text.push_str(line);
                 text.push('\n');
             }
         }
         assert!(open.is_empty(), "kernels: #if without #endif");
     }
-    text
+    enabled + &text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_enabled_comes_first() {
+        let parts = ["a\n", "enable f16;\nb\n#if X\nenable x;\n#endif"];
+        assert_eq!(assemble(&parts, &[], &[("N", 3)]), "enable f16;\nconst N: u32 = 3u;\na\nb\n");
+    }
 
     #[test]
     fn conditions_nest() {

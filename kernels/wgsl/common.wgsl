@@ -76,6 +76,11 @@ fn to_f16(x: f32) -> u32 {
     return sign | (whole + select(0u, 1u, rest > half || (rest == half && (whole & 1u) == 1u)));
 }
 
+// 2^exponent, from -126 to 127.
+fn power_of_two(exponent: i32) -> f32 {
+    return bitcast<f32>(u32(exponent + 127) << 23u);
+}
+
 fn is_nan(x: f32) -> bool {
     return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u;
 }

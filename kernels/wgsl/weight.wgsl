@@ -1,6 +1,7 @@
 // Packed weights: panels of LANES output features; a panel is a list of steps, a step a vec4<u32> of ELEMENTS input
 // features for each lane. After the last panel come the multipliers of q4, a byte for each group of 32 input features
-// and output feature, `[panel][group][lane]`, and the scales of q8 and q4, `[panel][lane]`.
+// and output feature, `[panel][group][lane]`, and the scales of q8 and q4, `[panel][lane]`: for matrix units, floats have
+// the exponents of crates/tensor/src/halves.rs there.
 //
 // Of a gated weight, a panel has half its lanes of gates and, in the other half, what they are multiplied with.
 const LANES: u32 = 16u;

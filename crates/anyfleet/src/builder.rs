@@ -8,7 +8,7 @@ use crate::{
 use anyfleet_executor::{ExecutorOptions, MemoryPlan, ModelExecutor, plan};
 use anyfleet_models::{Decoder, LoadOptions, Model, open_model};
 use anyfleet_runtime::{Executor, Identity, Runtime, RuntimeOptions};
-use anyfleet_tensor::{Backend, DType, WeightFormat};
+use anyfleet_tensor::{Backend, DType, Gemm, WeightFormat};
 use anyfleet_text::Files;
 use anyfleet_weights::{Bundle, Hub, ModelFiles};
 use std::ops::ControlFlow;
@@ -52,6 +52,7 @@ pub struct EngineBuilder {
     dtype: DTypeSpec,
     quantize: QuantizeSpec,
     kv_dtype: KvDType,
+    gemm: Gemm,
     max_model_len: Option<usize>,
     kv_cache_bytes: Option<u64>,
     max_num_seqs: usize,
@@ -85,6 +86,7 @@ impl EngineBuilder {
             dtype: DTypeSpec::Auto,
             quantize: QuantizeSpec::None,
             kv_dtype: KvDType::Auto,
+            gemm: Gemm::Invariant,
             max_model_len: None,
             kv_cache_bytes: None,
             max_num_seqs: 64,
@@ -127,6 +129,15 @@ impl EngineBuilder {
     #[must_use]
     pub fn kv_dtype(mut self, kv_dtype: KvDType) -> Self {
         self.kv_dtype = kv_dtype;
+        self
+    }
+
+    /// How products of many rows are computed; [`Gemm::Invariant`] by default. With [`Gemm::Fast`] a device with matrix
+    /// units computes prompts faster, and answers may depend on what else runs: the NumericsId says so. On other devices
+    /// it changes nothing, which a warning of the engine says.
+    #[must_use]
+    pub fn gemm(mut self, gemm: Gemm) -> Self {
+        self.gemm = gemm;
         self
     }
 
@@ -328,6 +339,9 @@ impl EngineBuilder {
             DeviceSpec::Auto | DeviceSpec::Cpu => {
                 let options = anyfleet_cpu::CpuOptions { threads: self.threads, ..Default::default() };
                 let device = anyfleet_cpu::CpuBackend::new(options).map_err(|e| Error::Device(e.to_string()))?;
+                if self.gemm == Gemm::Fast {
+                    warnings.push(nothing_faster(&device.caps().device, "all its products are invariant"));
+                }
                 task.run(Arc::new(device))
             }
             #[cfg(not(feature = "cpu"))]
@@ -354,13 +368,25 @@ impl EngineBuilder {
         computes: bool,
         warnings: &mut Vec<String>,
     ) -> Result<anyfleet_wgpu::WgpuBackend> {
-        use anyfleet_wgpu::{Variant, WgpuBackend, WgpuOptions};
-        let (variant, compiled) = (Variant::default(), self.pack_cache.kernels());
-        let options = WgpuOptions { adapter, memory: self.device_memory, variant, compiled };
-        let variants = WgpuBackend::variants(&options).map_err(|e| Error::Device(e.to_string()))?;
+        use anyfleet_wgpu::{WgpuBackend, WgpuOptions};
+        let failed = |e: anyfleet_tensor::Error| Error::Device(e.to_string());
+        let (memory, compiled) = (self.device_memory, self.pack_cache.kernels());
+        let options = WgpuOptions { adapter, memory, compiled, ..Default::default() };
+        let variants = WgpuBackend::variants(&options).map_err(failed)?;
+        let missing = match self.gemm {
+            Gemm::Invariant => None,
+            Gemm::Fast => WgpuBackend::missing_for_fast(&options).map_err(failed)?,
+        };
+        let mut kernels: Vec<Kernels> = variants.iter().map(|&variant| Kernels(variant, Gemm::Invariant)).collect();
+        if self.gemm == Gemm::Fast && missing.is_none() {
+            kernels.insert(0, Kernels(variants[0], Gemm::Fast));
+        }
         let choice = if computes { &self.self_check } else { &crate::SelfCheck::Off };
-        let open = |&variant: &Variant| WgpuBackend::new(&WgpuOptions { variant, ..options.clone() });
-        crate::check::checked(choice, variants, open, warnings)
+        let open =
+            |&Kernels(variant, gemm): &Kernels| WgpuBackend::new(&WgpuOptions { variant, gemm, ..options.clone() });
+        let device = crate::check::checked(choice, kernels, open, warnings)?;
+        warnings.extend(missing.map(|reason| nothing_faster(&device.caps().device, reason)));
+        Ok(device)
     }
 
     /// The type of the weights, before they are quantized.
@@ -414,6 +440,25 @@ impl EngineBuilder {
             page_size: self.page_size,
         })
     }
+}
+
+/// Kernels of an adapter, for people.
+#[cfg(feature = "wgpu")]
+struct Kernels(anyfleet_wgpu::Variant, Gemm);
+
+#[cfg(feature = "wgpu")]
+impl std::fmt::Display for Kernels {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.1 {
+            Gemm::Invariant => write!(f, "{}", self.0),
+            Gemm::Fast => write!(f, "{} fast", self.0),
+        }
+    }
+}
+
+/// The warning where [`Gemm::Fast`] was asked for in vain.
+fn nothing_faster(device: &str, reason: &str) -> String {
+    format!("gemm fast changes nothing on {device}: {reason}")
 }
 
 /// Something to do on whichever backend was chosen.

@@ -55,6 +55,7 @@ pub use anyfleet_runtime::{
     Batch, ChoiceSnapshot, Executor, ExecutorError, FinishReason, GroupStats, Identity, Limits, RequestId,
     RequestSnapshot, SamplingParams, SnapshotError, Stats, StepOutput, StopCause, TokenLogprob, Usage,
 };
+pub use anyfleet_tensor::Gemm;
 pub use anyfleet_text::{ChatInput, ChatTemplate, Detokenizer, Tokenizer};
 pub use builder::{EngineBuilder, Progress};
 #[cfg(feature = "check")]

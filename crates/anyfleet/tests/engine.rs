@@ -2,7 +2,8 @@
 mod common;
 
 use anyfleet::{
-    ChatInput, Engine, EngineBuilder, Error, FinishReason, GenerateRequest, SamplingParams, StreamEvent, TokenStream,
+    ChatInput, Engine, EngineBuilder, Error, FinishReason, Gemm, GenerateRequest, SamplingParams, StreamEvent,
+    TokenStream,
 };
 use common::fixtures_dir;
 use serde::Deserialize;
@@ -89,6 +90,15 @@ fn defaults_come_from_the_generation_config() {
     let absurd = with_generation_config(r#"{"temperature": 5.0}"#);
     assert_eq!(absurd.default_params(), SamplingParams::default());
     assert!(absurd.info().warnings.iter().any(|w| w.contains("temperature")), "{:?}", absurd.info().warnings);
+}
+
+#[test]
+fn fast_products_change_nothing_on_the_cpu_and_say_so() {
+    let plain = engine();
+    let fast = builder().gemm(Gemm::Fast).build().expect("tiny-chat");
+    assert_eq!(fast.info().numerics_id, plain.info().numerics_id);
+    let notes = |engine: &Engine| engine.info().warnings.iter().filter(|w| w.starts_with("gemm fast changes")).count();
+    assert_eq!((notes(&plain), notes(&fast)), (0, 1), "{:?}", fast.info().warnings);
 }
 
 #[test]

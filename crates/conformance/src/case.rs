@@ -120,9 +120,14 @@ pub trait OpCase: Debug {
         selection: &Selection,
         placement: Placement,
     ) -> anyfleet_tensor::Result<Staged<B>>;
-    /// The inputs as a device takes them that rounds activations first ([`Caps::operands`]).
-    fn rounded(&self, host: Self::Host, _caps: &Caps) -> Self::Host {
+    /// The inputs as a device takes them that rounds activations first ([`Caps::operands`]), in a run with `_rows` rows
+    /// of capacity.
+    fn rounded(&self, host: Self::Host, _caps: &Caps, _rows: usize) -> Self::Host {
         host
+    }
+    /// Whether the device promises a row's bits whatever the other rows are.
+    fn invariant(&self, _caps: &Caps) -> bool {
+        true
     }
     /// The reference: one [`Expected`] per output, in the order they were staged.
     fn expect(&self, host: &Self::Host, selection: &Selection) -> Vec<Expected>;
@@ -284,7 +289,7 @@ impl<B: Backend, C: OpCase> Case<B> for C {
         let staged = self.stage(backend, &host, &selection, Placement::Scattered(rng.bits())).map_err(device)?;
         let live = staged.live();
         let first = execute(backend, &staged, live, None)?;
-        let host = self.rounded(host, backend.caps());
+        let host = self.rounded(host, backend.caps(), selection.capacity());
         let expected = self.expect(&host, &selection);
         let tolerance = self.tolerance();
         let mut wrong = None;

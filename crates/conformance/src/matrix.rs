@@ -1,7 +1,7 @@
 //! Weight matrices as they would lie in a checkpoint.
 use crate::number::{decode, encode, round};
 use crate::rng::Rng;
-use anyfleet_tensor::{Backend, DType, HostPart, HostWeight, Result, WeightFormat, quant};
+use anyfleet_tensor::{Backend, DType, HostPart, HostWeight, Operand, Result, WeightFormat, halves, quant};
 
 /// Magnitudes of drawn values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +13,9 @@ pub enum Spread {
     Outliers,
     /// Activations around 1e5 and weights around 1e-6: overflow of f16 and its subnormals.
     Extreme,
+    /// Both ends in one matrix: rows of activations around 1e5, 1 and 1e-5, output features around 1 and 1e-6, and in all of
+    /// them elements a thousand times smaller than the others.
+    Mixed,
 }
 
 impl Spread {
@@ -29,12 +32,33 @@ impl Spread {
                 channels[rng.below(cols)] = 50.0 + 50.0 * rng.unit() as f32;
             }
         }
-        (0..rows).flat_map(|_| 0..cols).map(|c| round(dtype, rng.normal() * channels[c])).collect()
+        if self == Spread::Mixed {
+            channels.iter_mut().for_each(|channel| *channel = rng.pick(&[1.0, 1e-3]));
+        }
+        let mut values = Vec::with_capacity(rows * cols);
+        for _ in 0..rows {
+            let row = match (self, dtype) {
+                (Spread::Mixed, DType::F16) => rng.pick(&[100.0, 1.0]),
+                (Spread::Mixed, _) => rng.pick(&[1e5, 1.0, 1e-5]),
+                _ => 1.0,
+            };
+            values.extend(channels.iter().map(|channel| round(dtype, rng.normal() * channel * row)));
+        }
+        values
     }
 
     /// Deviation of weights.
     fn weight_scale(self, cols: usize) -> f32 {
         if self == Spread::Extreme { 1e-6 } else { 1.0 / (cols as f32).sqrt() }
+    }
+
+    /// An output feature of weights of this deviation.
+    fn weights(self, rng: &mut Rng, cols: usize, scale: f32) -> Vec<f32> {
+        if self != Spread::Mixed {
+            return rng.normals(cols, scale);
+        }
+        let scale = scale * rng.pick(&[1.0, 1e-6]);
+        (0..cols).map(|_| rng.normal() * scale * rng.pick(&[1.0, 1e-3])).collect()
     }
 }
 
@@ -50,6 +74,8 @@ pub struct Matrix {
     cols: usize,
     parts: Vec<Part>,
     store: WeightFormat,
+    /// The device multiplies floats as f16 times a power of two.
+    halves: bool,
 }
 
 impl Matrix {
@@ -70,12 +96,12 @@ impl Matrix {
             let dtype = if small { rng.pick(&[DType::F32, DType::BF16, DType::F16, kept]) } else { kept };
             let mut bytes = vec![0; 1 + take * cols * dtype.size()];
             for row in bytes[1..].chunks_exact_mut(cols * dtype.size()) {
-                row.copy_from_slice(&encode(dtype, &rng.normals(cols, scale)));
+                row.copy_from_slice(&encode(dtype, &spread.weights(rng, cols, scale)));
             }
             parts.push(Part { dtype, rows: take, bytes });
             left -= take;
         }
-        Matrix { cols, parts, store }
+        Matrix { cols, parts, store, halves: false }
     }
 
     /// `out_features`.
@@ -88,11 +114,19 @@ impl Matrix {
         self.cols
     }
 
-    /// One output row as the device keeps it: rounded to the stored type, or what its integers stand for.
+    /// Says which form activations take that meet it: weights may take the same.
+    pub fn met_by(&mut self, operand: Option<Operand>) {
+        self.halves = operand == Some(Operand::Halves);
+    }
+
+    /// One output row as the device multiplies it: rounded to the stored type, or what its integers stand for.
     pub fn row(&self, row: usize) -> Vec<f32> {
         let drawn = self.drawn(row);
         match self.store {
-            WeightFormat::Float(kept) => drawn.into_iter().map(|v| round(kept, v)).collect(),
+            WeightFormat::Float(kept) => {
+                let kept: Vec<f32> = drawn.into_iter().map(|v| round(kept, v)).collect();
+                if self.halves { halves::values(&kept) } else { kept }
+            }
             WeightFormat::Q8 => {
                 let mut q = vec![0; drawn.len()];
                 let scale = quant::q8_row(&drawn, &mut q);

@@ -1,6 +1,6 @@
 //! Element types as the reference sees them: exact conversions, and rounding to nearest even.
 use anyfleet_tensor::quant::ByteRow;
-use anyfleet_tensor::{DType, Operand};
+use anyfleet_tensor::{DType, Operand, halves};
 use half::{bf16, f16};
 
 /// Largest relative error of one rounding to f32.
@@ -39,6 +39,7 @@ pub fn as_operand(operand: Option<Operand>, values: Vec<f32>, width: usize) -> V
         None => values,
         Some(Operand::Rounded(dtype)) => round_all(dtype, values),
         Some(Operand::Bytes) => values.chunks(width.max(1)).flat_map(|row| ByteRow::new(row).values()).collect(),
+        Some(Operand::Halves) => values.chunks(width.max(1)).flat_map(halves::values).collect(),
     }
 }
 

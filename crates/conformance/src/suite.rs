@@ -235,6 +235,14 @@ fn linear<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType, we
         let f32_out = case.f32_out && case.residual != Residual::InPlace;
         with_rows(cases, LinearCase { f32_out, ..case });
     }
+    // Magnitudes that a narrower type does not hold, in every way of computing; what else is added would hide them.
+    for (rows, padding, n, k) in [(3, 0, 33, 80), (5, 66, 40, 33), (70, 5, 80, 97)] {
+        for spread in [Spread::Extreme, Spread::Mixed] {
+            let live = live_for(rng, padding, Live::Tokens);
+            let case = LinearCase::plain(rows, n, k, activation, weight);
+            with_rows(cases, LinearCase { padding, spread, live, ..case });
+        }
+    }
 }
 
 /// The head's rows are bounded by the logit rows, a layer's by the tokens.
@@ -268,6 +276,15 @@ fn linear_act_mul<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: D
             sampled: 0,
         };
         with_rows(cases, case);
+    }
+    for (rows, padding, width, k) in [(3, 0, 17, 80), (5, 66, 20, 33), (70, 5, 40, 97)] {
+        for spread in [Spread::Extreme, Spread::Mixed] {
+            let function = rng.pick(&[Activation::Silu, Activation::GeluTanh]);
+            let (bias, live, sampled) = (false, live_for(rng, padding, Live::Tokens), 0);
+            let case =
+                LinearActMulCase { rows, padding, width, k, activation, weight, bias, function, spread, live, sampled };
+            with_rows(cases, case);
+        }
     }
 }
 

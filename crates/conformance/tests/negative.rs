@@ -84,3 +84,13 @@ fn every_mutation_is_caught() {
         assert!(found, "no failure of {mutation:?} says \"{word}\" with ANYFLEET_SEED={seed}: {failures:#?}");
     }
 }
+
+/// Where a device does not promise a row's bits, its rows are still held to the reference in every batch.
+#[test]
+fn a_fast_backend_may_add_in_any_order_and_no_more() {
+    let options = options(Some("linear"));
+    let report = suite(&Naive::fast(Mutation::LinearOrderDependsOnRows), &options);
+    assert!(report.passed(), "{}", report.failure_text());
+    let report = suite(&Naive::fast(Mutation::LinearDropsLastK), &options);
+    assert!(report.failures().any(|o| o.label.starts_with("RowIndependence")), "{}", report.failure_text());
+}

@@ -4,6 +4,7 @@ use anyfleet_conformance::require::skipped;
 use anyfleet_conformance::rng::seed_from_env;
 use anyfleet_conformance::suite::{Options, Tier, suite};
 use anyfleet_conformance::support;
+use anyfleet_tensor::Gemm;
 use anyfleet_wgpu::{Variant, WgpuBackend, WgpuOptions};
 
 /// The software adapter, where the machine has its driver.
@@ -35,4 +36,24 @@ fn software_vulkan_passes_and_the_support_matrix_is_current() {
 fn software_vulkan_passes_with_subgroups() {
     // The others have the same kernels in both.
     ["norm", "attention"].into_iter().for_each(|op| drop(passes(Variant::Subgroups, Some(op))));
+}
+
+/// Newer Mesas have them on llvmpipe: `.ci/matrix` brings one.
+#[test]
+fn software_vulkan_passes_on_matrix_units() {
+    let Some(device) = software(Variant::Subgroups) else { return };
+    let (adapter, variant, gemm) = (Some(device.adapter().index.to_string()), Variant::Subgroups, Gemm::Fast);
+    let options = WgpuOptions { adapter, variant, gemm, ..Default::default() };
+    if let Some(reason) = WgpuBackend::missing_for_fast(&options).unwrap() {
+        let error = WgpuBackend::new(&options).err().expect("no matrix units").to_string();
+        assert!(error.contains("there is no fast gemm") && error.contains(reason), "{error}");
+        eprintln!("SKIPPED: {}: {reason}", device.adapter().name);
+        return;
+    }
+    let device = WgpuBackend::new(&options).unwrap();
+    for op in ["linear", "linear_act_mul"] {
+        let options = Options { op: Some(op.into()), ..Options::new(Tier::Small, seed_from_env().unwrap()) };
+        let report = suite(&device, &options);
+        assert!(report.passed(), "{}", report.failure_text());
+    }
 }

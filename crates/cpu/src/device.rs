@@ -94,6 +94,8 @@ impl CpuBackend {
                 (WeightFormat::Q8, Operand::Bytes),
                 (WeightFormat::Q4, Operand::Bytes),
             ],
+            operand_rows: 0,
+            invariant: true,
             attention_operands: vec![(DType::BF16, DType::BF16), (DType::I8, DType::BF16)],
             kv: [floats.as_slice(), &[DType::I8]].concat(),
             page_size: 16,

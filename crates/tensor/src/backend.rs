@@ -1,5 +1,7 @@
 //! What a device offers.
 use crate::{DType, Encoder, Error, HostWeight, PackedWeight, Recorder, Result, SharedBytes, Tensor, WeightFormat};
+use std::fmt;
+use std::str::FromStr;
 
 /// Memory of a device, as far as it can be asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,6 +23,38 @@ pub struct Identity {
     pub kernels: String,
 }
 
+/// How a device with matrix units computes products of many rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Gemm {
+    /// In one order of sums for every number of rows: a row's results do not depend on the rows around it.
+    #[default]
+    Invariant,
+    /// On matrix units where there are any, whose operands are narrower and whose order of sums is not known: a row's
+    /// results depend on how many rows there are.
+    Fast,
+}
+
+impl fmt::Display for Gemm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Gemm::Invariant => "invariant",
+            Gemm::Fast => "fast",
+        })
+    }
+}
+
+impl FromStr for Gemm {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Gemm, String> {
+        match name {
+            "invariant" => Ok(Gemm::Invariant),
+            "fast" => Ok(Gemm::Fast),
+            _ => Err(format!("gemm \"{name}\" is unknown; use invariant or fast")),
+        }
+    }
+}
+
 /// What a backend can do, known before anything is loaded.
 #[derive(Clone, Debug)]
 pub struct Caps {
@@ -38,6 +72,11 @@ pub struct Caps {
     /// Formats whose products take activations in a narrower form, and which. Products of other formats
     /// take them as they are.
     pub operands: Vec<(WeightFormat, Operand)>,
+    /// Rows of capacity from which on `operands` holds; products of fewer take activations as they are.
+    pub operand_rows: usize,
+    /// Rows of products do not depend on the rows around them, bit for bit; not so with [`Gemm::Fast`]. Rows of all
+    /// other operations never do.
+    pub invariant: bool,
     /// KV-cache types whose attention rounds queries and softmax weights first, and to what.
     pub attention_operands: Vec<(DType, DType)>,
     /// KV-cache types; with [`DType::I8`] come [scales](crate::ops::KvScales).
@@ -51,8 +90,12 @@ pub struct Caps {
 }
 
 impl Caps {
-    /// The form activations are brought into before they meet a weight of this format, if any.
-    pub fn operand(&self, weight: WeightFormat) -> Option<Operand> {
+    /// The form activations are brought into before they meet a weight of this format, if any, in a product of `rows`
+    /// rows of capacity.
+    pub fn operand(&self, weight: WeightFormat, rows: usize) -> Option<Operand> {
+        if rows < self.operand_rows {
+            return None;
+        }
         self.operands.iter().find(|(format, _)| *format == weight).map(|&(_, operand)| operand)
     }
 
@@ -70,6 +113,9 @@ pub enum Operand {
     Rounded(DType),
     /// Signed bytes with one scale a row, as [`quant::ByteRow`](crate::quant::ByteRow) states.
     Bytes,
+    /// f16 times a power of two a row, as [`halves`](crate::halves) states. Floats of the weight take the same form, by
+    /// output feature.
+    Halves,
 }
 
 /// The largest operations of a model's steps.

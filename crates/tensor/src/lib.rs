@@ -23,6 +23,7 @@ mod backend;
 mod dtype;
 mod encoder;
 mod error;
+pub mod halves;
 pub mod null;
 pub mod ops;
 mod packed;
@@ -32,7 +33,7 @@ mod step;
 mod tensor;
 mod weight;
 
-pub use backend::{Backend, Caps, DeviceMemory, Identity, Operand, Readback, StepSizes};
+pub use backend::{Backend, Caps, DeviceMemory, Gemm, Identity, Operand, Readback, StepSizes};
 pub use dtype::{DType, Element, WeightFormat};
 pub use encoder::{Encoder, Recorder};
 pub use error::{Error, Result};

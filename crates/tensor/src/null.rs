@@ -24,6 +24,8 @@ impl Default for NullBackend {
                 activations: floats.to_vec(),
                 weights: floats.map(WeightFormat::Float).to_vec(),
                 operands: Vec::new(),
+                operand_rows: 0,
+                invariant: true,
                 attention_operands: Vec::new(),
                 kv: [floats.as_slice(), &[DType::I8]].concat(),
                 page_size: 16,

@@ -2,8 +2,9 @@
 use crate::adapter::AdapterDescription;
 use crate::disk::Compiled;
 use crate::encoder::Range;
+use crate::matrices::Matrices;
 use crate::{Variant, WgpuOptions};
-use anyfleet_tensor::{Error, Result};
+use anyfleet_tensor::{Error, Gemm, Result};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -51,6 +52,8 @@ impl Counters {
 pub(crate) struct Context {
     pub(crate) adapter: AdapterDescription,
     pub(crate) variant: Variant,
+    /// What products of many rows run on, where that is asked for.
+    pub(crate) matrices: Option<Matrices>,
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
     pub(crate) limits: wgpu::Limits,
@@ -95,11 +98,25 @@ impl Context {
             Variant::Portable => wgpu::Features::empty(),
             Variant::Subgroups => wgpu::Features::SUBGROUP,
         };
+        let matrices = match options.gemm {
+            Gemm::Invariant => None,
+            Gemm::Fast => Some(Matrices::of(adapter).map_err(|reason| Error::Device {
+                device: format!("{} ({})", description.name, description.driver),
+                reason: format!("there is no fast gemm: {reason}"),
+            })?),
+        };
+        let matrix = if matrices.is_some() { Matrices::FEATURES } else { wgpu::Features::empty() };
+        // SAFETY: the only experimental feature asked for is matrix units. Their kernels load and store within arrays of
+        // the workgroup, at places that do not depend on data.
+        let experimental = matrices.map(|_| unsafe { wgpu::ExperimentalFeatures::enabled() });
         let cache = adapter.features() & wgpu::Features::PIPELINE_CACHE;
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("anyfleet"),
-            required_features: variant | if options.compiled.is_some() { cache } else { wgpu::Features::empty() },
+            required_features: variant
+                | matrix
+                | if options.compiled.is_some() { cache } else { wgpu::Features::empty() },
             required_limits: limits.clone(),
+            experimental_features: experimental.unwrap_or_default(),
             ..Default::default()
         });
         let (device, queue) = pollster::block_on(request).map_err(|e| Error::Device {
@@ -118,6 +135,7 @@ impl Context {
         Ok(Context {
             adapter: description,
             variant: options.variant,
+            matrices,
             device,
             queue,
             limits,

@@ -2,11 +2,13 @@
 use crate::adapter;
 use crate::context::{Context, WgpuCounts};
 use crate::encoder::WgpuRecorder;
+use crate::matrices::Matrices;
+use crate::ops::linear;
 use crate::weight::{self, WgpuWeight};
 use crate::{AdapterDescription, WgpuBuffer, WgpuPlan, ops};
 use anyfleet_tensor::{
-    Backend, Caps, DType, DeviceMemory, Encoder, Error, HostWeight, Identity, Readback, Result, StepSizes, Tensor,
-    WeightFormat,
+    Backend, Caps, DType, DeviceMemory, Encoder, Error, Gemm, HostWeight, Identity, Operand, Readback, Result,
+    StepSizes, Tensor, WeightFormat,
 };
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,6 +22,8 @@ pub struct WgpuOptions {
     pub memory: Option<u64>,
     /// Which kernels.
     pub variant: Variant,
+    /// Whether products of many rows run on matrix units, which must be there then.
+    pub gemm: Gemm,
     /// Folder where compiled kernels are kept for the next start; nowhere without one.
     pub compiled: Option<PathBuf>,
 }
@@ -71,7 +75,10 @@ impl WgpuBackend {
         let context = Arc::new(Context::new(&adapter, description, options)?);
         let floats = [DType::BF16, DType::F16, DType::F32];
         let quantized = [WeightFormat::Q8, WeightFormat::Q4];
+        let weights: Vec<_> = floats.map(WeightFormat::Float).into_iter().chain(quantized).collect();
         let limits = &context.limits;
+        let fast = context.matrices.is_some();
+        let kernels = if fast { format!("{} fast", options.variant) } else { options.variant.to_string() };
         let caps = Caps {
             device: format!("wgpu:{} {} ({})", context.adapter.index, context.adapter.name, context.adapter.driver),
             identity: Identity {
@@ -79,10 +86,12 @@ impl WgpuBackend {
                 driver: context.adapter.driver.clone(),
                 kernels: anyfleet_kernels::wgsl::hash(),
             },
-            numerics: format!("wgpu-f32-1 {} {} {}", options.variant, context.adapter.name, context.adapter.driver),
+            numerics: format!("wgpu-f32-1 {kernels} {} {}", context.adapter.name, context.adapter.driver),
             activations: vec![DType::F32],
-            weights: floats.map(WeightFormat::Float).into_iter().chain(quantized).collect(),
-            operands: Vec::new(),
+            operands: weights.iter().filter(|_| fast).map(|&format| (format, Operand::Halves)).collect(),
+            operand_rows: linear::TILE.0,
+            invariant: !fast,
+            weights,
             attention_operands: Vec::new(),
             kv: vec![DType::BF16, DType::F16, DType::F32, DType::I8],
             page_size: 16,
@@ -100,6 +109,15 @@ impl WgpuBackend {
         let (adapter, _) = adapter::choose(&adapter::instance(), options.adapter.as_deref())?;
         let subgroups = adapter.features().contains(wgpu::Features::SUBGROUP).then_some(Variant::Subgroups);
         Ok(subgroups.into_iter().chain([Variant::Portable]).collect())
+    }
+
+    /// What [`Gemm::Fast`] lacks on an adapter; nothing where it can be used.
+    ///
+    /// # Errors
+    /// As [`WgpuBackend::new`].
+    pub fn missing_for_fast(options: &WgpuOptions) -> Result<Option<&'static str>> {
+        let (adapter, _) = adapter::choose(&adapter::instance(), options.adapter.as_deref())?;
+        Ok(Matrices::of(&adapter).err())
     }
 
     /// The adapter it uses.
@@ -218,7 +236,7 @@ impl Backend for WgpuBackend {
     }
 
     fn weight_bytes(&self, rows: usize, cols: usize, store: WeightFormat) -> usize {
-        weight::bytes(rows, cols, store)
+        weight::bytes(&self.context, rows, cols, store)
     }
 
     fn scratch_bytes(&self, sizes: &StepSizes) -> usize {

@@ -11,6 +11,7 @@ mod context;
 mod device;
 mod disk;
 mod encoder;
+mod matrices;
 mod ops;
 mod plan;
 mod weight;

@@ -1,7 +1,7 @@
 //! Packed weights: see `kernels/wgsl/weight.wgsl` for their order.
 use crate::context::Context;
 use crate::encoder::Range;
-use anyfleet_tensor::{DType, Error, HostPart, HostWeight, Result, WeightFormat, quant};
+use anyfleet_tensor::{DType, Error, HostPart, HostWeight, Result, WeightFormat, halves, quant};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -65,12 +65,18 @@ fn elements(format: WeightFormat) -> usize {
     }
 }
 
+/// Bytes of a panel's multipliers, and of its scales: those of integers, and of floats the exponents that matrix units
+/// want.
+fn extras(context: &Context, cols: usize, format: WeightFormat) -> (usize, usize) {
+    let multipliers = if format == WeightFormat::Q4 { cols.div_ceil(elements(format)) * LANES } else { 0 };
+    let none = matches!(format, WeightFormat::Float(_)) && context.matrices.is_none();
+    (multipliers, if none { 0 } else { LANES * 4 })
+}
+
 /// Bytes of a panel with its multipliers and scales.
-fn panel_bytes(cols: usize, format: WeightFormat) -> usize {
-    let steps = cols.div_ceil(elements(format));
-    let multipliers = if format == WeightFormat::Q4 { steps * LANES } else { 0 };
-    let scales = if matches!(format, WeightFormat::Float(_)) { 0 } else { LANES * 4 };
-    steps * LANES * STEP + multipliers + scales
+fn panel_bytes(context: &Context, cols: usize, format: WeightFormat) -> usize {
+    let (multipliers, scales) = extras(context, cols, format);
+    cols.div_ceil(elements(format)) * LANES * STEP + multipliers + scales
 }
 
 /// Panels of a matrix; a gated one has its two halves side by side.
@@ -79,9 +85,9 @@ fn panels(rows: usize, gated: bool) -> usize {
 }
 
 /// Device bytes of a matrix.
-pub(crate) fn bytes(rows: usize, cols: usize, format: WeightFormat) -> usize {
+pub(crate) fn bytes(context: &Context, rows: usize, cols: usize, format: WeightFormat) -> usize {
     // A gated matrix may have one more panel, whose halves are not full.
-    (panels(rows, false) + 1) * panel_bytes(cols, format)
+    (panels(rows, false) + 1) * panel_bytes(context, cols, format)
 }
 
 impl WgpuWeight {
@@ -121,7 +127,7 @@ impl WgpuWeight {
             let reason = format!("{} keeps no matrices of {dtype}", context.name());
             return Err(Error::Weight { name: weight.name.clone(), reason });
         }
-        let (all, size) = (panels(rows, gated), panel_bytes(cols, format));
+        let (all, size) = (panels(rows, gated), panel_bytes(context, cols, format));
         let most = context.limits.max_storage_buffer_binding_size.min(context.limits.max_buffer_size) as usize / size;
         if most == 0 {
             let reason = format!("sixteen rows take {size} bytes, more than {} binds", context.name());
@@ -163,8 +169,7 @@ impl Packer<'_> {
     fn part(&self, context: &Context, first_panel: usize, panels: usize) -> Result<Part> {
         let steps = self.cols.div_ceil(elements(self.format));
         let data = panels * steps * LANES * STEP;
-        let multipliers = if self.format == WeightFormat::Q4 { steps * LANES } else { 0 };
-        let scales = if matches!(self.format, WeightFormat::Float(_)) { 0 } else { LANES * 4 };
+        let (multipliers, scales) = extras(context, self.cols, self.format);
         let mut bytes = vec![0u8; data + panels * (multipliers + scales)];
         let (steps_of_all, rest) = bytes.split_at_mut(data);
         let (multipliers_of_all, scales_of_all) = rest.split_at_mut(panels * multipliers);
@@ -213,11 +218,19 @@ impl Packer<'_> {
         let (part, cells) = self.cells(feature);
         let steps = data.chunks_exact_mut(STEP).skip(lane).step_by(LANES);
         if self.format == WeightFormat::Float(part.dtype) {
+            if !scales.is_empty() {
+                widen(part.dtype, cells, &mut row.values);
+                scales[4 * lane..][..4].copy_from_slice(&halves::exponent(&row.values).to_le_bytes());
+            }
             return steps.zip(cells.chunks(STEP)).for_each(|(step, cells)| step[..cells.len()].copy_from_slice(cells));
         }
         widen(part.dtype, cells, &mut row.values);
         match self.format {
             WeightFormat::Float(dtype) => {
+                row.values.iter_mut().for_each(|value| *value = kept(dtype, *value));
+                if !scales.is_empty() {
+                    scales[4 * lane..][..4].copy_from_slice(&halves::exponent(&row.values).to_le_bytes());
+                }
                 for (step, values) in steps.zip(row.values.chunks(elements(self.format))) {
                     for (cell, &value) in step.chunks_exact_mut(dtype.size()).zip(values) {
                         match dtype {
@@ -268,6 +281,15 @@ fn chunks(all: &mut [u8], size: usize, count: usize) -> Box<dyn Iterator<Item = 
     match size {
         0 => Box::new((0..count).map(|_| Default::default())),
         size => Box::new(all.chunks_exact_mut(size)),
+    }
+}
+
+/// A number as a format of floats has it.
+fn kept(dtype: DType, value: f32) -> f32 {
+    match dtype {
+        DType::F32 => value,
+        DType::BF16 => bf16::from_f32(value).to_f32(),
+        _ => f16::from_f32(value).to_f32(),
     }
 }
 

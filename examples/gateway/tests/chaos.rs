@@ -263,7 +263,11 @@ fn every_stream_ends_unbroken_whatever_happens_to_its_server() {
     let mut running: Vec<Running> = servers.iter().map(Server::start).collect();
     servers.iter().for_each(Server::wait);
     // What every request answers when nothing happens, on a CPU.
-    let whole: Vec<Answer> = (0..STREAMS).map(|number| ask(servers[0].port, &completion(number))).collect();
+    let whole: Vec<Answer> = std::thread::scope(|scope| {
+        let cpu = servers[0].port;
+        let streams: Vec<_> = (0..STREAMS).map(|number| scope.spawn(move || ask(cpu, &completion(number)))).collect();
+        streams.into_iter().map(|stream| stream.join().expect("an answer")).collect()
+    });
 
     let dir = tempfile::tempdir().expect("a folder");
     let config = dir.path().join("fleet.toml");

@@ -2,7 +2,7 @@
 use crate::progress::LoadBar;
 use crate::size::parse_size;
 use crate::{Failure, banner};
-use anyfleet::{DTypeSpec, DeviceSpec, Engine, EngineBuilder, KvDType, PackCache, QuantizeSpec, SelfCheck};
+use anyfleet::{DTypeSpec, DeviceSpec, Engine, EngineBuilder, Gemm, KvDType, PackCache, QuantizeSpec, SelfCheck};
 use anyfleet_openai::ServerState;
 use clap::Parser;
 use std::time::Duration;
@@ -42,6 +42,9 @@ pub(crate) struct Args {
     /// Where the model runs: auto, or a name from --list-devices
     #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Device")]
     pub device: String,
+    /// Products of many rows: invariant, or fast on a GPU's matrix units, where answers may depend on what else runs
+    #[arg(long, value_name = "invariant|fast", default_value = "invariant", help_heading = "Device")]
+    pub gemm: String,
     /// List the devices of this machine and exit
     #[arg(long, help_heading = "Device")]
     pub list_devices: bool,
@@ -138,6 +141,7 @@ impl Args {
             .dtype(self.dtype.parse::<DTypeSpec>()?)
             .quantize(self.quantize.parse::<QuantizeSpec>()?)
             .kv_dtype(self.kv_dtype.parse::<KvDType>()?)
+            .gemm(self.gemm.parse::<Gemm>()?)
             .pack_cache(self.pack_cache.clone())
             .self_check(self.self_check.clone())
             .prefix_cache(!self.no_prefix_cache)

@@ -78,8 +78,9 @@ fn run(args: &Args) -> Result<(), Failure> {
 /// Holds the device to the references.
 fn check(args: &Args) -> Result<(), Failure> {
     let device: DeviceSpec = args.device.parse()?;
+    let gemm = args.gemm.parse()?;
     let bar = progress::CheckBar::new(&device.to_string());
-    let certificate = anyfleet::check_device(&device, |what| bar.step(what)).map_err(|e| e.to_string())?;
+    let certificate = anyfleet::check_device(&device, gemm, |what| bar.step(what)).map_err(|e| e.to_string())?;
     bar.finish();
     banner::print(&format!("{}\n{:#}\n", certificate.table(), certificate.json())).map_err(|e| e.to_string())?;
     match certificate.passed() {

@@ -12,7 +12,7 @@ use crate::{DeviceSpec, Engine, Result};
 use anyfleet_conformance::case::Verdict;
 use anyfleet_conformance::report::Report;
 use anyfleet_conformance::suite::{self, Options, Tier};
-use anyfleet_tensor::{Backend, Identity};
+use anyfleet_tensor::{Backend, Gemm, Identity};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::sync::Arc;
@@ -24,6 +24,7 @@ pub struct Certificate {
     identity: Identity,
     report: Report,
     models: Vec<ModelOutcome>,
+    notes: Vec<String>,
 }
 
 impl Certificate {
@@ -36,6 +37,7 @@ impl Certificate {
     pub fn table(&self) -> String {
         let Identity { adapter, driver, kernels } = &self.identity;
         let mut text = format!("{}\nadapter {adapter}\ndriver  {driver}\nkernels {kernels}\n", self.report.device);
+        self.notes.iter().for_each(|note| text += &format!("note: {note}\n"));
         text += &self.report.table();
         for ModelOutcome { dtype, max_error, limit, greedy_ids, passed, detail } in &self.models {
             let (types, verdict) = (format!("w={dtype}"), if *passed { Verdict::Pass } else { Verdict::Fail });
@@ -88,6 +90,7 @@ impl Certificate {
             "driver": self.identity.driver,
             "kernels": self.identity.kernels,
             "numerics": self.report.numerics,
+            "notes": self.notes,
             "seed": self.report.seed,
             "passed": self.passed(),
             "ops": ops.collect::<Vec<_>>(),
@@ -109,15 +112,16 @@ impl OnBackend for Ops<'_> {
     }
 }
 
-/// Runs the conformance suite and a small model on a device. `done` is called with the name of each operation's case
+/// Runs the conformance suite and a small model on a device, with products as `gemm` says. `done` is called with the name of each operation's case
 /// and of each model that is done; it takes seconds on a GPU or CPU and minutes on a software adapter.
 ///
 /// # Errors
 /// [`Error::Device`](crate::Error::Device) for a device that cannot be opened; what it computes wrong is in the
 /// certificate.
-pub fn check_device(device: &DeviceSpec, mut done: impl FnMut(&str)) -> Result<Certificate> {
-    let builder = Engine::builder("").device(device.clone()).self_check(SelfCheck::Off);
-    let (identity, report) = builder.on_device(Ops(&mut done), &mut Vec::new())?;
-    let models = model::outcomes(device, &mut done)?;
-    Ok(Certificate { identity, report, models })
+pub fn check_device(device: &DeviceSpec, gemm: Gemm, mut done: impl FnMut(&str)) -> Result<Certificate> {
+    let builder = Engine::builder("").device(device.clone()).gemm(gemm).self_check(SelfCheck::Off);
+    let mut notes = Vec::new();
+    let (identity, report) = builder.on_device(Ops(&mut done), &mut notes)?;
+    let models = model::outcomes(device, gemm, &mut done)?;
+    Ok(Certificate { identity, report, models, notes })
 }

@@ -5,7 +5,7 @@ use anyfleet_conformance::rng::seed_from_env;
 use anyfleet_conformance::suite::{Options, Tier, suite_with};
 use anyfleet_conformance::support;
 use anyfleet_cpu::{CpuBackend, CpuOptions, Isa};
-use anyfleet_tensor::Backend;
+use anyfleet_tensor::{Backend, Gemm};
 use anyfleet_wgpu::{Variant, WgpuBackend, WgpuOptions};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,7 +14,7 @@ use std::time::Instant;
 const HELP: &str = "\
 Holds a backend to the naive reference, op by op.
 
-Usage: conformance [--device cpu|wgpu[:ADAPTER]] [--tier small|large] [--op NAME] [--case TEXT] [--threads N] [--variant NAME] [--json FILE] [--verbose]
+Usage: conformance [--device cpu|wgpu[:ADAPTER]] [--tier small|large] [--op NAME] [--case TEXT] [--threads N] [--variant NAME] [--gemm KIND] [--json FILE] [--verbose]
        conformance --table [README]
 
   --device DEVICE     the device to test: cpu (ANYFLEET_CPU chooses its kernel set), wgpu, or
@@ -25,6 +25,8 @@ Usage: conformance [--device cpu|wgpu[:ADAPTER]] [--tier small|large] [--op NAME
   --case TEXT         only cases whose description contains TEXT
   --threads N         worker threads of the device
   --variant NAME      kernels of a wgpu adapter: portable (the default) or subgroups
+  --gemm KIND         products of many rows: invariant (the default), or fast, on the matrix
+                      units of a wgpu adapter, which must have some
   --json FILE         write every outcome there
   --verbose           a line for each case
   --table [README]    run the small tier on every device and kernel set here and write the
@@ -40,6 +42,7 @@ struct Arguments {
     table: Option<PathBuf>,
     verbose: bool,
     variant: Variant,
+    gemm: Gemm,
 }
 
 impl Arguments {
@@ -52,6 +55,7 @@ impl Arguments {
             table: None,
             verbose: false,
             variant: Variant::default(),
+            gemm: Gemm::default(),
         };
         let mut arguments = arguments.peekable();
         while let Some(flag) = arguments.next() {
@@ -65,6 +69,7 @@ impl Arguments {
                 "--case" => parsed.options.case = Some(value()?),
                 "--threads" => parsed.threads = Some(number(&value()?)?),
                 "--variant" => parsed.variant = value()?.parse()?,
+                "--gemm" => parsed.gemm = value()?.parse()?,
                 "--json" => parsed.json = Some(value()?.into()),
                 "--table" => {
                     let path = arguments.next_if(|next| !next.starts_with("--"));
@@ -92,13 +97,15 @@ fn number(text: &str) -> Result<usize, String> {
 fn run(arguments: &Arguments) -> Result<Report, String> {
     let text = |e: anyfleet_tensor::Error| e.to_string();
     match arguments.device.split_once(':').unwrap_or((&arguments.device, "")) {
+        ("cpu", "") if arguments.gemm == Gemm::Fast => Err("--gemm fast: the CPU has no other products".into()),
         ("cpu", "") => {
             let options = CpuOptions { threads: arguments.threads, isa: None };
             Ok(run_on(&CpuBackend::new(options).map_err(text)?, arguments))
         }
         ("wgpu", adapter) => {
             let adapter = Some(adapter.to_owned()).filter(|adapter| !adapter.is_empty());
-            let options = WgpuOptions { adapter, variant: arguments.variant, ..Default::default() };
+            let (variant, gemm) = (arguments.variant, arguments.gemm);
+            let options = WgpuOptions { adapter, variant, gemm, ..Default::default() };
             Ok(run_on(&WgpuBackend::new(&options).map_err(text)?, arguments))
         }
         _ => Err(format!("--device {} does not exist; use cpu, wgpu or wgpu:ADAPTER", arguments.device)),

@@ -379,7 +379,7 @@ impl OpCase for AttentionCase {
         self.stage_batch(backend, host, &host.batch, selection.padding, placement)
     }
 
-    fn rounded(&self, host: Host, caps: &Caps) -> Host {
+    fn rounded(&self, host: Host, caps: &Caps, _rows: usize) -> Host {
         let Some(dtype) = caps.attention_operand(self.kv) else { return host };
         let round = |sequence: Sequence| Sequence { q: round_all(dtype, sequence.q), ..sequence };
         let sequences = host.sequences.into_iter().map(round).collect();

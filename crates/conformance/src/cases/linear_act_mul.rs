@@ -100,8 +100,14 @@ impl OpCase for LinearActMulCase {
         stage.finish(live, selection.rows.len(), record)
     }
 
-    fn rounded(&self, host: Host, caps: &Caps) -> Host {
-        Host { x: as_operand(caps.operand(self.weight), host.x, self.k), ..host }
+    fn rounded(&self, mut host: Host, caps: &Caps, rows: usize) -> Host {
+        let operand = caps.operand(self.weight, rows);
+        host.weight.met_by(operand);
+        Host { x: as_operand(operand, host.x, self.k), ..host }
+    }
+
+    fn invariant(&self, caps: &Caps) -> bool {
+        caps.invariant
     }
 
     fn expect(&self, host: &Host, selection: &Selection) -> Vec<Expected> {

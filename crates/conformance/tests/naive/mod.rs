@@ -66,6 +66,8 @@ impl Naive {
             activations: vec![DType::F32, DType::BF16],
             weights: [DType::F32, DType::BF16].map(WeightFormat::Float).to_vec(),
             operands: Vec::new(),
+            operand_rows: 0,
+            invariant: true,
             attention_operands: Vec::new(),
             kv: vec![DType::BF16, DType::I8],
             page_size: 16,
@@ -73,6 +75,13 @@ impl Naive {
             max_buffer: None,
         };
         Naive { caps, mutation, runs: Mutex::new(0) }
+    }
+
+    /// One that promises no row's bits.
+    pub fn fast(mutation: Mutation) -> Self {
+        let mut naive = Naive::new(mutation);
+        naive.caps.invariant = false;
+        naive
     }
 
     fn commands(&self, record: impl FnOnce(&mut Encoder<'_, Self>)) -> Result<Plan> {

@@ -1,4 +1,5 @@
 //! `linear` and `linear_act_mul`.
+use super::linear_matrix::{self, Halves};
 use super::{check_apart, function, same_place};
 use crate::encoder::{Call, WgpuRecorder};
 use crate::{WgpuBackend, WgpuWeight};
@@ -8,18 +9,19 @@ use anyfleet_tensor::{Live, Result, Tensor};
 
 /// Rows a workgroup computes at most where there are few; fewer where there are fewer.
 const ROWS: usize = 8;
-/// Rows and panels of a workgroup that shares tiles: `PANELS` of `linear.wgsl`, and `SHARE` times `THREAD_ROWS`.
-const TILE: (usize, usize) = (64, 4);
+/// Rows and panels of a workgroup that shares tiles: `PANELS` of `linear.wgsl`, and `SHARE` times `THREAD_ROWS`;
+/// those of `linear_matrix.wgsl` are the same.
+pub(crate) const TILE: (usize, usize) = (64, 4);
 
-struct Product<'a> {
+pub(super) struct Product<'a> {
     name: &'static str,
-    out: &'a Tensor<WgpuBackend>,
-    x: &'a Tensor<WgpuBackend>,
+    pub(super) out: &'a Tensor<WgpuBackend>,
+    pub(super) x: &'a Tensor<WgpuBackend>,
     weight: &'a WgpuWeight,
     bias: Option<&'a Tensor<WgpuBackend>>,
     residual: Option<&'a Tensor<WgpuBackend>>,
     activation: Option<Activation>,
-    live: Live,
+    pub(super) live: Live,
 }
 
 pub(crate) fn record(recorder: &mut WgpuRecorder, op: &Linear<'_, WgpuBackend>) -> Result<()> {
@@ -42,20 +44,32 @@ fn product(recorder: &mut WgpuRecorder, op: &Product<'_>) -> Result<()> {
     check_apart(op.name, op.out, op.x)?;
     let tiled = op.out.rows() >= TILE.0;
     let rows = if tiled { TILE.0 } else { ROWS.min(op.out.rows().max(1).next_power_of_two()) };
+    let matrices = recorder.context.matrices.filter(|_| tiled);
+    let halves = matrices.map(|_| Halves::record(recorder, op)).transpose()?;
     for part in op.weight.parts() {
-        let mut call = Call::new("linear", &[wgsl::COMMON, wgsl::EXACT, wgsl::WEIGHT, wgsl::ACTIVATION, wgsl::LINEAR]);
+        let own = if matrices.is_some() { wgsl::LINEAR_MATRIX } else { wgsl::LINEAR };
+        let shared = [wgsl::COMMON, wgsl::EXACT, wgsl::WEIGHT, wgsl::ACTIVATION, wgsl::LINEAR_COMMON];
+        let mut call = Call::new("linear", &[&shared[..], &[own]].concat());
         call.name = op.name;
         call.flags.push(op.weight.flag());
         call.constants.push(("ROWS", rows as u32));
-        if tiled {
-            call.flags.push("TILED");
+        match matrices {
+            Some(matrices) => linear_matrix::state(&mut call, matrices),
+            None if tiled => call.flags.push("TILED"),
+            None => {}
         }
         let live = recorder.live(&mut call, op.live)?;
         call.bind_range(2, false, part.range());
-        let x = recorder.bind(&mut call, 3, false, op.x)?;
-        let whole = |n: usize| n.is_multiple_of(4);
-        if whole(x as usize) && whole(op.x.row_stride()) && whole(op.x.cols()) {
-            call.flags.push("X_VECTORS");
+        let (mut x, mut x_stride) = (0, op.x.row_stride());
+        if let Some(halves) = &halves {
+            halves.bind(&mut call);
+            x_stride = halves.stride;
+        } else {
+            x = recorder.bind(&mut call, 3, false, op.x)?;
+            let whole = |n: usize| n.is_multiple_of(4);
+            if whole(x as usize) && whole(x_stride) && whole(op.x.cols()) {
+                call.flags.push("X_VECTORS");
+            }
         }
         let out = recorder.bind(&mut call, 4, true, op.out)?;
         let (mut bias, mut residual, mut residual_stride) = (0, 0, 0);
@@ -91,7 +105,7 @@ fn product(recorder: &mut WgpuRecorder, op: &Product<'_>) -> Result<()> {
             part.multipliers() as u32,
             part.scales() as u32,
             x,
-            op.x.row_stride() as u32,
+            x_stride as u32,
             out,
             op.out.row_stride() as u32,
             bias,

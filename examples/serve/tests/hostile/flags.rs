@@ -18,6 +18,7 @@ fn impossible_flags() {
         (&["--device", "cuda:0"], &["no CUDA backend"]),
         (&["--device", "wgpu:no\nsuch"], &["wgpu"]),
         (&["--device", "wgpu:99999999999999999999"], &["wgpu"]),
+        (&["--gemm", "slow"], &["gemm \"slow\" is unknown", "use invariant or fast"]),
         (&["--device-memory", "lots"], &["--device-memory", "64MiB"]),
         (&["--self-check", ""], &["--self-check", "off"]),
         (&["--kv-cache-memory", "1"], &["holds no page", "--kv-cache-memory"]),
