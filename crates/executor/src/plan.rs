@@ -245,6 +245,11 @@ pub(crate) fn step_sizes(spec: &DecoderSpec, options: &ExecutorOptions, position
         tokens: options.max_tokens,
         query_width: attention().map(|a| a.heads * a.head_dim).max().unwrap_or(0),
         head_size: attention().map(|a| a.head_dim).min().unwrap_or(0),
+        widest: spec
+            .layers
+            .iter()
+            .map(|l| l.mlp.intermediate_size.max(l.attention.q_width()))
+            .fold(spec.hidden_size, usize::max),
         positions,
         logit_rows: LOGIT_ROWS,
         vocab_size: spec.vocab_size,

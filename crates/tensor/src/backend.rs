@@ -127,6 +127,8 @@ pub struct StepSizes {
     pub query_width: usize,
     /// The smallest head, in elements.
     pub head_size: usize,
+    /// The most input features of a product.
+    pub widest: usize,
     /// Positions of a sequence.
     pub positions: usize,
     /// Rows of logits at a time.

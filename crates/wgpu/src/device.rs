@@ -240,8 +240,9 @@ impl Backend for WgpuBackend {
     }
 
     fn scratch_bytes(&self, sizes: &StepSizes) -> usize {
-        let bytes = ops::attention::scratch_bytes(sizes).max(ops::sample::scratch_bytes(sizes));
-        bytes.next_multiple_of(16)
+        let halves = self.context.matrices.map_or(0, |_| ops::linear_matrix::scratch_bytes(sizes));
+        let bytes = [ops::attention::scratch_bytes(sizes), ops::sample::scratch_bytes(sizes), halves];
+        bytes.into_iter().max().unwrap_or(0).next_multiple_of(16)
     }
 
     fn reserve(&self, sizes: &StepSizes) -> Result<()> {

@@ -3,7 +3,7 @@ use super::linear::Product;
 use crate::encoder::{Call, Range, WgpuRecorder};
 use crate::matrices::Matrices;
 use anyfleet_kernels::wgsl;
-use anyfleet_tensor::Result;
+use anyfleet_tensor::{Result, StepSizes};
 
 /// Input features of a tile: `DEPTH` of `linear_matrix.wgsl`.
 const DEPTH: usize = 32;
@@ -17,11 +17,23 @@ pub(super) struct Halves {
     pub(super) stride: usize,
 }
 
+/// Halves of a row, and bytes of all rows with their exponents.
+fn sizes(rows: usize, cols: usize) -> (usize, usize) {
+    let halves = cols.next_multiple_of(DEPTH);
+    (halves, rows * halves * 2 + rows * 4)
+}
+
+/// The most that [`Halves::record`] asks of scratch memory.
+pub(crate) fn scratch_bytes(steps: &StepSizes) -> usize {
+    sizes(steps.tokens, steps.widest).1
+}
+
 impl Halves {
     /// Records what makes them.
     pub(super) fn record(recorder: &mut WgpuRecorder, op: &Product<'_>) -> Result<Halves> {
-        let (rows, cols) = (op.x.rows(), op.x.cols().next_multiple_of(DEPTH));
-        let range = recorder.context.scratch(rows * cols * 2 + rows * 4)?;
+        let rows = op.x.rows();
+        let (cols, bytes) = sizes(rows, op.x.cols());
+        let range = recorder.context.scratch(bytes)?;
         let mut call = Call::new("linear_halves", &[wgsl::COMMON, wgsl::LINEAR_HALVES]);
         let live = recorder.live(&mut call, op.live)?;
         let x = recorder.bind(&mut call, 2, false, op.x)?;

@@ -4,7 +4,7 @@ pub(crate) mod attention;
 pub(crate) mod embed;
 pub(crate) mod gather;
 pub(crate) mod linear;
-mod linear_matrix;
+pub(crate) mod linear_matrix;
 pub(crate) mod norm;
 pub(crate) mod rope_kv;
 pub(crate) mod sample;
