@@ -96,7 +96,7 @@ fn defaults_come_from_the_generation_config() {
 fn fast_products_change_nothing_on_the_cpu_and_say_so() {
     let plain = engine();
     let fast = builder().gemm(Gemm::Fast).build().expect("tiny-chat");
-    assert_eq!(fast.info().numerics_id, plain.info().numerics_id);
+    assert_eq!(fast.info().identity.numerics_id, plain.info().identity.numerics_id);
     let notes = |engine: &Engine| engine.info().warnings.iter().filter(|w| w.starts_with("gemm fast changes")).count();
     assert_eq!((notes(&plain), notes(&fast)), (0, 1), "{:?}", fast.info().warnings);
 }

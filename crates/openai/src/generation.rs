@@ -45,14 +45,14 @@ pub(crate) struct Work {
 
 #[derive(Clone)]
 enum Source {
-    New(GenerateRequest),
+    New(Box<GenerateRequest>),
     Resumed(Box<RequestSnapshot>),
 }
 
 impl Work {
     pub fn new(prompt: usize, ids: Vec<u32>, params: SamplingParams) -> Self {
         let open = params.n;
-        Work { prompt, request: Source::New(GenerateRequest::tokens(ids).params(params)), open }
+        Work { prompt, request: Source::New(Box::new(GenerateRequest::tokens(ids).params(params))), open }
     }
 
     /// What is left of a prompt, if anything is.
@@ -63,7 +63,7 @@ impl Work {
 
     async fn start(self, engine: Engine) -> anyfleet::Result<TokenStream> {
         match self.request {
-            Source::New(request) => engine.stream_async(request).await,
+            Source::New(request) => engine.stream_async(*request).await,
             Source::Resumed(snapshot) => engine.resume_async(*snapshot, None).await,
         }
     }

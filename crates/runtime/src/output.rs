@@ -123,7 +123,8 @@ impl Output {
         let known = self.sent.bytes.saturating_sub(self.emitted).min(piece.text.len());
         self.emitted += piece.text.len();
         // What a snapshot says may end within a character: the caller's text does not.
-        piece.text.drain(..piece.text.ceil_char_boundary(known));
+        let known = (known..piece.text.len()).find(|&at| piece.text.is_char_boundary(at)).unwrap_or(piece.text.len());
+        piece.text.drain(..known);
         let known = self.sent.tokens.saturating_sub(self.released).min(piece.tokens.len());
         self.released += piece.tokens.len();
         piece.tokens.drain(..known);

@@ -2,6 +2,7 @@
 //! gateway, while servers are killed, stopped and drained at random. Every stream must end as one unbroken answer.
 //!
 //! As a demonstration: `cargo test --release -p gateway --test chaos -- --nocapture`.
+#![cfg(unix)]
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -179,7 +180,7 @@ fn ask(port: u16, body: &Value) -> Answer {
 }
 
 fn completion(number: usize) -> Value {
-    let greedy = number % 2 == 0;
+    let greedy = number.is_multiple_of(2);
     json!({"model": "tiny", "prompt": format!("Stream {number} says"), "max_tokens": TOKENS, "ignore_eos": true,
         "stream": true, "temperature": if greedy { 0.0 } else { 1.0 }, "seed": number, "logprobs": 2,
         "return_token_ids": true, "stream_options": {"include_usage": true},
@@ -258,6 +259,7 @@ fn every_stream_ends_unbroken_whatever_happens_to_its_server() {
         .map_or_else(|| u64::from(std::process::id()), |s| s.parse().expect("a seed"));
     println!("ANYFLEET_SEED={seed}");
     let mut servers = vec![Server::new("best", None, "cpu"), Server::new("portable", Some("portable"), "cpu")];
+    #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") {
         servers[1] = Server::new("avx2", Some("avx2"), "cpu");
     }
@@ -317,7 +319,7 @@ fn every_stream_ends_unbroken_whatever_happens_to_its_server() {
 
     let mut equal = 0;
     for (number, (answer, whole)) in answers.iter().zip(&whole).enumerate() {
-        let label = format!("stream {number} ({})", if number % 2 == 0 { "greedy" } else { "seeded" });
+        let label = format!("stream {number} ({})", if number.is_multiple_of(2) { "greedy" } else { "seeded" });
         assert!(answer.done && answer.ends == 1, "{label}: {answer:?}");
         assert_eq!(answer.ids.len(), 1, "{label} has one id");
         assert_eq!(answer.usage, [TOKENS as u64], "{label}");
