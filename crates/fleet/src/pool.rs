@@ -2,7 +2,8 @@
 use crate::status::{Health, PoolStatus};
 use crate::upstream::{Client, Failure};
 use crate::{Config, Kind, PoolConfig};
-use axum::http::Method;
+use axum::http::{Method, StatusCode};
+use http_body_util::BodyExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
@@ -58,6 +59,13 @@ impl Pool {
         });
     }
 
+    /// The same of a request that got no answer: one lost connection is no lost server.
+    pub fn note_failure(&self, failure: &Failure) {
+        if failure.refused {
+            self.note(Health::Down);
+        }
+    }
+
     pub fn hold(self: &Arc<Self>) -> Held {
         self.in_flight.fetch_add(1, Relaxed);
         self.requests.fetch_add(1, Relaxed);
@@ -76,15 +84,29 @@ impl Pool {
 
     /// Probes the server for ever.
     pub async fn watch(self: Arc<Self>, client: Client, stall: Duration) {
+        // Probes in a row without an answer.
+        let mut lost = 0u32;
         loop {
-            let probe = client.send(&self, Method::GET, "/health", Default::default(), None);
-            let health = match tokio::time::timeout(stall, probe).await {
-                Ok(Ok(response)) if response.status().is_success() => Health::Up,
-                // A server of another kind may have no such route.
-                Ok(Ok(response)) if response.status().as_u16() == 404 && !self.can_move() => Health::Up,
-                Ok(Ok(_)) => Health::Refusing,
-                Ok(Err(Failure { .. })) | Err(_) => Health::Down,
+            let probe = async {
+                let response = client.send(&self, Method::GET, "/health", Default::default(), None).await?;
+                let status = response.status();
+                // Read to its end, so that the connection serves the next probe.
+                let _ = response.into_body().collect().await;
+                Ok::<_, Failure>(status)
             };
+            let probed = tokio::time::timeout(stall, probe).await;
+            let answered = matches!(probed, Ok(Ok(_)));
+            let health = match probed {
+                Ok(Ok(status)) if status.is_success() => Health::Up,
+                // A server of another kind may have no such route.
+                Ok(Ok(StatusCode::NOT_FOUND)) if !self.can_move() => Health::Up,
+                Ok(Ok(_)) => Health::Refusing,
+                Ok(Err(Failure { refused: true, .. })) | Err(_) => Health::Down,
+                // One lost connection may be bad luck.
+                Ok(Err(_)) if lost == 0 => self.health(),
+                Ok(Err(_)) => Health::Down,
+            };
+            lost = if answered { 0 } else { lost + 1 };
             self.note(health);
             tokio::time::sleep(PROBE).await;
         }

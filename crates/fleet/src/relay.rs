@@ -3,6 +3,7 @@ use crate::gateway::Shared;
 use crate::pool::{Held, Pool};
 use crate::sse::{Broken, Event, Events};
 use crate::status::Health;
+use crate::upstream::Failure;
 use anyfleet_openai::fleet::{Part, StreamSnapshot};
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, Method, Response, StatusCode, header};
@@ -14,6 +15,9 @@ use tokio::sync::mpsc;
 
 /// Events that wait for a slow client before its server has to.
 const BUFFER: usize = 64;
+/// Servers in a row that may take an answer and lose it before they say anything: one that makes every server fail must
+/// not go through all of them for ever.
+const LOST_IN_A_ROW: u32 = 8;
 /// Time between two rounds of asking servers that all refused.
 const AGAIN: Duration = Duration::from_millis(50);
 
@@ -39,6 +43,8 @@ struct Relay {
     ledger: Option<StreamSnapshot>,
     /// The client has something of the answer.
     begun: bool,
+    /// Servers that lost the answer since it last grew.
+    lost: u32,
     out: mpsc::Sender<Bytes>,
 }
 
@@ -59,7 +65,7 @@ pub(crate) async fn stream(shared: Arc<Shared>, asked: Asked) -> Result<Response
         return Ok(through(first, held));
     }
     let (out, mut events) = mpsc::channel(BUFFER);
-    let relay = Relay { shared, asked, ledger: None, begun: false, out };
+    let relay = Relay { shared, asked, ledger: None, begun: false, lost: 0, out };
     tokio::spawn(relay.run(held, first));
     let body =
         futures_util::stream::poll_fn(move |cx| events.poll_recv(cx).map(|event| event.map(Ok::<Bytes, Infallible>)));
@@ -110,8 +116,8 @@ pub(crate) async fn ask(
             let mut held = pool.hold();
             let sent = shared.client.send(&pool, method.clone(), asked.path, asked.body.clone(), accept.as_ref());
             let answered = tokio::select! {
-                answered = sent => answered.map_err(|e| e.message),
-                () = held.gone() => Err("it does not answer".into()),
+                answered = sent => answered,
+                () = held.gone() => Err(Failure::of("it does not answer")),
             };
             match answered {
                 // Too busy, or not the server's day: another may do better.
@@ -125,9 +131,9 @@ pub(crate) async fn ask(
                     }
                 }
                 Ok(response) => return Ok((held, response)),
-                Err(message) => {
-                    pool.note(Health::Down);
-                    why = format!("{}: {message}", pool.config.name);
+                Err(failure) => {
+                    pool.note_failure(&failure);
+                    why = format!("{}: {}", pool.config.name, failure.message);
                 }
             }
             last = Some(pool);
@@ -158,6 +164,11 @@ impl Relay {
             let from = held.pool.clone();
             drop(held);
             tracing::info!("an answer leaves pool {}: {why}", from.config.name);
+            self.lost += 1;
+            if self.lost > LOST_IN_A_ROW {
+                let count = self.lost;
+                return self.fail(&format!("{count} servers in a row lost this answer; the last: {why}.")).await;
+            }
             let since = gap.take().map_or_else(Instant::now, |(since, _)| since);
             match self.next(&from, &why).await {
                 Some((next, answered)) => (held, response) = (next, answered),
@@ -185,10 +196,8 @@ impl Relay {
             let event = match event {
                 Ok(event) => Event::read(event),
                 Err(Broken::End) => return End::Lost("the stream ended early".into()),
-                Err(Broken::Reset(why)) => {
-                    held.pool.note(Health::Down);
-                    return End::Lost(why);
-                }
+                // Whether the server is gone or only this connection, the probes tell.
+                Err(Broken::Reset(why)) => return End::Lost(why),
             };
             if let Some((since, from)) = gap.take() {
                 self.shared.moved(&from, since.elapsed());
@@ -217,7 +226,7 @@ impl Relay {
                     if let Some(Err(why)) = self.ledger.as_mut().map(|ledger| ledger.apply(part)) {
                         return End::Lost(why.to_string());
                     }
-                    self.begun = true;
+                    (self.begun, self.lost) = (true, 0);
                     self.out.send(visible.into()).await.is_ok()
                 }
                 Ok(Event::Done) => {
@@ -264,8 +273,8 @@ impl Relay {
                 let mut held = pool.hold();
                 let sent = self.shared.client.send(&pool, Method::POST, "/fleet/resume", body.clone(), None);
                 let answered = tokio::select! {
-                    answered = sent => answered.map_err(|e| e.message),
-                    () = held.gone() => Err("it does not answer".into()),
+                    answered = sent => answered,
+                    () = held.gone() => Err(Failure::of("it does not answer")),
                 };
                 match answered {
                     Ok(response) if response.status() == StatusCode::OK => return Some((held, response)),
@@ -275,9 +284,9 @@ impl Relay {
                         }
                         refusal = format!("{} answers {}", pool.config.name, response.status());
                     }
-                    Err(message) => {
-                        pool.note(Health::Down);
-                        refusal = message;
+                    Err(failure) => {
+                        pool.note_failure(&failure);
+                        refusal = failure.message;
                     }
                 }
                 let same = Arc::ptr_eq(&pool, &last);

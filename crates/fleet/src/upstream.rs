@@ -20,10 +20,27 @@ pub(crate) struct Client {
     fleet_key: Option<HeaderValue>,
 }
 
-/// A server that could not be reached.
+/// A request without an answer.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub message: String,
+    /// The server takes no connections.
+    pub refused: bool,
+}
+
+impl Failure {
+    pub fn of(message: impl Into<String>) -> Self {
+        Failure { message: message.into(), refused: false }
+    }
+}
+
+/// Errors of Linux that are this process's own: no memory, no file descriptors, no ports.
+const OWN: [i32; 4] = [12, 23, 24, 99];
+
+/// Whether this process is what failed.
+fn is_own(error: &(dyn std::error::Error + 'static)) -> bool {
+    let code = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+    code.is_some_and(|code| OWN.contains(&code)) || error.source().is_some_and(is_own)
 }
 
 impl Client {
@@ -43,13 +60,13 @@ impl Client {
         body: Bytes,
         accept: Option<&HeaderValue>,
     ) -> Result<Response<Incoming>, Failure> {
-        let fail = |message: String| Failure { message };
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
         let uri = format!("{}{path}", pool.config.url.trim_end_matches('/'));
-        *request.uri_mut() = uri.parse().map_err(|e| fail(format!("{uri}: {e}")))?;
+        *request.uri_mut() = uri.parse().map_err(|e| Failure::of(format!("{uri}: {e}")))?;
         self.headers(pool, accept, request.headers_mut());
-        self.http.request(request).await.map_err(|e| fail(reason(&e)))
+        let answered = self.http.request(request).await;
+        answered.map_err(|e| Failure { message: reason(&e), refused: e.is_connect() && !is_own(&e) })
     }
 
     fn headers(&self, pool: &Pool, accept: Option<&HeaderValue>, headers: &mut HeaderMap) {
