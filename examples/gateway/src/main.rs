@@ -5,6 +5,7 @@
 //! cargo run --release -p gateway -- --config examples/gateway/fleet.toml
 //! ```
 use anyfleet_fleet::{Config, Gateway, router};
+use axum::serve::ListenerExt;
 use clap::Parser;
 use std::io::Write;
 use std::path::PathBuf;
@@ -56,6 +57,8 @@ fn run(args: &Args) -> Result<(), String> {
         let stop = async {
             let _ = tokio::signal::ctrl_c().await;
         };
+        // A chunk must not wait until the client has acknowledged the one before.
+        let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
         axum::serve(listener, router(gateway)).with_graceful_shutdown(stop).await.map_err(|e| e.to_string())
     })
 }
