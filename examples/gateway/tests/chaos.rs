@@ -65,6 +65,18 @@ fn serve() -> PathBuf {
     serve
 }
 
+/// A port below those that systems give to outgoing connections: one of these could hold a port while its server is
+/// down.
+fn free_port() -> u16 {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let start = std::process::id() as usize * 7;
+    let port = || 20_000 + ((start + NEXT.fetch_add(1, Ordering::SeqCst)) % 10_000) as u16;
+    std::iter::repeat_with(port)
+        .take(10_000)
+        .find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok())
+        .expect("a port")
+}
+
 struct Server {
     name: &'static str,
     port: u16,
@@ -73,7 +85,7 @@ struct Server {
 
 impl Server {
     fn new(name: &'static str, kernels: Option<&'static str>, device: &'static str) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("address").port();
+        let port = free_port();
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/parity/fixtures/tiny-chat");
         let program = serve();
         let command = move || {
