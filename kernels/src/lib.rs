@@ -22,8 +22,12 @@ pub mod wgsl {
     pub const EMBED: &str = include_str!("../wgsl/embed.wgsl");
     /// `norm`.
     pub const NORM: &str = include_str!("../wgsl/norm.wgsl");
+    /// What the kernels of `linear` and `linear_act_mul` share.
+    pub const LINEAR_COMMON: &str = include_str!("../wgsl/linear_common.wgsl");
     /// `linear` and `linear_act_mul`.
     pub const LINEAR: &str = include_str!("../wgsl/linear.wgsl");
+    /// Both on bytes, for q8 and q4 weights.
+    pub const LINEAR_PACKED: &str = include_str!("../wgsl/linear_packed.wgsl");
     /// `act_mul`.
     pub const ACT_MUL: &str = include_str!("../wgsl/act_mul.wgsl");
     /// `rope_kv`.
@@ -38,7 +42,7 @@ pub mod wgsl {
     pub const SAMPLE: &str = include_str!("../wgsl/sample.wgsl");
 
     /// All of them.
-    pub const ALL: [&str; 15] = [
+    pub const ALL: [&str; 17] = [
         COMMON,
         WEIGHT,
         KV,
@@ -47,7 +51,9 @@ pub mod wgsl {
         WIDE,
         EMBED,
         NORM,
+        LINEAR_COMMON,
         LINEAR,
+        LINEAR_PACKED,
         ACT_MUL,
         ROPE_KV,
         ATTENTION,

@@ -87,9 +87,9 @@ impl Context {
         options: &WgpuOptions,
     ) -> Result<Context> {
         let limits = adapter.limits();
-        let variant = match options.variant {
-            Variant::Portable => wgpu::Features::empty(),
-            Variant::Subgroups => wgpu::Features::SUBGROUP,
+        let variant = match options.variant.subgroups() {
+            true => wgpu::Features::SUBGROUP,
+            false => wgpu::Features::empty(),
         };
         let cache = adapter.features() & wgpu::Features::PIPELINE_CACHE;
         let request = adapter.request_device(&wgpu::DeviceDescriptor {

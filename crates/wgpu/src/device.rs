@@ -5,7 +5,8 @@ use crate::encoder::WgpuRecorder;
 use crate::weight::{self, WgpuWeight};
 use crate::{AdapterDescription, WgpuBuffer, WgpuPlan};
 use anyfleet_tensor::{
-    Backend, Caps, DType, DeviceMemory, Encoder, Error, HostWeight, Identity, Readback, Result, Tensor, WeightFormat,
+    Backend, Caps, DType, DeviceMemory, Encoder, Error, HostWeight, Identity, Operand, Readback, Result, Tensor,
+    WeightFormat,
 };
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,6 +32,20 @@ pub enum Variant {
     Portable,
     /// Sums and maxima over the lanes of a subgroup.
     Subgroups,
+    /// Beside these, products of four bytes at a time: q8 and q4 weights times activations that are bytes, as on the CPU.
+    Packed,
+}
+
+impl Variant {
+    /// Whether kernels use subgroups.
+    pub(crate) fn subgroups(self) -> bool {
+        matches!(self, Variant::Subgroups | Variant::Packed)
+    }
+
+    /// Whether activations become bytes where they meet integer weights.
+    pub(crate) fn packed(self) -> bool {
+        self == Variant::Packed
+    }
 }
 
 impl std::fmt::Display for Variant {
@@ -38,6 +53,7 @@ impl std::fmt::Display for Variant {
         f.write_str(match self {
             Variant::Portable => "portable",
             Variant::Subgroups => "subgroups",
+            Variant::Packed => "packed",
         })
     }
 }
@@ -46,12 +62,15 @@ impl std::str::FromStr for Variant {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Variant, String> {
-        [Variant::Portable, Variant::Subgroups]
+        [Variant::Portable, Variant::Subgroups, Variant::Packed]
             .into_iter()
             .find(|variant| variant.to_string() == name)
-            .ok_or_else(|| format!("variant {name} does not exist; use portable or subgroups"))
+            .ok_or_else(|| format!("variant {name} does not exist; use portable, subgroups or packed"))
     }
 }
+
+/// Bytes of workgroup memory that `linear_packed.wgsl` takes, and a little more; 16 KiB are all that WebGPU promises.
+const PACKED_ROOM: u32 = 20 << 10;
 
 /// One adapter.
 pub struct WgpuBackend {
@@ -81,7 +100,10 @@ impl WgpuBackend {
             numerics: format!("wgpu-f32-1 {} {} {}", options.variant, context.adapter.name, context.adapter.driver),
             activations: vec![DType::F32],
             weights: floats.map(WeightFormat::Float).into_iter().chain(quantized).collect(),
-            operands: Vec::new(),
+            operands: match options.variant.packed() {
+                true => quantized.map(|format| (format, Operand::Bytes)).to_vec(),
+                false => Vec::new(),
+            },
             attention_operands: Vec::new(),
             kv: vec![DType::BF16, DType::F16, DType::F32, DType::I8],
             page_size: 16,
@@ -98,7 +120,9 @@ impl WgpuBackend {
     pub fn variants(options: &WgpuOptions) -> Result<Vec<Variant>> {
         let (adapter, _) = adapter::choose(&adapter::instance(), options.adapter.as_deref())?;
         let subgroups = adapter.features().contains(wgpu::Features::SUBGROUP).then_some(Variant::Subgroups);
-        Ok(subgroups.into_iter().chain([Variant::Portable]).collect())
+        let room = adapter.limits().max_compute_workgroup_storage_size >= PACKED_ROOM;
+        let packed = subgroups.filter(|_| room && adapter::multiplies_bytes(&adapter)).and(Some(Variant::Packed));
+        Ok(packed.into_iter().chain(subgroups).chain([Variant::Portable]).collect())
     }
 
     /// The adapter it uses.

@@ -24,7 +24,7 @@ Usage: conformance [--device cpu|wgpu[:ADAPTER]] [--tier small|large] [--op NAME
   --op NAME           only this op, e.g. linear
   --case TEXT         only cases whose description contains TEXT
   --threads N         worker threads of the device
-  --variant NAME      kernels of a wgpu adapter: portable (the default) or subgroups
+  --variant NAME      kernels of a wgpu adapter: portable (the default), subgroups or packed
   --json FILE         write every outcome there
   --verbose           a line for each case
   --table [README]    run the small tier on every device and kernel set here and write the

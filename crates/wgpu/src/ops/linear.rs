@@ -8,8 +8,16 @@ use anyfleet_tensor::{Live, Result, Tensor};
 
 /// Rows a workgroup computes at most where there are few; fewer where there are fewer.
 const ROWS: usize = 8;
-/// Rows and panels of a workgroup that shares tiles: `PANELS` of `linear.wgsl`, and `SHARE` times `THREAD_ROWS`.
+/// Rows and panels of a workgroup that shares tiles: `PANELS` of the kernels, and `SHARE` times `THREAD_ROWS`.
 const TILE: (usize, usize) = (64, 4);
+
+/// Most input features that are multiplied as bytes: sums of so many products stay below 2^31.
+const LONGEST: usize = i32::MAX as usize / (127 * 127);
+
+/// Whether activations become bytes, in a kernel of their own.
+fn packed(recorder: &WgpuRecorder, weight: &WgpuWeight) -> bool {
+    recorder.context.variant.packed() && weight.quantized() && weight.cols() <= LONGEST
+}
 
 struct Product<'a> {
     name: &'static str,
@@ -42,9 +50,14 @@ fn product(recorder: &mut WgpuRecorder, op: &Product<'_>) -> Result<()> {
     check_apart(op.name, op.out, op.x)?;
     let tiled = op.out.rows() >= TILE.0;
     let rows = if tiled { TILE.0 } else { ROWS.min(op.out.rows().max(1).next_power_of_two()) };
+    let packed = packed(recorder, op.weight);
+    let kernel = if packed { wgsl::LINEAR_PACKED } else { wgsl::LINEAR };
+    let parts = [wgsl::COMMON, wgsl::EXACT, wgsl::WEIGHT, wgsl::ACTIVATION, wgsl::LINEAR_COMMON, kernel];
     for part in op.weight.parts() {
-        let mut call = Call::new("linear", &[wgsl::COMMON, wgsl::EXACT, wgsl::WEIGHT, wgsl::ACTIVATION, wgsl::LINEAR]);
-        call.name = op.name;
+        let mut call = Call::new(op.name, &parts);
+        if packed {
+            call.flags.push("PACKED");
+        }
         call.flags.push(op.weight.flag());
         call.constants.push(("ROWS", rows as u32));
         if tiled {

@@ -1,0 +1,91 @@
+// What the kernels of `linear` share: what they are given, and what becomes of their sums. A kernel has the sum of row `r`
+// and lane `lane` of a panel in `summed`, and calls `finish` for each.
+struct Params {
+    rows: u32,
+    live: u32,
+    width: u32,
+    steps: u32,
+    // The part's first lane, and output features of the whole matrix.
+    first: u32,
+    total: u32,
+    gated: u32,
+    function: u32,
+    multipliers: u32,
+    scales: u32,
+    x: u32,
+    x_stride: u32,
+    out: u32,
+    out_stride: u32,
+    bias: u32,
+    residual: u32,
+    residual_stride: u32,
+    panels: u32,
+}
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(2) var<storage, read> weight: array<vec4<u32>>;
+#if X_VECTORS
+@group(0) @binding(3) var<storage, read> x: array<vec4<f32>>;
+#else
+@group(0) @binding(3) var<storage, read> x: array<f32>;
+#endif
+@group(0) @binding(4) var<storage, read_write> out: array<f32>;
+#if BIAS
+@group(0) @binding(5) var<storage, read> bias: array<f32>;
+#endif
+#if RESIDUAL
+@group(0) @binding(6) var<storage, read> residual: array<f32>;
+#endif
+
+fn load_x(first: u32, k: u32) -> f32 {
+#if X_VECTORS
+    return x[(first + k) / 4u][k % 4u];
+#else
+    return x[first + k];
+#endif
+}
+
+// The sum of lane `lane` with scale and bias.
+fn total(panel: u32, r: u32, lane: u32, feature: u32) -> f32 {
+    var sum = summed(r, lane);
+    if FORMAT == Q8 || FORMAT == Q4 {
+        let i = panel * LANES + lane;
+        sum = rounded(sum * bitcast<f32>(weight[p.scales + i / 4u][i % 4u]));
+    }
+#if BIAS
+    sum += bias[p.bias + feature];
+#endif
+    return sum;
+}
+
+fn finish(panel: u32, row: u32, r: u32, lane: u32) {
+    var feature = p.first + panel * LANES + lane;
+    if p.gated != 0u {
+        feature = (p.first / LANES + panel) * (LANES / 2u) + lane % (LANES / 2u);
+        if feature >= p.total / 2u {
+            return;
+        }
+        if lane >= LANES / 2u {
+            feature += p.total / 2u;
+        }
+    }
+    if feature >= p.total {
+        return;
+    }
+#if ACTIVATION
+    if lane < LANES / 2u {
+        let gate = total(panel, r, lane, feature);
+        let up = total(panel, r, lane + LANES / 2u, feature + p.total / 2u);
+        out[p.out + row * p.out_stride + feature] = activated(p.function, gate) * up;
+    }
+#else
+    var value = total(panel, r, lane, feature);
+    let place = p.out + row * p.out_stride + feature;
+#if RESIDUAL
+    value += residual[p.residual + row * p.residual_stride + feature];
+#endif
+#if IN_PLACE
+    value += out[place];
+#endif
+    out[place] = value;
+#endif
+}
