@@ -5,14 +5,14 @@ use anyfleet_executor::{ExecutorOptions, MemoryPlan, ModelExecutor, plan};
 use anyfleet_models::{Decoder, LoadOptions};
 use anyfleet_runtime::Executor;
 use anyfleet_tensor::{DType, WeightFormat};
-use anyfleet_wgpu::{WgpuBackend, WgpuCounts, WgpuOptions};
+use anyfleet_wgpu::{Variant, WgpuBackend, WgpuCounts, WgpuOptions};
 use common::{batch, model};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// The software adapter; none where the machine has no such driver, unless ANYFLEET_REQUIRE wants it.
-fn software() -> Option<Arc<WgpuBackend>> {
-    match WgpuBackend::new(&WgpuOptions { adapter: Some("llvmpipe".into()), ..Default::default() }) {
+fn software(variant: Variant) -> Option<Arc<WgpuBackend>> {
+    match WgpuBackend::new(&WgpuOptions { adapter: Some("llvmpipe".into()), variant, ..Default::default() }) {
         Ok(backend) => Some(Arc::new(backend)),
         Err(e) => {
             let required = std::env::var("ANYFLEET_REQUIRE").unwrap_or_default();
@@ -68,15 +68,20 @@ fn step(device: &WgpuBackend, setup: &mut Setup, sequences: u32, rows: u32) -> W
 
 #[test]
 fn a_warm_step_is_one_submission_and_makes_nothing() {
-    let Some(device) = software() else { return };
-    let formats = [WeightFormat::Float(DType::BF16), WeightFormat::Q8, WeightFormat::Q4];
-    for (name, weights) in [("llama3", formats[0]), ("qwen3-mixed", formats[1]), ("mistral-window", formats[2])] {
+    for (name, weights, variant) in [
+        ("llama3", WeightFormat::Float(DType::BF16), Variant::Portable),
+        ("qwen3-mixed", WeightFormat::Q8, Variant::Portable),
+        ("mistral-window", WeightFormat::Q4, Variant::Portable),
+        ("qwen3-mixed", WeightFormat::Q8, Variant::Packed),
+        ("mistral-window", WeightFormat::Q4, Variant::Packed),
+    ] {
+        let Some(device) = software(variant) else { return };
         let mut setup = setup(&device, name, weights, 1 << 20);
         // The first makes the buffer that results go through.
         step(&device, &mut setup, 1, 1);
         for (sequences, rows) in [(1, 1), (1, 16), (3, 1), (8, 1), (2, 7), (1, 64), (8, 8), (1, 1)] {
             let counts = step(&device, &mut setup, sequences, rows);
-            let label = format!("{name} {weights}, {sequences} sequences of {rows} rows: {counts:?}");
+            let label = format!("{name} {weights} {variant}, {sequences} sequences of {rows} rows: {counts:?}");
             assert_eq!((counts.submits, counts.buffers, counts.bind_groups, counts.pipelines), (1, 0, 0, 0), "{label}");
         }
     }
@@ -84,15 +89,20 @@ fn a_warm_step_is_one_submission_and_makes_nothing() {
 
 #[test]
 fn a_decode_step_runs_eight_kernels_a_layer_and_is_given_what_it_must_read() {
-    let Some(device) = software() else { return };
-    let formats = [WeightFormat::Float(DType::BF16), WeightFormat::Q8, WeightFormat::Float(DType::F32)];
-    for (name, weights) in formats.map(|format| ("pocket", format)) {
+    let name = "pocket";
+    for (weights, variant) in [
+        (WeightFormat::Float(DType::BF16), Variant::Portable),
+        (WeightFormat::Q8, Variant::Portable),
+        (WeightFormat::Q8, Variant::Packed),
+        (WeightFormat::Float(DType::F32), Variant::Portable),
+    ] {
+        let Some(device) = software(variant) else { return };
         let mut setup = setup(&device, name, weights, 32 << 20);
         let counts = step(&device, &mut setup, 1, 1);
         // Beside the layers: embed, gather, norm, linear and sample.
         assert_eq!(counts.dispatches as usize, 8 * setup.layers + 5, "{name}");
         let (must, given) = (setup.plan.weights + setup.plan.kv_cache, device.bound_bytes());
-        println!("{name} {weights}: {given} bytes given, {must} of weights and KV cache");
+        println!("{name} {weights} {variant}: {given} bytes given, {must} of weights and KV cache");
         assert!(given <= must + must / 20, "{name}: {given} bytes for {must} of weights and KV cache");
         assert!(given >= must / 2, "{name}: {given} bytes cannot be all of {must}");
     }
@@ -100,7 +110,7 @@ fn a_decode_step_runs_eight_kernels_a_layer_and_is_given_what_it_must_read() {
 
 #[test]
 fn a_lost_device_is_an_error_that_names_it_and_another_can_be_opened() {
-    let Some(device) = software() else { return };
+    let Some(device) = software(Variant::Portable) else { return };
     let weights = WeightFormat::Float(DType::BF16);
     let mut lost = setup(&device, "llama3", weights, 1 << 20);
     step(&device, &mut lost, 2, 3);
@@ -112,7 +122,7 @@ fn a_lost_device_is_an_error_that_names_it_and_another_can_be_opened() {
         assert!(error.contains("llvmpipe") && error.contains("build the engine again"), "{error}");
         assert!(!error.contains('\n'), "{error}");
     }
-    let device = software().expect("another");
+    let device = software(Variant::Portable).expect("another");
     let mut again = setup(&device, "llama3", weights, 1 << 20);
     step(&device, &mut again, 2, 3);
 }
