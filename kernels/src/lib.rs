@@ -22,11 +22,15 @@ pub mod wgsl {
     pub const EMBED: &str = include_str!("../wgsl/embed.wgsl");
     /// `norm`.
     pub const NORM: &str = include_str!("../wgsl/norm.wgsl");
+    /// What the kernels of `linear` and `linear_act_mul` share.
+    pub const LINEAR_COMMON: &str = include_str!("../wgsl/linear_common.wgsl");
     /// `linear` and `linear_act_mul`.
     pub const LINEAR: &str = include_str!("../wgsl/linear.wgsl");
-    /// What kernels of `linear` share: parameters and what follows the sums.
-    pub const LINEAR_COMMON: &str = include_str!("../wgsl/linear_common.wgsl");
-    /// `linear` on matrix units.
+    /// Activations of [`LINEAR`] and [`LINEAR_PACKED`], which read them as floats.
+    pub const LINEAR_X: &str = include_str!("../wgsl/linear_x.wgsl");
+    /// Both on bytes, for q8 and q4 weights.
+    pub const LINEAR_PACKED: &str = include_str!("../wgsl/linear_packed.wgsl");
+    /// Both on matrix units.
     pub const LINEAR_MATRIX: &str = include_str!("../wgsl/linear_matrix.wgsl");
     /// Activations as [`LINEAR_MATRIX`] takes them.
     pub const LINEAR_HALVES: &str = include_str!("../wgsl/linear_halves.wgsl");
@@ -44,7 +48,7 @@ pub mod wgsl {
     pub const SAMPLE: &str = include_str!("../wgsl/sample.wgsl");
 
     /// All of them.
-    pub const ALL: [&str; 18] = [
+    pub const ALL: [&str; 20] = [
         COMMON,
         WEIGHT,
         KV,
@@ -53,8 +57,10 @@ pub mod wgsl {
         WIDE,
         EMBED,
         NORM,
-        LINEAR,
         LINEAR_COMMON,
+        LINEAR,
+        LINEAR_X,
+        LINEAR_PACKED,
         LINEAR_MATRIX,
         LINEAR_HALVES,
         ACT_MUL,

@@ -52,6 +52,12 @@ fn product(a: f32, b: f32) -> f32 {
     return clamp(a * b, -INFINITY, INFINITY);
 }
 
+// A product as it is, rounded: no compiler merges it into a sum. Unlike `product`, it may be infinite or not a number.
+fn rounded(product: f32) -> f32 {
+    let finite = (bitcast<u32>(product) & 0x7fffffffu) < 0x7f800000u;
+    return select(product, clamp(product, -INFINITY, INFINITY), finite);
+}
+
 // e^x with the bits of `sampling::exp`.
 fn exact_exp(x: f32) -> f32 {
     if x < -87.3365 {

@@ -4,12 +4,6 @@
 // order, so that a sum does not depend on who computes it and how many rows there are. Few rows: a workgroup computes a
 // panel of LANES output features for ROWS rows, each run by other threads, and reads every weight once. Many rows
 // (TILED): a workgroup computes PANELS panels for ROWS rows, from tiles of weights and activations that it shares.
-#if X_VECTORS
-@group(0) @binding(3) var<storage, read> x: array<vec4<f32>>;
-#else
-@group(0) @binding(3) var<storage, read> x: array<f32>;
-#endif
-
 const SPLITS: u32 = 16u;
 #if TILED
 // Panels of a workgroup; threads of a row of threads are lanes, and each has PANELS lanes of SHARE rows.
@@ -25,14 +19,6 @@ var<workgroup> tile_x: array<f32, DEPTH * ROWS>;
 #else
 var<workgroup> parts: array<f32, ROWS * SPLITS * LANES>;
 #endif
-
-fn load_x(first: u32, k: u32) -> f32 {
-#if X_VECTORS
-    return x[(first + k) / 4u][k % 4u];
-#else
-    return x[first + k];
-#endif
-}
 
 #if TILED
 @compute @workgroup_size(LANES, THREAD_ROWS)

@@ -36,7 +36,7 @@ fn total(panel: u32, r: u32, lane: u32, feature: u32) -> f32 {
     var sum = sum_of(panel, r, lane);
     if FORMAT == Q8 || FORMAT == Q4 {
         let i = panel * LANES + lane;
-        sum *= bitcast<f32>(weight[p.scales + i / 4u][i % 4u]);
+        sum = rounded(sum * bitcast<f32>(weight[p.scales + i / 4u][i % 4u]));
     }
 #if BIAS
     sum += bias[p.bias + feature];

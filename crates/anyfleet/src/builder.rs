@@ -379,7 +379,8 @@ impl EngineBuilder {
         };
         let mut kernels: Vec<Kernels> = variants.iter().map(|&variant| Kernels(variant, Gemm::Invariant)).collect();
         if self.gemm == Gemm::Fast && missing.is_none() {
-            kernels.insert(0, Kernels(variants[0], Gemm::Fast));
+            let fast = variants.iter().find(|variant| variant.has_fast()).copied().unwrap_or_default();
+            kernels.insert(0, Kernels(fast, Gemm::Fast));
         }
         let choice = if computes { &self.self_check } else { &crate::SelfCheck::Off };
         let open =

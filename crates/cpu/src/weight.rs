@@ -78,6 +78,11 @@ impl CpuWeight {
             return Err(Error::Weight { name: weight.name.clone(), reason });
         }
         let (rows, cols) = (weight.rows(), weight.cols);
+        if cols > quant::FEATURES && !matches!(format, WeightFormat::Float(_)) {
+            let most = quant::FEATURES;
+            let reason = format!("{cols} input features are too many for {format}, at most {most}; use bf16");
+            return Err(Error::Weight { name: weight.name.clone(), reason });
+        }
         let too_large = || Error::Weight { name: weight.name.clone(), reason: "it is too large".into() };
         let bytes = packed_bytes(rows, cols, format).ok_or_else(too_large)?;
         let memory = Allocation::new(bytes, &format!("weight {}", weight.name))?;
@@ -240,6 +245,22 @@ mod tests {
 
     fn value(row: usize, col: usize) -> f32 {
         (row * 31 + col) as f32 * 0.37 - 5.0
+    }
+
+    #[test]
+    fn integers_whose_sums_could_overflow_are_refused() {
+        for (cols, fits) in [(quant::FEATURES, true), (quant::FEATURES + 1, false)] {
+            let bytes = vec![0; cols * 2];
+            for store in [WeightFormat::Q8, WeightFormat::Q4, WeightFormat::Float(DType::BF16)] {
+                let parts = vec![HostPart { dtype: DType::BF16, rows: 1, bytes: &bytes }];
+                let packed = pack(&HostWeight { name: "wide".into(), cols, parts, store, gated: false });
+                assert_eq!(packed.is_ok(), fits || store == WeightFormat::Float(DType::BF16), "{cols} {store}");
+                if let Err(error) = packed {
+                    let error = error.to_string();
+                    assert!(error.contains("wide") && error.contains("at most 133144"), "{error}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -6,21 +6,21 @@ use anyfleet_executor::{ExecutorOptions, MemoryPlan, ModelExecutor, plan};
 use anyfleet_models::{Decoder, LoadOptions};
 use anyfleet_runtime::Executor;
 use anyfleet_tensor::{DType, WeightFormat};
-use anyfleet_wgpu::{WgpuBackend, WgpuCounts, WgpuOptions};
+use anyfleet_wgpu::{Variant, WgpuBackend, WgpuCounts, WgpuOptions};
 use common::{batch, model};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
 /// The software adapter, where the machine has its driver.
-fn software() -> Option<Arc<WgpuBackend>> {
-    open(None)
+fn software(variant: Variant) -> Option<Arc<WgpuBackend>> {
+    open(variant, None)
 }
 
 /// The same with a folder for compiled kernels.
-fn open(compiled: Option<&Path>) -> Option<Arc<WgpuBackend>> {
+fn open(variant: Variant, compiled: Option<&Path>) -> Option<Arc<WgpuBackend>> {
     let compiled = compiled.map(Path::to_owned);
-    let options = WgpuOptions { adapter: Some("llvmpipe".into()), compiled, ..Default::default() };
+    let options = WgpuOptions { adapter: Some("llvmpipe".into()), variant, compiled, ..Default::default() };
     WgpuBackend::new(&options).map(Arc::new).map_err(|e| skipped("wgpu", e)).ok()
 }
 
@@ -70,15 +70,20 @@ fn step(device: &WgpuBackend, setup: &mut Setup, sequences: u32, rows: u32) -> W
 
 #[test]
 fn a_warm_step_is_one_submission_and_makes_nothing() {
-    let Some(device) = software() else { return };
-    let formats = [WeightFormat::Float(DType::BF16), WeightFormat::Q8, WeightFormat::Q4];
-    for (name, weights) in [("llama3", formats[0]), ("qwen3-mixed", formats[1]), ("mistral-window", formats[2])] {
+    for (name, weights, variant) in [
+        ("llama3", WeightFormat::Float(DType::BF16), Variant::Portable),
+        ("qwen3-mixed", WeightFormat::Q8, Variant::Portable),
+        ("mistral-window", WeightFormat::Q4, Variant::Portable),
+        ("qwen3-mixed", WeightFormat::Q8, Variant::Packed),
+        ("mistral-window", WeightFormat::Q4, Variant::Packed),
+    ] {
+        let Some(device) = software(variant) else { return };
         let mut setup = setup(&device, name, weights, 1 << 20);
         // The first makes the buffer that results go through.
         step(&device, &mut setup, 1, 1);
         for (sequences, rows) in [(1, 1), (1, 16), (3, 1), (8, 1), (2, 7), (1, 64), (8, 8), (1, 1)] {
             let counts = step(&device, &mut setup, sequences, rows);
-            let label = format!("{name} {weights}, {sequences} sequences of {rows} rows: {counts:?}");
+            let label = format!("{name} {weights} {variant}, {sequences} sequences of {rows} rows: {counts:?}");
             assert_eq!((counts.submits, counts.buffers, counts.bind_groups, counts.pipelines), (1, 0, 0, 0), "{label}");
         }
     }
@@ -86,15 +91,20 @@ fn a_warm_step_is_one_submission_and_makes_nothing() {
 
 #[test]
 fn a_decode_step_runs_eight_kernels_a_layer_and_is_given_what_it_must_read() {
-    let Some(device) = software() else { return };
-    let formats = [WeightFormat::Float(DType::BF16), WeightFormat::Q8, WeightFormat::Float(DType::F32)];
-    for (name, weights) in formats.map(|format| ("pocket", format)) {
+    let name = "pocket";
+    for (weights, variant) in [
+        (WeightFormat::Float(DType::BF16), Variant::Portable),
+        (WeightFormat::Q8, Variant::Portable),
+        (WeightFormat::Q8, Variant::Packed),
+        (WeightFormat::Float(DType::F32), Variant::Portable),
+    ] {
+        let Some(device) = software(variant) else { return };
         let mut setup = setup(&device, name, weights, 32 << 20);
         let counts = step(&device, &mut setup, 1, 1);
         // Beside the layers: embed, gather, norm, linear and sample.
         assert_eq!(counts.dispatches as usize, 8 * setup.layers + 5, "{name}");
         let (must, given) = (setup.plan.weights + setup.plan.kv_cache, device.bound_bytes());
-        println!("{name} {weights}: {given} bytes given, {must} of weights and KV cache");
+        println!("{name} {weights} {variant}: {given} bytes given, {must} of weights and KV cache");
         assert!(given <= must + must / 20, "{name}: {given} bytes for {must} of weights and KV cache");
         assert!(given >= must / 2, "{name}: {given} bytes cannot be all of {must}");
     }
@@ -104,7 +114,7 @@ fn a_decode_step_runs_eight_kernels_a_layer_and_is_given_what_it_must_read() {
 fn what_is_made_on_the_device_is_what_the_plan_says() {
     let formats = [WeightFormat::Float(DType::BF16), WeightFormat::Q8, WeightFormat::Q4];
     for (name, weights) in formats.map(|format| ("pocket", format)) {
-        let Some(device) = software() else { return };
+        let Some(device) = software(Variant::Portable) else { return };
         let setup = setup(&device, name, weights, 8 << 20);
         let (made, planned) = (device.counts().bytes, setup.plan.total());
         println!("{name} {weights}: {made} bytes made, {planned} planned");
@@ -116,7 +126,7 @@ fn what_is_made_on_the_device_is_what_the_plan_says() {
 
 #[test]
 fn a_lost_device_is_an_error_that_names_it_and_another_can_be_opened() {
-    let Some(device) = software() else { return };
+    let Some(device) = software(Variant::Portable) else { return };
     let weights = WeightFormat::Float(DType::BF16);
     let mut lost = setup(&device, "llama3", weights, 1 << 20);
     step(&device, &mut lost, 2, 3);
@@ -128,7 +138,7 @@ fn a_lost_device_is_an_error_that_names_it_and_another_can_be_opened() {
         assert!(error.contains("llvmpipe") && error.contains("build the engine again"), "{error}");
         assert!(!error.contains('\n'), "{error}");
     }
-    let device = software().expect("another");
+    let device = software(Variant::Portable).expect("another");
     let mut again = setup(&device, "llama3", weights, 1 << 20);
     step(&device, &mut again, 2, 3);
 }
@@ -136,7 +146,7 @@ fn a_lost_device_is_an_error_that_names_it_and_another_can_be_opened() {
 #[test]
 fn compiled_kernels_are_kept() {
     let folder = tempfile::tempdir().expect("a folder");
-    let Some(device) = open(Some(folder.path())) else { return };
+    let Some(device) = open(Variant::Portable, Some(folder.path())) else { return };
     if !device.adapter().features.contains(&"pipeline cache") {
         eprintln!("SKIPPED: {} gives no compiled kernels out", device.adapter().name);
         return;
@@ -149,7 +159,7 @@ fn compiled_kernels_are_kept() {
     // One that was damaged is no reason not to start.
     for damaged in [&b""[..], b"nothing of a driver's", &[0xff; 4096]] {
         std::fs::write(&kept[0], damaged).expect("written");
-        let device = open(Some(folder.path())).expect("a device");
+        let device = open(Variant::Portable, Some(folder.path())).expect("a device");
         step(&device, &mut setup(&device, "llama3", WeightFormat::Q8, 1 << 20), 1, 1);
     }
 }

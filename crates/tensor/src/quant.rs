@@ -22,6 +22,9 @@ pub const BYTE: f32 = 127.0;
 /// distribution stays below 6, gated activations below 20; a channel at 50 times the others does not.
 pub const OUTLIER: f32 = 24.0;
 
+/// Most input features whose products, of at most `BYTE` times `BYTE` each, have a sum in i32.
+pub const FEATURES: usize = i32::MAX as usize / (127 * 127);
+
 /// Adding and subtracting it rounds magnitudes below 2^22 to integers, ties to even.
 pub const ROUND: f32 = 12_582_912.0;
 

@@ -78,6 +78,24 @@ pub(crate) fn instance() -> wgpu::Instance {
     wgpu::Instance::new(descriptor())
 }
 
+/// Whether `dot4I8Packed` is one instruction of the shaders that wgpu makes for this adapter. wgpu has no feature for it:
+/// wgpu-hal uses the instruction where Vulkan 1.3 or the extension promises it. Whether the hardware has it too, Vulkan
+/// says in a property that wgpu does not read. A driver without it takes the four products apart, which is about what
+/// kernels for floats do to get at the bytes, so that this variant should lose little where it gains nothing.
+#[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
+pub(crate) fn multiplies_bytes(adapter: &wgpu::Adapter) -> bool {
+    const VULKAN_1_3: u32 = 1 << 22 | 3 << 12;
+    // SAFETY: it is looked at, and neither kept nor destroyed.
+    let Some(adapter) = (unsafe { adapter.as_hal::<wgpu::hal::api::Vulkan>() }) else { return false };
+    let offered = adapter.physical_device_capabilities();
+    offered.properties().api_version >= VULKAN_1_3 || offered.supports_extension(c"VK_KHR_shader_integer_dot_product")
+}
+
+#[cfg(any(target_arch = "wasm32", target_vendor = "apple"))]
+pub(crate) fn multiplies_bytes(_: &wgpu::Adapter) -> bool {
+    false
+}
+
 fn descriptor() -> wgpu::InstanceDescriptor {
     wgpu::InstanceDescriptor {
         backends: wgpu::Backends::VULKAN,

@@ -94,16 +94,20 @@ impl Context {
         options: &WgpuOptions,
     ) -> Result<Context> {
         let limits = adapter.limits();
-        let variant = match options.variant {
-            Variant::Portable => wgpu::Features::empty(),
-            Variant::Subgroups => wgpu::Features::SUBGROUP,
+        let variant = match options.variant.subgroups() {
+            true => wgpu::Features::SUBGROUP,
+            false => wgpu::Features::empty(),
         };
         let matrices = match options.gemm {
             Gemm::Invariant => None,
-            Gemm::Fast => Some(Matrices::of(adapter).map_err(|reason| Error::Device {
-                device: format!("{} ({})", description.name, description.driver),
-                reason: format!("there is no fast gemm: {reason}"),
-            })?),
+            Gemm::Fast => {
+                let none = "kernels that multiply bytes have none";
+                let matrices = if options.variant.has_fast() { Matrices::of(adapter) } else { Err(none) };
+                Some(matrices.map_err(|reason| Error::Device {
+                    device: format!("{} ({})", description.name, description.driver),
+                    reason: format!("there is no fast gemm: {reason}"),
+                })?)
+            }
         };
         let matrix = if matrices.is_some() { Matrices::FEATURES } else { wgpu::Features::empty() };
         // SAFETY: the only experimental feature asked for is matrix units. Their kernels load and store within arrays of

@@ -36,6 +36,25 @@ pub enum Variant {
     Portable,
     /// Sums and maxima over the lanes of a subgroup.
     Subgroups,
+    /// Beside these, products of four bytes at a time: q8 and q4 weights times activations that are bytes, as on the CPU.
+    Packed,
+}
+
+impl Variant {
+    /// Whether kernels use subgroups.
+    pub(crate) fn subgroups(self) -> bool {
+        matches!(self, Variant::Subgroups | Variant::Packed)
+    }
+
+    /// Whether there is a [`Gemm::Fast`] of it: matrix units take f16 whatever the rows, bytes would be a third kind.
+    pub fn has_fast(self) -> bool {
+        !self.packed()
+    }
+
+    /// Whether activations become bytes where they meet integer weights.
+    pub(crate) fn packed(self) -> bool {
+        self == Variant::Packed
+    }
 }
 
 impl std::fmt::Display for Variant {
@@ -43,6 +62,7 @@ impl std::fmt::Display for Variant {
         f.write_str(match self {
             Variant::Portable => "portable",
             Variant::Subgroups => "subgroups",
+            Variant::Packed => "packed",
         })
     }
 }
@@ -51,12 +71,15 @@ impl std::str::FromStr for Variant {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Variant, String> {
-        [Variant::Portable, Variant::Subgroups]
+        [Variant::Portable, Variant::Subgroups, Variant::Packed]
             .into_iter()
             .find(|variant| variant.to_string() == name)
-            .ok_or_else(|| format!("variant {name} does not exist; use portable or subgroups"))
+            .ok_or_else(|| format!("variant {name} does not exist; use portable, subgroups or packed"))
     }
 }
+
+/// Bytes of workgroup memory that `linear_packed.wgsl` takes, and a little more; 16 KiB are all that WebGPU promises.
+const PACKED_ROOM: u32 = 20 << 10;
 
 /// One adapter.
 pub struct WgpuBackend {
@@ -88,8 +111,12 @@ impl WgpuBackend {
             },
             numerics: format!("wgpu-f32-1 {kernels} {} {}", context.adapter.name, context.adapter.driver),
             activations: vec![DType::F32],
-            operands: weights.iter().filter(|_| fast).map(|&format| (format, Operand::Halves)).collect(),
-            operand_rows: linear::TILE.0,
+            operands: match (fast, options.variant.packed()) {
+                (true, _) => weights.iter().map(|&format| (format, Operand::Halves)).collect(),
+                (false, true) => quantized.map(|format| (format, Operand::Bytes)).to_vec(),
+                (false, false) => Vec::new(),
+            },
+            operand_rows: if fast { linear::TILE.0 } else { 0 },
             invariant: !fast,
             weights,
             attention_operands: Vec::new(),
@@ -108,7 +135,9 @@ impl WgpuBackend {
     pub fn variants(options: &WgpuOptions) -> Result<Vec<Variant>> {
         let (adapter, _) = adapter::choose(&adapter::instance(), options.adapter.as_deref())?;
         let subgroups = adapter.features().contains(wgpu::Features::SUBGROUP).then_some(Variant::Subgroups);
-        Ok(subgroups.into_iter().chain([Variant::Portable]).collect())
+        let room = adapter.limits().max_compute_workgroup_storage_size >= PACKED_ROOM;
+        let packed = subgroups.filter(|_| room && adapter::multiplies_bytes(&adapter)).and(Some(Variant::Packed));
+        Ok(packed.into_iter().chain(subgroups).chain([Variant::Portable]).collect())
     }
 
     /// What [`Gemm::Fast`] lacks on an adapter; nothing where it can be used.

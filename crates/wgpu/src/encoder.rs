@@ -1,8 +1,8 @@
 //! Records operations as dispatches.
+use crate::WgpuBackend;
 use crate::context::Context;
 use crate::ops;
 use crate::plan::{Dispatch, WgpuPlan};
-use crate::{Variant, WgpuBackend};
 use anyfleet_tensor::ops::*;
 use anyfleet_tensor::{Error, Live, Recorder, Result, Tensor};
 use std::num::NonZeroU64;
@@ -137,7 +137,7 @@ impl WgpuRecorder {
     }
 
     pub(crate) fn push(&mut self, mut call: Call) {
-        if self.context.variant == Variant::Subgroups {
+        if self.context.variant.subgroups() {
             call.flags.push("SUBGROUPS");
         }
         if call.groups.iter().all(|&n| n > 0) {

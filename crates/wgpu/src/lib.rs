@@ -1,7 +1,7 @@
 //! anyfleet's wgpu backend: AMD, Intel, NVIDIA and anything else with a Vulkan driver.
 //!
-//! Arithmetic is f32 throughout; weights, keys and values stay narrow in device memory and are widened in
-//! registers. An op is one or two dispatches of a kernel (`kernels/wgsl/<op>.wgsl`); what a kernel computes for a
+//! Arithmetic is f32; weights, keys and values stay narrow in device memory and are widened in registers. Only
+//! [`Variant::Packed`] multiplies quantized weights as the integers they are. An op is one or two dispatches of a kernel (`kernels/wgsl/<op>.wgsl`); what a kernel computes for a
 //! row does not depend on how many rows there are.
 //!
 //! What this crate does **not** know: models, requests, and the other backends.

@@ -106,6 +106,10 @@ impl WgpuWeight {
     pub(crate) fn parts(&self) -> &[Part] {
         &self.0.parts
     }
+    /// Whether it is integers.
+    pub(crate) fn quantized(&self) -> bool {
+        !matches!(self.0.format, WeightFormat::Float(_))
+    }
     /// The flag that kernels know the format by.
     pub(crate) fn flag(&self) -> &'static str {
         match self.0.format {

@@ -24,9 +24,9 @@ Usage: conformance [--device cpu|wgpu[:ADAPTER]] [--tier small|large] [--op NAME
   --op NAME           only this op, e.g. linear
   --case TEXT         only cases whose description contains TEXT
   --threads N         worker threads of the device
-  --variant NAME      kernels of a wgpu adapter: portable (the default) or subgroups
-  --gemm KIND         products of many rows: invariant (the default), or fast, on the matrix
-                      units of a wgpu adapter, which must have some
+    --variant NAME      kernels of a wgpu adapter: portable (the default), subgroups or packed
+    --gemm KIND         products of many rows: invariant (the default), or fast, on the matrix
+                        units of a wgpu adapter, which must have some
   --json FILE         write every outcome there
   --verbose           a line for each case
   --table [README]    run the small tier on every device and kernel set here and write the

@@ -168,18 +168,19 @@ impl AttentionCase {
                 let (first, keys) = range(span);
                 meta.context_len = keys.end as u32;
                 meta.first_page = first as u32;
+                let sequence = &host.sequences[span.sequence];
+                let stored = [&sequence.k, &sequence.v].map(|from| match self.kv.is_scaled() {
+                    true => bytemuck::cast_slice(&from.bytes).to_vec(),
+                    false => encode(self.kv, &from.values),
+                });
+                let scaled = [&sequence.k, &sequence.v].map(|from| encode(DType::F32, &from.scales));
                 for page in first..keys.end.div_ceil(batch.page) {
                     let id = ids.pop().expect("pages were counted");
                     let held = page * batch.page..((page + 1) * batch.page).min(keys.end);
                     let seen = held.start.max(keys.start)..held.end;
-                    let sequence = &host.sequences[span.sequence];
-                    let both = [&sequence.k, &sequence.v];
-                    let cells = both.map(|from| match self.kv.is_scaled() {
-                        true => fill_page(shape, bytemuck::cast_slice(&from.bytes), seen.clone()),
-                        false => fill_page(shape, &encode(self.kv, &from.values), seen.clone()),
-                    });
-                    let scales = both.map(|from| match self.kv.is_scaled() {
-                        true => fill_page(shape.scales(), &encode(DType::F32, &from.scales), seen.clone()),
+                    let cells = stored.each_ref().map(|cells| fill_page(shape, cells, seen.clone()));
+                    let scales = scaled.each_ref().map(|scales| match self.kv.is_scaled() {
+                        true => fill_page(shape.scales(), scales, seen.clone()),
                         false => Vec::new(),
                     });
                     pages.contents.push(Page { id, cells, scales });

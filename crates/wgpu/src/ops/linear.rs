@@ -2,16 +2,57 @@
 use super::linear_matrix::{self, Halves};
 use super::{check_apart, function, same_place};
 use crate::encoder::{Call, WgpuRecorder};
+use crate::matrices::Matrices;
 use crate::{WgpuBackend, WgpuWeight};
 use anyfleet_kernels::wgsl;
 use anyfleet_tensor::ops::{Activation, Linear, LinearActMul};
-use anyfleet_tensor::{Live, Result, Tensor};
+use anyfleet_tensor::{Live, Result, Tensor, quant};
 
 /// Rows a workgroup computes at most where there are few; fewer where there are fewer.
 const ROWS: usize = 8;
-/// Rows and panels of a workgroup that shares tiles: `PANELS` of `linear.wgsl`, and `SHARE` times `THREAD_ROWS`;
+/// Rows and panels of a workgroup that shares tiles: `PANELS` of the kernels, and `SHARE` times `THREAD_ROWS`;
 /// those of `linear_matrix.wgsl` are the same.
 pub(crate) const TILE: (usize, usize) = (64, 4);
+
+/// What a product is computed from.
+enum Factors {
+    /// Activations as they are, and weights widened to them.
+    Floats,
+    /// Bytes, which the kernel makes of activations.
+    Bytes,
+    /// f16, on matrix units.
+    Halves(Matrices, Halves),
+}
+
+impl Factors {
+    fn choose(recorder: &mut WgpuRecorder, op: &Product<'_>, tiled: bool) -> Result<Factors> {
+        if let Some(matrices) = recorder.context.matrices.filter(|_| tiled) {
+            return Ok(Factors::Halves(matrices, Halves::record(recorder, op)?));
+        }
+        let bytes = recorder.context.variant.packed() && op.weight.quantized() && op.weight.cols() <= quant::FEATURES;
+        Ok(if bytes { Factors::Bytes } else { Factors::Floats })
+    }
+
+    /// The kernel, with what it is to be told of rows and tiles.
+    fn call(&self, name: &'static str, tiled: bool) -> Call {
+        let own: &[&str] = match self {
+            Factors::Floats => &[wgsl::LINEAR_X, wgsl::LINEAR],
+            Factors::Bytes => &[wgsl::LINEAR_X, wgsl::LINEAR_PACKED],
+            Factors::Halves(..) => &[wgsl::LINEAR_MATRIX],
+        };
+        let shared = [wgsl::COMMON, wgsl::EXACT, wgsl::WEIGHT, wgsl::ACTIVATION, wgsl::LINEAR_COMMON];
+        let mut call = Call::new(name, &[&shared[..], own].concat());
+        match self {
+            Factors::Halves(matrices, _) => linear_matrix::state(&mut call, *matrices),
+            Factors::Bytes => call.flags.push("PACKED"),
+            Factors::Floats => {}
+        }
+        if tiled && !matches!(self, Factors::Halves(..)) {
+            call.flags.push("TILED");
+        }
+        call
+    }
+}
 
 pub(super) struct Product<'a> {
     name: &'static str,
@@ -44,24 +85,15 @@ fn product(recorder: &mut WgpuRecorder, op: &Product<'_>) -> Result<()> {
     check_apart(op.name, op.out, op.x)?;
     let tiled = op.out.rows() >= TILE.0;
     let rows = if tiled { TILE.0 } else { ROWS.min(op.out.rows().max(1).next_power_of_two()) };
-    let matrices = recorder.context.matrices.filter(|_| tiled);
-    let halves = matrices.map(|_| Halves::record(recorder, op)).transpose()?;
+    let factors = Factors::choose(recorder, op, tiled)?;
     for part in op.weight.parts() {
-        let own = if matrices.is_some() { wgsl::LINEAR_MATRIX } else { wgsl::LINEAR };
-        let shared = [wgsl::COMMON, wgsl::EXACT, wgsl::WEIGHT, wgsl::ACTIVATION, wgsl::LINEAR_COMMON];
-        let mut call = Call::new("linear", &[&shared[..], &[own]].concat());
-        call.name = op.name;
+        let mut call = factors.call(op.name, tiled);
         call.flags.push(op.weight.flag());
         call.constants.push(("ROWS", rows as u32));
-        match matrices {
-            Some(matrices) => linear_matrix::state(&mut call, matrices),
-            None if tiled => call.flags.push("TILED"),
-            None => {}
-        }
         let live = recorder.live(&mut call, op.live)?;
         call.bind_range(2, false, part.range());
         let (mut x, mut x_stride) = (0, op.x.row_stride());
-        if let Some(halves) = &halves {
+        if let Factors::Halves(_, halves) = &factors {
             halves.bind(&mut call);
             x_stride = halves.stride;
         } else {
