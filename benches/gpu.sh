@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 device=${1:-wgpu}
 folder=${2:-target/gpu}
 mkdir -p "$folder"
-cargo build --release -p serve -p bench
+cargo build --release --workspace --bins
 
 target/release/serve --list-devices | tee "$folder/devices.txt"
 target/release/serve --check --device "$device" | tee "$folder/check.txt"
@@ -26,3 +26,9 @@ for quantize in none q8 q4; do
     target/release/bench run --random-weights "$model" --device "$device" --dtype bf16 --quantize "$quantize" "${cases[@]}" \
         --json "$folder/run-$quantize.json"
 done
+# The mode that is not invariant; reports name the kernels they were measured with.
+target/release/serve --check --device "$device" --gemm fast | tee "$folder/check-fast.txt"
+if grep -q '"numerics": "[^"]* fast ' "$folder/check-fast.txt"; then
+    target/release/bench run --random-weights "$model" --device "$device" --dtype bf16 --gemm fast "${cases[@]}" \
+        --json "$folder/run-fast.json"
+fi

@@ -1,5 +1,5 @@
 //! How a model is loaded: the flags that every command with a model has, and their way to the facade.
-use anyfleet::{DTypeSpec, DeviceSpec, EngineBuilder, KvDType};
+use anyfleet::{DTypeSpec, DeviceSpec, EngineBuilder, Gemm, KvDType};
 
 pub use anyfleet::QuantizeSpec as Quantize;
 
@@ -20,6 +20,9 @@ pub struct ModelOptions {
     /// Type of keys and values: auto (that of the weights), int8, bf16, f16 or f32
     #[arg(long, value_name = "TYPE", default_value = "auto")]
     pub kv_dtype: KvDType,
+    /// Products of many rows: invariant, or fast on a device with matrix units
+    #[arg(long, value_name = "KIND", default_value = "invariant")]
+    pub gemm: Gemm,
     /// Threads of the CPU backend [default: all cores]
     #[arg(long, value_name = "N", value_parser = crate::args::threads)]
     pub threads: Option<usize>,
@@ -28,7 +31,7 @@ pub struct ModelOptions {
 impl ModelOptions {
     /// The builder with these choices.
     pub fn apply(&self, builder: EngineBuilder, quantize: Quantize) -> EngineBuilder {
-        let builder = builder.device(self.device.clone()).dtype(self.dtype);
+        let builder = builder.device(self.device.clone()).dtype(self.dtype).gemm(self.gemm);
         let builder = match self.threads {
             Some(threads) => builder.threads(threads),
             None => builder,

@@ -104,6 +104,7 @@ impl Figures<'_> {
             "quantize": case.quantize.to_string(),
             "dtype": loaded.dtype.to_string(),
             "device": loaded.plan.device,
+            "numerics": loaded.plan.numerics,
             "context": case.context(),
             "mean_context": decoded.then_some(samples.mean_context),
             "prefill_tok_s": prefill.map(|s| s.median),
@@ -188,11 +189,12 @@ pub fn table(figures: &[Figures<'_>]) -> String {
         let (loaded, memory) = (f.loaded, f.memory);
         let mb = |bytes: u64| bytes as f64 / 1e6;
         text += &format!(
-            "{}: {} on {}, weights {:.1} MB, loaded in {:.2} s, first token after {:.2} s, resident {:.1} MB \
+            "{}: {} on {} ({}), weights {:.1} MB, loaded in {:.2} s, first token after {:.2} s, resident {:.1} MB \
              (peak {:.1}; {:.1} anonymous, {:.1} of files)\n",
             f.case.quantize,
             loaded.dtype,
             loaded.plan.device,
+            loaded.plan.numerics,
             mb(loaded.plan.weights),
             loaded.load_s,
             loaded.first_token_s,

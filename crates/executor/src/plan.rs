@@ -47,6 +47,8 @@ pub struct PlanError(String);
 pub struct MemoryPlan {
     /// Device name.
     pub device: String,
+    /// Its [`Caps::numerics`](anyfleet_tensor::Caps::numerics): kernels and how they compute.
+    pub numerics: String,
     /// Packed weights and norm vectors.
     pub weights: u64,
     /// Keys and values.
@@ -220,6 +222,7 @@ pub fn plan<B: Backend>(device: &B, spec: &DecoderSpec, options: &ExecutorOption
     let kv_tokens = u64::from(cache.groups.iter().map(|g| g.pages).min().unwrap_or(0)) * page_size as u64;
     Ok(MemoryPlan {
         device: caps.device.clone(),
+        numerics: caps.numerics.clone(),
         weights,
         kv_cache,
         activations,
