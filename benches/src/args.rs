@@ -1,6 +1,6 @@
 //! The command line.
 use crate::options::{ModelOptions, Quantize};
-use anyfleet::DeviceSpec;
+use anyfleet::{DTypeSpec, DeviceSpec};
 use clap::error::ErrorKind;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use std::path::PathBuf;
@@ -9,7 +9,8 @@ const EXAMPLES: &str = "Examples:
   bench device
   bench run --model ./Qwen3-0.6B --prompt 512,4096 --batch 1,16
   bench run --random-weights benches/configs/qwen3-0.6b.json --prompt 128 --gen 64 --batch 16 --json out.json
-  bench perplexity --pocket --text stories.txt";
+  bench perplexity --pocket --text stories.txt
+  bench divergence --pocket --from cpu --to wgpu:0";
 
 /// Measures this machine, models on it, and what a quantization costs.
 #[derive(Debug, Parser)]
@@ -29,6 +30,8 @@ pub enum Command {
     Run(RunArgs),
     /// Perplexity of a text, quantizations side by side
     Perplexity(PerplexityArgs),
+    /// Answers that differ after a move between two devices
+    Divergence(DivergenceArgs),
 }
 
 /// Flags of `bench device`.
@@ -118,6 +121,50 @@ pub struct PerplexityArgs {
     pub json: Option<PathBuf>,
 }
 
+/// Flags of `bench divergence`.
+#[derive(Debug, ClapArgs)]
+pub struct DivergenceArgs {
+    /// Which model.
+    #[command(flatten)]
+    pub source: AnySourceArgs,
+    /// One device
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub from: DeviceSpec,
+    /// The other
+    #[arg(long, value_name = "DEVICE", default_value = "wgpu:0")]
+    pub to: DeviceSpec,
+    /// Type of weights: auto (the checkpoint's), bf16, f16 or f32
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
+    pub dtype: DTypeSpec,
+    /// Requests
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = positive)]
+    pub requests: usize,
+    /// Tokens of each answer
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = positive)]
+    pub tokens: usize,
+    /// What the requests are drawn from
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Write the report to this file
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// Which model answers.
+#[derive(Debug, ClapArgs)]
+#[group(required = true, multiple = false)]
+pub struct AnySourceArgs {
+    /// Hugging Face model directory, or a hub name
+    #[arg(long, value_name = "DIR|ORG/NAME")]
+    pub model: Option<String>,
+    /// The model that is part of the program
+    #[arg(long)]
+    pub pocket: bool,
+    /// A config.json; the model gets random weights, written to a temporary directory
+    #[arg(long, value_name = "FILE")]
+    pub random_weights: Option<PathBuf>,
+}
+
 /// Which model scores.
 #[derive(Debug, ClapArgs)]
 #[group(required = true, multiple = false)]
@@ -145,7 +192,7 @@ pub fn parse() -> crate::Result<Args> {
         let lines: Vec<&str> = lines.filter(|line| !line.is_empty() && !line.starts_with("For more")).collect();
         match error.kind() {
             ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-                "no command: use device, run or perplexity (see --help)".into()
+                "no command: use device, run, perplexity or divergence (see --help)".into()
             }
             _ => format!("{} (see --help)", lines.join("; ").trim_start_matches("error: ")),
         }

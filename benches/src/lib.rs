@@ -4,12 +4,14 @@
 //! - [`device`]: ceilings, measured with kernels that do nothing else.
 //! - [`run`]: a model through the real runtime; prefill, decode, latency, bytes, memory.
 //! - [`perplexity`]: what a quantization costs in quality.
+//! - [`divergence`]: answers that differ after a move between two devices.
 //! - [`Prepared`]: conformance cases as op benches (`cargo bench -p bench --bench ops`).
 //!
-//! The binary `bench` is a command line over the first three. Nothing depends on this crate.
+//! The binary `bench` is a command line over the first four. Nothing depends on this crate.
 pub mod args;
 pub mod checkpoint;
 pub mod device;
+pub mod divergence;
 pub mod memory;
 pub mod options;
 pub mod perplexity;

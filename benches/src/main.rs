@@ -3,7 +3,7 @@ use bench::args::{Args, Command, DeviceArgs, parse};
 use bench::device::Ceilings;
 use bench::options::threads_or_all;
 use bench::report::{self, JsonFile};
-use bench::{Result, perplexity, run};
+use bench::{Result, divergence, perplexity, run};
 use serde_json::json;
 use std::process::ExitCode;
 
@@ -22,6 +22,7 @@ fn dispatch(args: &Args) -> Result<()> {
         Command::Device(args) => device(args),
         Command::Run(args) => run::run(args),
         Command::Perplexity(args) => perplexity::run(args),
+        Command::Divergence(args) => divergence::run(args),
     }
 }
 

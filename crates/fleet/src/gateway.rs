@@ -1,12 +1,16 @@
 //! What all requests share.
 use crate::config::{Config, ConfigError};
+use crate::metrics::Metrics;
 use crate::pool::{Pool, choose, pools};
-use crate::status::GatewayStatus;
+use crate::relay::Gap;
+use crate::status::{GatewayStatus, LATEST_MOVES, Move};
 use crate::upstream::Client;
+use anyfleet_openai::BodyLimits;
 use axum::http::HeaderValue;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::UNIX_EPOCH;
 
 /// A running gateway. Clones are handles to the same one.
 #[derive(Clone)]
@@ -18,10 +22,17 @@ pub(crate) struct Shared {
     pub config: Config,
     pub pools: Vec<Arc<Pool>>,
     pub client: Client,
-    moves: AtomicU64,
-    retries: AtomicU64,
-    failures: AtomicU64,
-    longest_gap: Mutex<Duration>,
+    pub metrics: Metrics,
+    pub bodies: BodyLimits,
+    moves: Mutex<Moves>,
+}
+
+/// Moves so far.
+#[derive(Default)]
+struct Moves {
+    count: u64,
+    longest_gap: f64,
+    latest: VecDeque<Move>,
 }
 
 impl Gateway {
@@ -39,26 +50,27 @@ impl Gateway {
             tokio::spawn(pool.clone().watch(client.clone(), config.stall()));
         }
         let shared = Shared {
+            metrics: Metrics::new(&pools),
+            bodies: BodyLimits::new(config.max_body_bytes),
             config,
             pools,
             client,
-            moves: AtomicU64::new(0),
-            retries: AtomicU64::new(0),
-            failures: AtomicU64::new(0),
-            longest_gap: Mutex::default(),
+            moves: Mutex::default(),
         };
         Ok(Gateway { shared: Arc::new(shared) })
     }
 
     /// What it did so far, and how its servers are.
     pub fn status(&self) -> GatewayStatus {
-        let Shared { pools, moves, retries, failures, longest_gap, .. } = &*self.shared;
+        let Shared { pools, metrics, .. } = &*self.shared;
+        let moves = self.shared.moves();
         GatewayStatus {
             pools: pools.iter().map(|pool| pool.status()).collect(),
-            moves: moves.load(Relaxed),
-            retries: retries.load(Relaxed),
-            failures: failures.load(Relaxed),
-            longest_gap_seconds: longest_gap.lock().unwrap_or_else(PoisonError::into_inner).as_secs_f64(),
+            moves: moves.count,
+            retries: metrics.retries.get(),
+            failures: metrics.failures.get(),
+            longest_gap_seconds: moves.longest_gap,
+            latest_moves: moves.latest.iter().cloned().collect(),
         }
     }
 }
@@ -73,18 +85,37 @@ impl Shared {
         choose(&self.pools, not, can_move)
     }
 
-    pub fn moved(&self, from: &Pool, gap: Duration) {
-        self.moves.fetch_add(1, Relaxed);
-        from.moved_away.fetch_add(1, Relaxed);
-        let mut longest = self.longest_gap.lock().unwrap_or_else(PoisonError::into_inner);
-        *longest = gap.max(*longest);
+    /// An answer went on on pool `to`.
+    pub fn moved(&self, gap: &Gap, to: &Pool) {
+        gap.from.moved_away.fetch_add(1, Relaxed);
+        let gap_seconds = gap.since.elapsed().as_secs_f64();
+        let latest = Move {
+            from: gap.from.config.name.clone(),
+            to: to.config.name.clone(),
+            cause: gap.cause,
+            detected: gap.detected.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()),
+            gap_seconds,
+            replayed_tokens: gap.replayed_tokens,
+        };
+        self.metrics.moved(&latest);
+        let mut moves = self.moves();
+        moves.count += 1;
+        moves.longest_gap = moves.longest_gap.max(gap_seconds);
+        if moves.latest.len() == LATEST_MOVES {
+            moves.latest.pop_front();
+        }
+        moves.latest.push_back(latest);
+    }
+
+    fn moves(&self) -> MutexGuard<'_, Moves> {
+        self.moves.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn retried(&self) {
-        self.retries.fetch_add(1, Relaxed);
+        self.metrics.retries.inc();
     }
 
     pub fn failed(&self) {
-        self.failures.fetch_add(1, Relaxed);
+        self.metrics.failures.inc();
     }
 }

@@ -34,6 +34,7 @@
 //! ```
 mod config;
 mod gateway;
+mod metrics;
 mod pool;
 mod relay;
 mod router;
@@ -44,4 +45,4 @@ mod upstream;
 pub use config::{Config, ConfigError, Kind, PoolConfig};
 pub use gateway::Gateway;
 pub use router::router;
-pub use status::{GatewayStatus, Health, PoolStatus};
+pub use status::{Cause, GatewayStatus, Health, LATEST_MOVES, Move, PoolStatus};

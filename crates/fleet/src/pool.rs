@@ -4,12 +4,13 @@ use crate::upstream::{Client, Failure};
 use crate::{Config, Kind, PoolConfig};
 use axum::http::{Method, StatusCode};
 use http_body_util::BodyExt;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-/// Time between two probes of a server.
+/// Time between two probes of a server; a quarter of the stall limit where that is less.
 const PROBE: Duration = Duration::from_millis(200);
 
 /// One server.
@@ -24,7 +25,8 @@ pub(crate) struct Pool {
 /// A request that a server has.
 pub(crate) struct Held {
     pub pool: Arc<Pool>,
-    health: watch::Receiver<Health>,
+    /// Completes when the server is gone; kept, as it is polled at every event of a stream.
+    gone: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
 }
 
 impl Pool {
@@ -69,7 +71,14 @@ impl Pool {
     pub fn hold(self: &Arc<Self>) -> Held {
         self.in_flight.fetch_add(1, Relaxed);
         self.requests.fetch_add(1, Relaxed);
-        Held { pool: self.clone(), health: self.health.subscribe() }
+        let mut health = self.health.subscribe();
+        let gone = Box::pin(async move {
+            if health.wait_for(|health| *health == Health::Down).await.is_err() {
+                // The pool, and so the sender, lives as long as the gateway.
+                std::future::pending().await
+            }
+        });
+        Held { pool: self.clone(), gone }
     }
 
     pub fn status(&self) -> PoolStatus {
@@ -84,9 +93,12 @@ impl Pool {
 
     /// Probes the server for ever.
     pub async fn watch(self: Arc<Self>, client: Client, stall: Duration) {
-        // Probes in a row without an answer.
-        let mut lost = 0u32;
+        let rest = PROBE.min(stall / 4);
+        // Probes in a row without an answer, and when the last came.
+        let (mut lost, mut answer) = (0u32, Instant::now());
         loop {
+            // The stall limit counts from the last answer: who hangs right after it is not given the rest as well.
+            let limit = if lost == 0 { stall.saturating_sub(answer.elapsed()) } else { stall };
             let probe = async {
                 let response = client.send(&self, Method::GET, "/health", Default::default(), None).await?;
                 let status = response.status();
@@ -94,7 +106,7 @@ impl Pool {
                 let _ = response.into_body().collect().await;
                 Ok::<_, Failure>(status)
             };
-            let probed = tokio::time::timeout(stall, probe).await;
+            let probed = tokio::time::timeout(limit, probe).await;
             let answered = matches!(probed, Ok(Ok(_)));
             let health = match probed {
                 Ok(Ok(status)) if status.is_success() => Health::Up,
@@ -107,17 +119,17 @@ impl Pool {
                 Ok(Err(_)) => Health::Down,
             };
             lost = if answered { 0 } else { lost + 1 };
+            answer = Instant::now();
             self.note(health);
-            tokio::time::sleep(PROBE).await;
+            tokio::time::sleep(rest).await;
         }
     }
 }
 
 impl Held {
-    /// Completes when the server is gone.
-    pub async fn gone(&mut self) {
-        // The pool keeps the sender as long as this exists.
-        let _ = self.health.wait_for(|health| *health == Health::Down).await;
+    /// Completes when the server is gone; not to be called again then.
+    pub fn gone(&mut self) -> &mut (impl Future<Output = ()> + use<>) {
+        &mut self.gone
     }
 }
 

@@ -2,19 +2,17 @@
 use crate::gateway::Shared;
 use crate::pool::{Held, Pool};
 use crate::sse::{Broken, Event, Events};
-use crate::status::Health;
+use crate::status::{Cause, Health};
 use crate::upstream::Failure;
 use anyfleet_openai::fleet::{Part, StreamSnapshot};
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, Method, Response, StatusCode, header};
+use futures_util::stream::unfold;
 use hyper::body::Incoming;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use std::time::{Duration, Instant, SystemTime};
 
-/// Events that wait for a slow client before its server has to.
-const BUFFER: usize = 64;
 /// Servers in a row that may take an answer and lose it before they say anything: one that makes every server fail must
 /// not go through all of them for ever.
 const LOST_IN_A_ROW: u32 = 8;
@@ -35,26 +33,44 @@ pub(crate) enum Refusal {
     Nobody(String),
 }
 
-/// An answer on its way through.
+/// An answer on its way through: the body of the response, which is dropped when the client goes.
 struct Relay {
     shared: Arc<Shared>,
     asked: Asked,
+    /// Who gives the answer now; nobody while the next is looked for.
+    server: Option<Server>,
     /// What the client was told, once a server that says so began.
     ledger: Option<StreamSnapshot>,
     /// The client has something of the answer.
     begun: bool,
     /// Servers that lost the answer since it last grew.
     lost: u32,
-    out: mpsc::Sender<Bytes>,
+    gap: Option<Gap>,
+    /// How the server's part ended, if it has.
+    end: Option<End>,
+}
+
+struct Server {
+    held: Held,
+    events: Events,
+}
+
+/// The client waits for the next server.
+pub(crate) struct Gap {
+    /// Who left it.
+    pub from: Arc<Pool>,
+    pub cause: Cause,
+    /// When that was known.
+    pub since: Instant,
+    pub detected: SystemTime,
+    pub replayed_tokens: usize,
 }
 
 /// Why a server's part in an answer ended.
 enum End {
     Complete,
-    /// The client is gone.
-    Abandoned,
     /// It goes on elsewhere; what happened.
-    Lost(String),
+    Lost(Cause, String),
 }
 
 /// Asks for a streamed answer, and relays it.
@@ -64,12 +80,13 @@ pub(crate) async fn stream(shared: Arc<Shared>, asked: Asked) -> Result<Response
     if status != StatusCode::OK || !is_event_stream(&first) {
         return Ok(through(first, held));
     }
-    let (out, mut events) = mpsc::channel(BUFFER);
-    let relay = Relay { shared, asked, ledger: None, begun: false, lost: 0, out };
-    tokio::spawn(relay.run(held, first));
-    let body =
-        futures_util::stream::poll_fn(move |cx| events.poll_recv(cx).map(|event| event.map(Ok::<Bytes, Infallible>)));
-    let mut response = Response::new(Body::from_stream(body));
+    let server = Some(Server::new(held, first));
+    let relay = Relay { shared, asked, server, ledger: None, begun: false, lost: 0, gap: None, end: None };
+    let events = unfold(relay, |mut relay| async move {
+        let bytes = relay.next().await?;
+        Some((Ok::<_, Infallible>(bytes), relay))
+    });
+    let mut response = Response::new(Body::from_stream(events));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
@@ -151,124 +168,158 @@ fn may_retry(status: StatusCode) -> bool {
     status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
 }
 
+impl Server {
+    fn new(held: Held, response: Response<Incoming>) -> Self {
+        Server { held, events: Events::new(response.into_body()) }
+    }
+
+    /// Waits for events.
+    async fn wait(&mut self) -> Result<(), End> {
+        let read = tokio::select! {
+            biased;
+            read = self.events.wait() => read,
+            () = self.held.gone() => return Err(End::Lost(Cause::Hang, "it does not answer".into())),
+        };
+        read.map_err(|broken| match broken {
+            Broken::End => End::Lost(Cause::Reset, "the stream ended early".into()),
+            // Whether the server is gone or only this connection, the probes tell.
+            Broken::Reset(why) => End::Lost(Cause::Reset, why),
+        })
+    }
+}
+
 impl Relay {
-    async fn run(mut self, mut held: Held, mut response: Response<Incoming>) {
-        // Since when the client waits for the next server, and the one that left it.
-        let mut gap: Option<(Instant, Arc<Pool>)> = None;
+    /// What the client gets next; `None` after the end.
+    async fn next(&mut self) -> Option<Bytes> {
         loop {
-            let end = self.follow(&mut held, response, &mut gap).await;
-            let why = match end {
-                End::Complete | End::Abandoned => return,
-                End::Lost(why) => why,
-            };
-            let from = held.pool.clone();
-            drop(held);
-            tracing::info!("an answer leaves pool {}: {why}", from.config.name);
-            self.lost += 1;
-            if self.lost > LOST_IN_A_ROW {
-                let count = self.lost;
-                return self.fail(&format!("{count} servers in a row lost this answer; the last: {why}.")).await;
+            match self.end.take() {
+                Some(End::Complete) => return None,
+                Some(End::Lost(cause, why)) => {
+                    if let Err(error) = self.go_on(cause, &why).await {
+                        self.end = Some(End::Complete);
+                        return Some(error);
+                    }
+                }
+                None => {}
             }
-            let since = gap.take().map_or_else(Instant::now, |(since, _)| since);
-            match self.next(&from, &why).await {
-                Some((next, answered)) => (held, response) = (next, answered),
-                None => return,
+            if let Err(end) = self.server.as_mut()?.wait().await {
+                self.end = Some(end);
+                continue;
             }
-            gap = Some((since, from));
+            // All that was read goes out at once.
+            let mut out = Vec::new();
+            self.end = self.take(&mut out);
+            if !out.is_empty() {
+                return Some(out.into());
+            }
         }
     }
 
-    /// Relays one server's part.
-    async fn follow(
-        &mut self,
-        held: &mut Held,
-        response: Response<Incoming>,
-        gap: &mut Option<(Instant, Arc<Pool>)>,
-    ) -> End {
-        let mut events = Events::new(response.into_body());
-        loop {
-            let event = tokio::select! {
-                biased;
-                event = events.next() => event,
-                () = self.out.closed() => return End::Abandoned,
-                () = held.gone() => return End::Lost("it does not answer".into()),
+    /// Takes the events that were read.
+    fn take(&mut self, out: &mut Vec<u8>) -> Option<End> {
+        let Server { held, events } = self.server.as_mut()?;
+        while let Some(event) = events.next() {
+            let event = match Event::read(event) {
+                Ok(event) => event,
+                Err(why) => return Some(End::Lost(Cause::Failure, why)),
             };
-            let event = match event {
-                Ok(event) => Event::read(event),
-                Err(Broken::End) => return End::Lost("the stream ended early".into()),
-                // Whether the server is gone or only this connection, the probes tell.
-                Err(Broken::Reset(why)) => return End::Lost(why),
+            // A beginning, the role and comments are no news: the gap is over with what was computed.
+            let news = match &event {
+                Event::Chunk(_, part) => matches!(part, Part::Tokens { .. } | Part::Finished { .. }),
+                Event::Other(event) => event.starts_with(b"data: "),
+                Event::Done => true,
+                Event::Silent(_) | Event::Error(_) => false,
             };
-            if let Some((since, from)) = gap.take() {
-                self.shared.moved(&from, since.elapsed());
+            if let Some(gap) = self.gap.take_if(|_| news) {
+                self.shared.moved(&gap, &held.pool);
             }
-            let sent = match event {
-                Err(why) => return End::Lost(why),
-                Ok(Event::Silent(Part::Suspended(snapshot))) => {
+            match event {
+                Event::Silent(Part::Suspended(snapshot)) => {
                     self.ledger = Some(*snapshot);
-                    return End::Lost("it gives its work away".into());
+                    return Some(End::Lost(Cause::Drain, "it gives its work away".into()));
                 }
-                Ok(Event::Silent(part)) => match (&mut self.ledger, part) {
-                    (None, Part::Begin(snapshot)) => {
-                        self.ledger = Some(*snapshot);
-                        true
-                    }
-                    // The ledger says what the client has; who resumed it says the same.
-                    _ => true,
-                },
-                Ok(Event::Error(event)) => {
+                Event::Silent(Part::Begin(snapshot)) => {
+                    // A ledger says what the client has; who resumed it says the same.
+                    self.ledger.get_or_insert(*snapshot);
+                    // It has all that the request said.
+                    self.asked.body = Bytes::new();
+                }
+                Event::Silent(_) => {}
+                Event::Error(event) => {
                     if self.ledger.is_some() || !self.begun {
-                        return End::Lost("it failed".into());
+                        return Some(End::Lost(Cause::Failure, "it failed".into()));
                     }
-                    self.out.send(event).await.is_ok()
+                    out.extend_from_slice(event);
                 }
-                Ok(Event::Chunk(visible, part)) => {
+                Event::Chunk(visible, part) => {
                     if let Some(Err(why)) = self.ledger.as_mut().map(|ledger| ledger.apply(part)) {
-                        return End::Lost(why.to_string());
+                        return Some(End::Lost(Cause::Failure, why.to_string()));
                     }
                     (self.begun, self.lost) = (true, 0);
-                    self.out.send(visible.into()).await.is_ok()
+                    out.extend_from_slice(visible);
+                    out.extend_from_slice(Event::END);
                 }
-                Ok(Event::Done) => {
-                    let _ = self.out.send(Bytes::from_static(b"data: [DONE]\n\n")).await;
-                    return End::Complete;
+                Event::Done => {
+                    out.extend_from_slice(b"data: [DONE]\n\n");
+                    return Some(End::Complete);
                 }
-                Ok(Event::Other(event)) => {
+                Event::Other(event) => {
                     self.begun |= event.starts_with(b"data: ");
-                    self.out.send(event).await.is_ok()
+                    out.extend_from_slice(event);
                 }
-            };
-            if !sent {
-                return End::Abandoned;
             }
+        }
+        None
+    }
+
+    /// Finds the next server; where there is none, what the client is told.
+    async fn go_on(&mut self, cause: Cause, why: &str) -> Result<(), Bytes> {
+        let (since, detected) = (Instant::now(), SystemTime::now());
+        let Some(Server { held, .. }) = self.server.take() else { return Ok(()) };
+        let from = held.pool.clone();
+        drop(held);
+        tracing::info!("an answer leaves pool {}: {why}", from.config.name);
+        self.lost += 1;
+        if self.lost > LOST_IN_A_ROW {
+            let count = self.lost;
+            return Err(self.fail(&format!("{count} servers in a row lost this answer; the last: {why}.")));
+        }
+        let replayed_tokens = self.ledger.as_ref().map_or(0, StreamSnapshot::replayed_tokens);
+        // One that goes from server to server has been waiting since the first.
+        self.gap.get_or_insert(Gap { from: from.clone(), cause, since, detected, replayed_tokens });
+        let next = match &self.ledger {
+            Some(ledger) => self.resume(ledger, &from, why).await,
+            None if self.begun => {
+                Err(format!("The server of this answer is gone ({why}), and it cannot go on elsewhere."))
+            }
+            None => self.ask_again().await,
+        };
+        let (held, response) = next.map_err(|message| self.fail(&message))?;
+        self.server = Some(Server::new(held, response));
+        Ok(())
+    }
+
+    /// Asks for the answer as if for the first time.
+    async fn ask_again(&self) -> Result<(Held, Response<Incoming>), String> {
+        self.shared.retried();
+        match ask(&self.shared, Method::POST, &self.asked, true).await {
+            Ok((held, response)) if response.status() == StatusCode::OK => Ok((held, response)),
+            Ok((_, response)) => Err(format!("The server answers {}.", response.status())),
+            Err(_) => Err("No server takes this request.".into()),
         }
     }
 
-    /// The next server that goes on with the answer, or begins it.
-    async fn next(&mut self, from: &Arc<Pool>, why: &str) -> Option<(Held, Response<Incoming>)> {
-        let Some(ledger) = &self.ledger else {
-            if self.begun {
-                self.fail(&format!("The server of this answer is gone ({why}), and it cannot go on elsewhere.")).await;
-                return None;
-            }
-            self.shared.retried();
-            let asked = ask(&self.shared, Method::POST, &self.asked, true).await;
-            return match asked {
-                Ok((held, response)) if response.status() == StatusCode::OK => Some((held, response)),
-                Ok((_, response)) => {
-                    self.fail(&format!("The server answers {}.", response.status())).await;
-                    None
-                }
-                Err(_) => {
-                    self.fail("No server takes this request.").await;
-                    None
-                }
-            };
-        };
+    /// The next server that goes on with the answer.
+    async fn resume(
+        &self,
+        ledger: &StreamSnapshot,
+        from: &Arc<Pool>,
+        why: &str,
+    ) -> Result<(Held, Response<Incoming>), String> {
         let body = Bytes::from(serde_json::to_vec(ledger).expect("a ledger has nothing that JSON lacks"));
         let start = Instant::now();
         let (mut last, mut refusal) = (from.clone(), why.to_owned());
-        while start.elapsed() < self.shared.config.patience() && !self.out.is_closed() {
+        while start.elapsed() < self.shared.config.patience() {
             if let Some(pool) = self.shared.choose(Some(&last), true) {
                 let mut held = pool.hold();
                 let sent = self.shared.client.send(&pool, Method::POST, "/fleet/resume", body.clone(), None);
@@ -277,7 +328,7 @@ impl Relay {
                     () = held.gone() => Err(Failure::of("it does not answer")),
                 };
                 match answered {
-                    Ok(response) if response.status() == StatusCode::OK => return Some((held, response)),
+                    Ok(response) if response.status() == StatusCode::OK => return Ok((held, response)),
                     Ok(response) => {
                         if response.status() == StatusCode::SERVICE_UNAVAILABLE {
                             pool.note(Health::Refusing);
@@ -297,17 +348,16 @@ impl Relay {
             }
             tokio::time::sleep(AGAIN).await;
         }
-        self.fail(&format!("No server goes on with this answer: {refusal}.")).await;
-        None
+        Err(format!("No server goes on with this answer: {refusal}."))
     }
 
-    /// Ends the answer with an error event.
-    async fn fail(&self, message: &str) {
+    /// An error event, with which the answer ends.
+    fn fail(&self, message: &str) -> Bytes {
         self.shared.failed();
         tracing::warn!("an answer failed: {message}");
         let error = serde_json::json!({"error": {
             "message": message, "type": "server_error", "param": null, "code": "upstream_lost",
         }});
-        let _ = self.out.send(format!("data: {error}\n\n").into()).await;
+        format!("data: {error}\n\n").into()
     }
 }

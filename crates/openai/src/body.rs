@@ -21,9 +21,9 @@ const SMALL_BODY: usize = 64 << 10;
 /// Bytes of a permit.
 const UNIT: usize = 1 << 10;
 
-/// Limits of request bodies.
-#[derive(Clone)]
-pub(crate) struct BodyLimits {
+/// Limits of request bodies. Clones share what all bodies may hold.
+#[derive(Clone, Debug)]
+pub struct BodyLimits {
     /// Bytes of one.
     most: usize,
     /// What all of them may hold beyond [`SMALL_BODY`], in [`UNIT`]s.
@@ -31,7 +31,8 @@ pub(crate) struct BodyLimits {
 }
 
 /// A body. Its size counts until it is dropped.
-pub(crate) struct RequestBody {
+#[derive(Debug)]
+pub struct RequestBody {
     bytes: Vec<u8>,
     _held: Option<OwnedSemaphorePermit>,
 }
@@ -44,6 +45,12 @@ impl Deref for RequestBody {
     }
 }
 
+impl AsRef<[u8]> for RequestBody {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
 impl BodyLimits {
     /// For bodies of at most this many bytes each.
     pub fn new(most: usize) -> Self {
@@ -52,6 +59,10 @@ impl BodyLimits {
         BodyLimits { most, room: Arc::new(Semaphore::new(units)) }
     }
 
+    /// Reads a request's body.
+    ///
+    /// # Errors
+    /// It is too large (413), too slow (408), cut off (400), or others of its size are being held (503).
     pub async fn read(&self, request: Request) -> Result<RequestBody, ApiError> {
         match tokio::time::timeout(BODY_TIMEOUT, self.read_all(request.into_body())).await {
             Ok(result) => result,

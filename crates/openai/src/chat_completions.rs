@@ -213,19 +213,16 @@ impl Chunks for Answer {
         }
     }
 
-    fn end(&mut self, out: &mut Out) {
-        if self.include_usage {
-            out.data(&self.chunk(Vec::new(), Some(Some(self.usage))));
-        }
-    }
-
     fn in_fleet(&self) -> bool {
         self.said.in_fleet
     }
 
-    fn part(&mut self, part: Part, out: &mut Out) {
-        let chunk = self.chunk(Vec::new(), self.include_usage.then_some(None));
-        out.data(&ChatChunk { anyfleet: Some(part), ..chunk });
+    fn usage(&self) -> Option<UsageReport> {
+        self.include_usage.then_some(self.usage)
+    }
+
+    fn bare(&self, usage: Option<Option<UsageReport>>, anyfleet: Option<Part>, out: &mut Out) {
+        out.data(&ChatChunk { anyfleet, ..self.chunk(Vec::new(), usage) });
     }
 }
 

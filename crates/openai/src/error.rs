@@ -1,5 +1,6 @@
 //! Failures as OpenAI's error bodies.
 use axum::Json;
+use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -51,6 +52,18 @@ impl ApiError {
         let message = format!("The model `{}` does not exist", shorten(model));
         let error = Self::new(StatusCode::NOT_FOUND, message).code("model_not_found");
         ApiError { param: Some("model".into()), ..error }
+    }
+
+    /// No such route: 404.
+    pub fn unknown_url(request: &Request) -> Self {
+        let message = format!("Invalid URL ({} {})", request.method(), shorten(request.uri().path()));
+        ApiError::new(StatusCode::NOT_FOUND, message).code("unknown_url")
+    }
+
+    /// A route that has other methods: 405.
+    pub fn wrong_method(request: &Request) -> Self {
+        let message = format!("Not allowed to {} on {}", request.method(), shorten(request.uri().path()));
+        ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message).code("method_not_supported")
     }
 
     /// Not able to answer at this moment: 503 with `Retry-After`.

@@ -50,7 +50,8 @@ mod sse;
 mod state;
 mod tokens;
 
+pub use body::{BodyLimits, RequestBody};
 pub use error::{ApiError, ErrorBody, ErrorObject};
 pub use router::router;
 pub use server::{Shutdown, serve};
-pub use state::{Phase, ServerState, ServerStateBuilder};
+pub use state::{Phase, ServerState, ServerStateBuilder, same_secret};

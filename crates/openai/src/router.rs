@@ -1,7 +1,6 @@
 //! Routes, and what holds for all of them.
 use crate::chat_completions::chat_completions;
 use crate::completions::completions;
-use crate::error::shorten;
 use crate::fleet::routes as fleet;
 use crate::metrics::CONTENT_TYPE;
 use crate::protocol::{ModelList, ModelObject};
@@ -48,8 +47,8 @@ pub fn router(state: ServerState) -> Router {
         .merge(fleet)
         .route("/health", get(health))
         .route("/metrics", get(metrics))
-        .fallback(unknown_route)
-        .method_not_allowed_fallback(wrong_method)
+        .fallback(async |request: Request| ApiError::unknown_url(&request))
+        .method_not_allowed_fallback(async |request: Request| ApiError::wrong_method(&request))
         .layer(from_fn_with_state(state.clone(), observe))
         .with_state(state)
 }
@@ -104,14 +103,4 @@ async fn health(State(state): State<ServerState>) -> Response {
 async fn metrics(State(state): State<ServerState>) -> Result<Response, ApiError> {
     let text = state.metrics().encode().map_err(|e| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
     Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())
-}
-
-async fn unknown_route(request: Request) -> ApiError {
-    let message = format!("Invalid URL ({} {})", request.method(), shorten(request.uri().path()));
-    ApiError::new(StatusCode::NOT_FOUND, message).code("unknown_url")
-}
-
-async fn wrong_method(request: Request) -> ApiError {
-    let message = format!("Not allowed to {} on {}", request.method(), shorten(request.uri().path()));
-    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message).code("method_not_supported")
 }

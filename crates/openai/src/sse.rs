@@ -2,6 +2,7 @@
 use crate::ApiError;
 use crate::fleet::Part;
 use crate::generation::Generation;
+use crate::protocol::UsageReport;
 use anyfleet::StreamEvent;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
@@ -33,12 +34,24 @@ pub(crate) trait Chunks: Send + 'static {
     fn begin(&mut self, out: &mut Out);
     /// What an event brings.
     fn event(&mut self, prompt: usize, event: StreamEvent, out: &mut Out);
-    /// What comes after the last event.
-    fn end(&mut self, out: &mut Out);
     /// Whether the caller is a fleet's, and is told what chunks mean for its ledger.
     fn in_fleet(&self) -> bool;
+    /// What was used so far, where the caller wants to know.
+    fn usage(&self) -> Option<UsageReport>;
+    /// A chunk without choices.
+    fn bare(&self, usage: Option<Option<UsageReport>>, part: Option<Part>, out: &mut Out);
+
+    /// What comes after the last event.
+    fn end(&self, out: &mut Out) {
+        if let Some(usage) = self.usage() {
+            self.bare(Some(Some(usage)), None, out);
+        }
+    }
+
     /// A chunk that only means something to the ledger.
-    fn part(&mut self, part: Part, out: &mut Out);
+    fn part(&self, part: Part, out: &mut Out) {
+        self.bare(self.usage().map(|_| None), Some(part), out);
+    }
 }
 
 /// A generation that is being streamed. The response's body owns it: when the client goes, hyper

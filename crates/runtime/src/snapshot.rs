@@ -108,10 +108,7 @@ impl RequestSnapshot {
         let bad = |e: serde_json::Error| SnapshotError(format!("not a request snapshot: {e}"));
         // First, as a later version may have other fields.
         let Version { version } = serde_json::from_slice(json).map_err(bad)?;
-        if version != Self::VERSION {
-            let ours = Self::VERSION;
-            return Err(SnapshotError(format!("the snapshot has version {version}; this build reads version {ours}")));
-        }
+        check_version(version)?;
         serde_json::from_slice(json).map_err(bad)
     }
 
@@ -120,15 +117,29 @@ impl RequestSnapshot {
         self.choices.iter().all(|choice| choice.finished.is_some())
     }
 
+    /// Whether an engine with this identity can go on with it: it is of this version, model, tokenizer and adapter.
+    ///
+    /// # Errors
+    /// What differs.
+    pub fn check_identity(&self, ours: &Identity) -> Result<(), SnapshotError> {
+        check_version(self.version)?;
+        let theirs = &self.identity;
+        for (name, theirs, ours) in [
+            ("model", &theirs.weights, &ours.weights),
+            ("tokenizer", &theirs.tokenizer, &ours.tokenizer),
+            ("adapter", &theirs.adapter, &ours.adapter),
+        ] {
+            if theirs != ours {
+                let message = format!("it is of another {name} ({theirs:.16}) than this engine's ({ours:.16})");
+                return Err(SnapshotError(message));
+            }
+        }
+        Ok(())
+    }
+
     /// Checks what can be wrong with a snapshot whatever engine it comes to, but for what a request is checked for.
     pub(crate) fn check(&self, identity: &Identity, vocab_size: usize) -> Result<(), AddError> {
-        let same = |name: &str, theirs: &str, ours: &str| match theirs == ours {
-            true => Ok(()),
-            false => Err(bad(format!("it is of another {name} ({theirs:.16}) than this engine's ({ours:.16})"))),
-        };
-        same("model", &self.identity.weights, &identity.weights)?;
-        same("tokenizer", &self.identity.tokenizer, &identity.tokenizer)?;
-        same("adapter", &self.identity.adapter, &identity.adapter)?;
+        self.check_identity(identity).map_err(|SnapshotError(message)| bad(message))?;
         let (Some(_), Some(max_tokens)) = (self.params.seed, self.params.max_tokens) else {
             return Err(bad("its parameters lack a seed or max_tokens".into()));
         };
@@ -160,6 +171,14 @@ impl RequestSnapshot {
             }
         }
         Ok(())
+    }
+}
+
+fn check_version(version: u32) -> Result<(), SnapshotError> {
+    let ours = RequestSnapshot::VERSION;
+    match version == ours {
+        true => Ok(()),
+        false => Err(SnapshotError(format!("the snapshot has version {version}; this build reads version {ours}"))),
     }
 }
 

@@ -26,6 +26,9 @@ struct Args {
     /// Port to listen on; 0 takes a free one, which is printed
     #[arg(long, value_name = "PORT", default_value_t = 9000)]
     port: u16,
+    /// Threads; one passes on tens of thousands of tokens a second, and more cost more for each
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: u16,
 }
 
 fn main() -> ExitCode {
@@ -44,7 +47,12 @@ fn run(args: &Args) -> Result<(), String> {
     let file = args.config.display();
     let text = std::fs::read_to_string(&args.config).map_err(|e| format!("{file} cannot be read: {e}"))?;
     let config = Config::from_toml(&text).map_err(|e| format!("{file}: {e}"))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    // One thread needs no other to be woken for every chunk.
+    let mut runtime = match args.threads {
+        1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = runtime.worker_threads(args.threads.into()).enable_all().build();
     let runtime = runtime.map_err(|e| format!("cannot start threads: {e}"))?;
     runtime.block_on(async {
         let gateway = Gateway::start(config).map_err(|e| format!("{file}: {e}"))?;

@@ -52,17 +52,29 @@ impl Running {
     }
 }
 
-/// The server program, beside the gateway's.
+/// The server program, beside the gateway's. `cargo test --workspace` has just built it; where it is missing or older
+/// than one of its sources, it is built here, for the whole workspace: for one package alone dependencies would have
+/// other features and be built again.
 fn serve() -> PathBuf {
     let gateway = Path::new(env!("CARGO_BIN_EXE_gateway"));
     let serve = gateway.with_file_name("serve");
-    if !serve.is_file() {
+    if !is_fresh(&serve) {
         let release = gateway.parent().is_some_and(|dir| dir.ends_with("release"));
         let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "-p", "serve"]).args(release.then_some("--release"));
+        build.args(["build", "--workspace", "--bin", "serve"]).args(release.then_some("--release"));
         assert!(build.status().expect("cargo").success());
     }
     serve
+}
+
+/// Whether a program is newer than all that it was made of, which cargo has written beside it.
+fn is_fresh(program: &Path) -> bool {
+    let modified = |path: &Path| path.metadata().and_then(|file| file.modified()).ok();
+    let Ok(sources) = std::fs::read_to_string(program.with_extension("d")) else { return false };
+    let Some((_, sources)) = sources.split_once(": ") else { return false };
+    let sources = sources.replace("\\ ", "\0");
+    let (built, mut sources) = (modified(program), sources.split_whitespace());
+    built.is_some() && sources.all(|source| modified(Path::new(&source.replace('\0', " "))) <= built)
 }
 
 /// A port below those that systems give to outgoing connections: one of these could hold a port while its server is

@@ -13,6 +13,8 @@
 //! | `POST /fleet/drain` | | [`Drained`]: as `suspend`, for every answer; the server takes no more requests |
 //! | `GET /fleet/status` | | [`Status`] |
 //!
+//! `fleet.schema.json` beside this crate's manifest describes these values in JSON Schema.
+//!
 //! A key that is wrong, or sent to a server that has none, is a 401; a snapshot that is no snapshot, of another model,
 //! or contradicts itself is a 400, one that is too large a 413.
 pub(crate) mod parts;

@@ -1,5 +1,6 @@
 //! Answers that go on on another server: cut anywhere, suspended, drained; and who may do that.
 use crate::client::{Response, get, post, send};
+use crate::schema;
 use crate::server::{TestServer, builder};
 use anyfleet_openai::fleet::{Drained, KEY_HEADER, Part, Status, StreamSnapshot};
 use anyfleet_openai::{Phase, ServerState};
@@ -145,12 +146,14 @@ fn follow(mut response: Response, answer: &mut Answer, ledger: &mut Option<Strea
             if left > 0 {
                 answer.take(&chunk);
                 if let Some(part) = chunk.get("anyfleet") {
+                    schema::check("part", part);
                     let part: Part = serde_json::from_value(part.clone()).expect("a part");
                     match (ledger.as_mut(), part) {
                         (None, Part::Begin(snapshot)) => *ledger = Some(*snapshot),
                         (None, part) => panic!("{part:?} before the beginning"),
                         (Some(ledger), part) => ledger.apply(part).expect("it fits"),
                     }
+                    schema::check("stream_snapshot", ledger);
                 }
                 left -= 1;
             }
@@ -271,7 +274,9 @@ fn a_drained_server_gives_its_answers_away() {
             serde_json::from_value(send(address, "GET", "/fleet/status", &[(KEY_HEADER, KEY)], b"").ok()).unwrap();
         status.running + status.waiting == 10
     });
-    let drained: Drained = serde_json::from_value(in_fleet(address, "/fleet/drain", b"").ok()).expect("snapshots");
+    let drained = in_fleet(address, "/fleet/drain", b"").ok();
+    schema::check("drained", &drained);
+    let drained: Drained = serde_json::from_value(drained).expect("snapshots");
     assert_eq!((drained.snapshots.len(), drained.stalled.len()), (5, 0));
     assert_eq!(here.state.phase(), Phase::Draining);
     assert!(outsider.join().expect("no panic").contains("\"code\":\"suspended\""));
@@ -305,8 +310,9 @@ fn the_fleet_is_for_those_who_hold_its_key() {
     let (path, request) = &requests()[0];
     send(address, "POST", path, &[(KEY_HEADER, "no")], &body(request)).error(401);
     get(address, "/health").ok();
-    let status: Status = serde_json::from_value(send(address, "GET", "/fleet/status", &[(KEY_HEADER, KEY)], b"").ok())
-        .expect("a status");
+    let status = send(address, "GET", "/fleet/status", &[(KEY_HEADER, KEY)], b"").ok();
+    schema::check("status", &status);
+    let status: Status = serde_json::from_value(status).expect("a status");
     assert!(status.ready && status.model == "tiny" && status.identity.numerics_id.starts_with("anyfleet-"));
     assert_eq!(in_fleet(address, "/fleet/suspend/chatcmpl-x", b"").error(404)["code"], "unknown_answer");
 }

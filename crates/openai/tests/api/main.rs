@@ -7,4 +7,5 @@ mod errors;
 mod fleet;
 mod lifecycle;
 mod load;
+mod schema;
 mod server;
