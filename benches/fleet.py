@@ -10,9 +10,16 @@ Starts servers and a gateway of its own on free ports. Needs Python's standard l
 processor time while 16 streams run through it.
 
 `moves`: two servers on one machine. All streams begin on one of them, which is then killed (reset), stopped (hang) or
-drained; a stream's gap lasts from the moment the gateway knows to the first new token at the client. It is compared
-with the time the other server takes for a prompt of as many tokens alone, measured right before: replayed tokens over
-that rate are the floor of a move.
+drained. Of each round:
+
+    closed    from the signal until the system had closed the killed server's connections
+    detected  from then (or from the stop, or the call that drains) until the gateway knew, the last of the streams
+    median, longest   gaps: from that moment to the first new token
+    silence   the longest time without a token that a client saw
+    tok/s     what the other server makes of a prompt of --prompt + --tokens tokens alone, right before
+    allowed   2 x the time of one such prompt + 0.1 s for one stream; 1.5 x replayed / rate + 0.1 s for several
+    share     the longest gap in what is allowed
+    floors    the longest gap in replayed / rate, which no move can be faster than
 """
 
 import argparse
@@ -286,7 +293,8 @@ def move(front, source, destination, count, cause):
     gaps = [move["gap_seconds"] for move in moves]
     return {
         "cause": cause, "streams": count, "closed": began - start,
-        "detected": max(move["detected"] for move in moves) - began,
+        # This process may have heard of it later than the gateway.
+        "detected": max(0, max(move["detected"] for move in moves) - began),
         "longest": max(gaps), "median": statistics.median(gaps), "silence": max(silences),
         "replayed": replayed, "rate": rate, "allowed": allowed, "share": max(gaps) / allowed,
         "floors": max(gaps) / (replayed / rate),

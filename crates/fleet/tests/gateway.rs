@@ -1,8 +1,8 @@
 //! What the gateway answers by itself, over real sockets.
 use anyfleet_fleet::{Config, Gateway, router};
-use std::net::SocketAddr;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use tokio::net::TcpListener;
 
 /// A gateway before a server that there is not.
 async fn start() -> SocketAddr {
@@ -19,21 +19,21 @@ async fn start() -> SocketAddr {
 }
 
 /// Status and body.
-async fn ask(address: SocketAddr, method: &str, path: &str, key: &str, body: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).await.expect("connect");
+fn ask(address: SocketAddr, method: &str, path: &str, key: &str, body: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).expect("connect");
     let length = body.len();
     let head = format!(
         "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\nauthorization: Bearer {key}\r\n\
          content-type: application/json\r\ncontent-length: {length}\r\n\r\n"
     );
-    stream.write_all([head.as_bytes(), body.as_bytes()].concat().as_slice()).await.expect("send");
+    stream.write_all([head.as_bytes(), body.as_bytes()].concat().as_slice()).expect("send");
     let mut text = String::new();
-    stream.read_to_string(&mut text).await.expect("an answer");
+    stream.read_to_string(&mut text).expect("an answer");
     let body = text.split_once("\r\n\r\n").expect("a body").1.to_owned();
     (text[9..12].parse().expect("a status"), body)
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn errors_are_openai_s_and_counted() {
     let address = start().await;
     let completions = "/v1/completions";
@@ -45,12 +45,12 @@ async fn errors_are_openai_s_and_counted() {
         ("GET", completions, "key", "", 405, "method_not_supported"),
         ("GET", "/nothing", "key", "", 404, "unknown_url"),
     ] {
-        let (answered, text) = ask(address, method, path, key, body).await;
+        let (answered, text) = ask(address, method, path, key, body);
         let error: serde_json::Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("no JSON: {text}"));
         assert_eq!((answered, error["error"]["code"].as_str()), (status, Some(code)), "{text}");
         assert!(error["error"]["message"].is_string() && error["error"]["type"].is_string(), "{text}");
     }
-    let (status, metrics) = ask(address, "GET", "/metrics", "", "").await;
+    let (status, metrics) = ask(address, "GET", "/metrics", "", "");
     assert_eq!(status, 200);
     for line in [
         "anyfleet_gateway_http_requests_total{endpoint=\"/v1/completions\",status=\"413\"} 1",
