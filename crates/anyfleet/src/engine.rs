@@ -8,6 +8,7 @@ use anyfleet_text::SpecialTokens;
 use async_channel::{Receiver, Sender};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What was loaded, where and how.
 #[derive(Clone, Debug)]
@@ -141,6 +142,12 @@ impl Engine {
     /// How fast it computes.
     pub fn rates(&self) -> Rates {
         self.shared.board.rates()
+    }
+
+    /// How long the step that runs now has been running; `None` between steps. A device that hangs shows here: a step
+    /// takes milliseconds, or some seconds where a long prompt meets a slow device.
+    pub fn step_time(&self) -> Option<Duration> {
+        self.shared.board.step_time()
     }
 
     /// Why the engine stopped for good, if an internal error made it stop.

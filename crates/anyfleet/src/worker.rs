@@ -5,7 +5,7 @@ use async_channel::{Receiver, Sender, TryRecvError};
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Something for the engine's thread to do between two steps.
 pub(crate) enum Command {
@@ -32,6 +32,8 @@ pub(crate) enum Work {
 pub(crate) struct Board {
     stats: Mutex<Stats>,
     rates: Mutex<Rates>,
+    /// When the step that runs began; nothing between steps.
+    step: Mutex<Option<Instant>>,
     /// Why the engine stopped for good, if it did.
     dead: Mutex<Option<String>>,
 }
@@ -73,6 +75,14 @@ impl Board {
         self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    pub fn step_time(&self) -> Option<Duration> {
+        self.step.lock().unwrap_or_else(PoisonError::into_inner).map(|start| start.elapsed())
+    }
+
+    fn note_step(&self, start: Option<Instant>) {
+        *self.step.lock().unwrap_or_else(PoisonError::into_inner) = start;
+    }
+
     pub fn dead(&self) -> Option<String> {
         self.dead.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -93,7 +103,9 @@ impl Worker {
             self.cancel_dropped();
             // A panic is a bug of ours; the requests in flight must hear of it all the same.
             let (before, start) = (self.runtime.stats(), Instant::now());
+            self.board.note_step(Some(start));
             let events = std::panic::catch_unwind(AssertUnwindSafe(|| self.runtime.step(&mut *self.executor)));
+            self.board.note_step(None);
             match events {
                 Ok(events) => {
                     // First, so that who has seen a request finish sees its pages free.

@@ -162,6 +162,22 @@ fn a_dropped_stream_frees_its_pages() {
 }
 
 #[test]
+fn a_step_that_runs_says_for_how_long() {
+    let engine = engine();
+    assert_eq!(engine.step_time(), None);
+    let params = SamplingParams { max_tokens: Some(1900), ignore_eos: true, ..Default::default() };
+    let stream = engine.stream(GenerateRequest::text("Go on").params(params)).expect("stream");
+    let start = Instant::now();
+    while engine.step_time().is_none() {
+        assert!(start.elapsed() < Duration::from_secs(60), "no step was seen running");
+    }
+    drop(stream);
+    while engine.stats().sequences_running > 0 || engine.step_time().is_some() {
+        assert!(start.elapsed() < Duration::from_secs(60), "a step runs without a request");
+    }
+}
+
+#[test]
 fn refusals_are_one_line_each_and_say_what_is_allowed() {
     let engine = engine();
     let refuse = |request: GenerateRequest| engine.generate(request).expect_err("refused");

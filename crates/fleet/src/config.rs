@@ -13,6 +13,9 @@ pub struct Config {
     /// Seconds without an answer to a probe after which a server counts as gone, and its streams move.
     #[serde(default = "stall_seconds")]
     pub stall_seconds: f64,
+    /// Seconds that one step of a server may take before its device counts as hung, and its streams move.
+    #[serde(default = "step_seconds")]
+    pub step_seconds: f64,
     /// Seconds that a stream waits for a pool that takes it before it fails.
     #[serde(default = "patience_seconds")]
     pub patience_seconds: f64,
@@ -65,6 +68,10 @@ fn stall_seconds() -> f64 {
     3.0
 }
 
+fn step_seconds() -> f64 {
+    60.0
+}
+
 fn patience_seconds() -> f64 {
     30.0
 }
@@ -94,7 +101,11 @@ impl Config {
         if self.pools.is_empty() {
             return bad("there is no [[pool]]: name at least one server".into());
         }
-        for (name, seconds) in [("stall_seconds", self.stall_seconds), ("patience_seconds", self.patience_seconds)] {
+        for (name, seconds) in [
+            ("stall_seconds", self.stall_seconds),
+            ("step_seconds", self.step_seconds),
+            ("patience_seconds", self.patience_seconds),
+        ] {
             if !(0.05..=86_400.0).contains(&seconds) {
                 return bad(format!("{name} is {seconds}; use 0.05 to 86400"));
             }

@@ -47,7 +47,7 @@ impl Gateway {
         }
         let (client, pools) = (Client::new(key), pools(&config));
         for pool in &pools {
-            tokio::spawn(pool.clone().watch(client.clone(), config.stall()));
+            tokio::spawn(pool.clone().watch(client.clone(), config.stall(), config.step_seconds));
         }
         let shared = Shared {
             metrics: Metrics::new(&pools),

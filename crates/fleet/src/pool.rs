@@ -22,6 +22,13 @@ pub(crate) struct Pool {
     pub moved_away: AtomicU64,
 }
 
+/// What a probe looks at of a server's [`Status`](anyfleet_openai::fleet::Status).
+#[derive(serde::Deserialize)]
+struct Says {
+    ready: bool,
+    step_seconds: f64,
+}
+
 /// A request that a server has.
 pub(crate) struct Held {
     pub pool: Arc<Pool>,
@@ -91,28 +98,38 @@ impl Pool {
         }
     }
 
-    /// Probes the server for ever.
-    pub async fn watch(self: Arc<Self>, client: Client, stall: Duration) {
+    /// What the server says.
+    async fn probe(&self, client: &Client, step: f64) -> Result<Health, Failure> {
+        let path = if self.can_move() { "/fleet/status" } else { "/health" };
+        let response = client.send(self, Method::GET, path, Default::default(), None).await?;
+        let status = response.status();
+        // Read to its end, so that the connection serves the next probe.
+        let body = response.into_body().collect().await.map_err(|e| Failure::of(crate::upstream::reason(&e)))?;
+        Ok(match status {
+            StatusCode::OK if self.can_move() => match serde_json::from_slice(&body.to_bytes()) {
+                Ok(Says { step_seconds, .. }) if step_seconds > step => Health::Down,
+                Ok(Says { ready: true, .. }) => Health::Up,
+                _ => Health::Refusing,
+            },
+            status if status.is_success() => Health::Up,
+            // A server of another kind may have no such route.
+            StatusCode::NOT_FOUND if !self.can_move() => Health::Up,
+            _ => Health::Refusing,
+        })
+    }
+
+    /// Probes the server for ever; its device hangs where a step takes more than `step` seconds.
+    pub async fn watch(self: Arc<Self>, client: Client, stall: Duration, step: f64) {
         let rest = PROBE.min(stall / 4);
         // Probes in a row without an answer, and when the last came.
         let (mut lost, mut answer) = (0u32, Instant::now());
         loop {
             // The stall limit counts from the last answer: who hangs right after it is not given the rest as well.
             let limit = if lost == 0 { stall.saturating_sub(answer.elapsed()) } else { stall };
-            let probe = async {
-                let response = client.send(&self, Method::GET, "/health", Default::default(), None).await?;
-                let status = response.status();
-                // Read to its end, so that the connection serves the next probe.
-                let _ = response.into_body().collect().await;
-                Ok::<_, Failure>(status)
-            };
-            let probed = tokio::time::timeout(limit, probe).await;
+            let probed = tokio::time::timeout(limit, self.probe(&client, step)).await;
             let answered = matches!(probed, Ok(Ok(_)));
             let health = match probed {
-                Ok(Ok(status)) if status.is_success() => Health::Up,
-                // A server of another kind may have no such route.
-                Ok(Ok(StatusCode::NOT_FOUND)) if !self.can_move() => Health::Up,
-                Ok(Ok(_)) => Health::Refusing,
+                Ok(Ok(health)) => health,
                 Ok(Err(Failure { refused: true, .. })) | Err(_) => Health::Down,
                 // One lost connection may be bad luck.
                 Ok(Err(_)) if lost == 0 => self.health(),

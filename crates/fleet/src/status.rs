@@ -9,7 +9,7 @@ pub enum Health {
     Up,
     /// It answers, but takes none now: it loads, drains or failed. Its streams may go on.
     Refusing,
-    /// It does not answer: its streams move.
+    /// It does not answer, or its device hangs: its streams move.
     Down,
 }
 
@@ -19,7 +19,7 @@ pub enum Health {
 pub enum Cause {
     /// Its connection was lost.
     Reset,
-    /// The server answers no probes.
+    /// The server answers no probes, or its device hangs.
     Hang,
     /// The server gave it away.
     Drain,

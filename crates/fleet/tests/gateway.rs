@@ -1,7 +1,12 @@
 //! What the gateway answers by itself, over real sockets.
-use anyfleet_fleet::{Config, Gateway, router};
+use anyfleet_fleet::{Config, Gateway, Health, router};
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::get;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 
 /// A gateway before a server that there is not.
@@ -60,5 +65,42 @@ async fn errors_are_openai_s_and_counted() {
         "anyfleet_gateway_move_gap_seconds_count 0",
     ] {
         assert!(metrics.contains(line), "{line}\n{metrics}");
+    }
+}
+
+/// Waits until the gateway says that its first server is `health`.
+async fn becomes(gateway: &Gateway, health: Health) {
+    let start = Instant::now();
+    while gateway.status().pools[0].health != health {
+        assert!(start.elapsed() < Duration::from_secs(60), "{:?} instead of {health:?}", gateway.status().pools[0]);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_whose_device_hangs_is_gone() {
+    let says = Arc::new(Mutex::new((200, "{\"ready\":true,\"step_seconds\":0.5,\"model\":\"m\"}")));
+    let answer = says.clone();
+    let status = move || async move {
+        let (status, body) = *answer.lock().expect("a lock");
+        (StatusCode::from_u16(status).expect("a status"), body)
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let server = Router::new().route("/fleet/status", get(status));
+    tokio::spawn(async { axum::serve(listener, server).await });
+    let config = format!(
+        "fleet_key = \"k\"\nstall_seconds = 30.0\nstep_seconds = 2.0\n[[pool]]\nname = \"one\"\nurl = \"http://{address}\"\n"
+    );
+    let gateway = Gateway::start(Config::from_toml(&config).expect("a configuration")).expect("a gateway");
+    for (status, body, health) in [
+        (200, "{\"ready\":true,\"step_seconds\":2.5}", Health::Down),
+        (200, "{\"ready\":true,\"step_seconds\":1.5}", Health::Up),
+        (200, "{\"ready\":false,\"step_seconds\":0}", Health::Refusing),
+        (200, "{\"ready\":true,\"step_seconds\":0}", Health::Up),
+        (403, "{}", Health::Refusing),
+    ] {
+        *says.lock().expect("a lock") = (status, body);
+        becomes(&gateway, health).await;
     }
 }

@@ -231,4 +231,6 @@ pub struct Status {
     pub prefill_tokens_per_second: Option<f64>,
     /// Tokens decoded a second of computing, over all sequences.
     pub decode_tokens_per_second: Option<f64>,
+    /// Seconds that the step that runs now has been running; 0 between steps. A device that hangs shows here.
+    pub step_seconds: f64,
 }

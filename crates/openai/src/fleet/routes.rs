@@ -129,6 +129,7 @@ pub(crate) async fn status(State(state): State<ServerState>) -> Result<Response,
         cache_use: stats.groups.iter().map(held).fold(0.0, f64::max),
         prefill_tokens_per_second: rates.prefill,
         decode_tokens_per_second: rates.decode,
+        step_seconds: engine.step_time().map_or(0.0, |time| time.as_secs_f64()),
     };
     Ok(Json(status).into_response())
 }
