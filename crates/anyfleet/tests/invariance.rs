@@ -86,9 +86,15 @@ fn assert_same(what: &str, found: &[Vec<u32>], want: &[Vec<u32>]) {
 }
 
 fn company(device: &DeviceSpec) {
-    let all = everything(device);
-    for model in if all { &MODELS[..] } else { &MODELS[3..] } {
-        for &(dtype, quantize, kv) in KINDS.iter().step_by(if all { 1 } else { 5 }) {
+    for (i, model) in MODELS.into_iter().enumerate() {
+        // Software Vulkan takes minutes for what the CPU does in seconds: every kind with every other model there.
+        let (first, step) = match (device, everything(device)) {
+            (DeviceSpec::Cpu, _) => (0, 1),
+            (_, true) => (i % 2, 2),
+            (_, false) if i == MODELS.len() - 1 => (0, 5),
+            (_, false) => continue,
+        };
+        for &(dtype, quantize, kv) in KINDS.iter().skip(first).step_by(step) {
             let base = builder(device, model).dtype(dtype).quantize(quantize).kv_dtype(kv);
             let kind = format!("{model} on {device} {dtype} {quantize} {kv}");
             let requests = requests(24);
