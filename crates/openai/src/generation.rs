@@ -136,8 +136,14 @@ impl Generation {
         };
         // A full queue refuses the request at its first prompt; for later ones there is time.
         if let Some(first) = this.pending.pop_front() {
-            let stream = first.clone().start(engine.clone()).await?;
-            this.run(&first, stream);
+            this.metrics.submitted();
+            match first.clone().start(engine.clone()).await {
+                Ok(stream) => this.run(&first, stream),
+                Err(refusal) => {
+                    this.metrics.refused();
+                    return Err(refusal.into());
+                }
+            }
         }
         Ok(this)
     }

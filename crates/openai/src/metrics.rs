@@ -103,13 +103,21 @@ pub(crate) struct RequestMetrics {
     arrived: Instant,
     /// When a prompt's choice had its last token.
     last: HashMap<(usize, u32), Instant>,
-    /// Accepted, and neither finished nor failed.
+    /// With the engine, and neither refused nor finished nor failed.
     open: bool,
 }
 
 impl RequestMetrics {
-    pub fn accepted(&mut self, prompt_tokens: usize) {
+    /// The engine has it, though it has not said yet whether it takes it: a client that goes now is noticed.
+    pub fn submitted(&mut self) {
         self.open = true;
+    }
+
+    pub fn refused(&mut self) {
+        self.open = false;
+    }
+
+    pub fn accepted(&mut self, prompt_tokens: usize) {
         self.metrics.prompt_tokens.inc_by(prompt_tokens as u64);
     }
 
