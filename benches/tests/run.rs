@@ -84,7 +84,7 @@ fn what_is_wrong_is_one_line() {
     let fixture = fixture("llama2");
     let model = fixture.to_str().unwrap();
     for (args, part) in [
-        (&[][..], "device, run or perplexity"),
+        (&[][..], "device, run, perplexity or divergence"),
         (&["run"], "--model"),
         (&["run", "--model", "no/such/model/here"], "no/such/model/here"),
         (&["run", "--random-weights", "no/such.json"], "no/such.json"),
