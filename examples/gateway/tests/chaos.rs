@@ -73,14 +73,27 @@ fn serve() -> PathBuf {
     serve
 }
 
-/// Whether a program is newer than all that it was made of, which cargo has written beside it.
+/// Whether a program is newer than the sources of this workspace that a server is made of.
 fn is_fresh(program: &Path) -> bool {
     let modified = |path: &Path| path.metadata().and_then(|file| file.modified()).ok();
-    let Ok(sources) = std::fs::read_to_string(program.with_extension("d")) else { return false };
-    let Some((_, sources)) = sources.split_once(": ") else { return false };
-    let sources = sources.replace("\\ ", "\0");
-    let (built, mut sources) = (modified(program), sources.split_whitespace());
-    built.is_some() && sources.all(|source| modified(Path::new(&source.replace('\0', " "))) <= built)
+    let Some(built) = modified(program) else { return false };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut paths: Vec<PathBuf> = ["Cargo.lock", "crates", "examples/serve/src", "kernels", "models/src"]
+        .iter()
+        .map(|path| root.join(path))
+        .collect();
+    while let Some(path) = paths.pop() {
+        // What is not in a server.
+        if ["tests", "crates/fleet"].iter().any(|name| path.ends_with(name)) {
+            continue;
+        }
+        if let Ok(folder) = std::fs::read_dir(&path) {
+            paths.extend(folder.flatten().map(|entry| entry.path()));
+        } else if modified(&path).is_some_and(|changed| changed > built) {
+            return false;
+        }
+    }
+    true
 }
 
 /// A port below those that systems give to outgoing connections: one of these could hold a port while its server is
