@@ -22,6 +22,7 @@ fn passes(variant: Variant, op: Option<&str>, case: Option<&str>) -> Option<Repo
     let report = suite(&software(variant)?, &options);
     println!("{} {variant}, ANYFLEET_SEED={}\n{}", report.device, report.seed, report.table());
     assert!(report.passed(), "{}", report.failure_text());
+    assert!(!report.outcomes.is_empty(), "no case of {:?} was chosen: the test does not test", options.op);
     Some(report)
 }
 
