@@ -110,7 +110,8 @@ fn opens_and_merges() {
     let model = open_model(dir.path()).unwrap();
     assert_eq!(model.spec, spec(&config));
     assert_eq!(model.weights.unused(&model.dir), [""; 0]);
-    let qkv = model.dir.matrix(&model.weights.layers[1].qkv, WeightFormat::Float(DType::BF16)).unwrap();
+    let mut copy = Vec::new();
+    let qkv = model.dir.matrix(&model.weights.layers[1].qkv, WeightFormat::Float(DType::BF16), &mut copy).unwrap();
     assert_eq!(qkv.parts.iter().map(|p| p.rows).collect::<Vec<_>>(), [18, 6, 6]);
     let name = "model.layers.1.self_attn.k_proj.weight";
     assert!(qkv.parts[1].bytes.iter().all(|&b| b == name.len() as u8));

@@ -12,7 +12,7 @@
 //! use anyfleet_weights::{ModelDir, VectorSpec};
 //! # fn main() -> anyfleet_weights::Result<()> {
 //! let dir = ModelDir::open("models/tiny")?;
-//! let norm = VectorSpec { parts: vec![("model.norm.weight".into(), 64)] };
+//! let norm = VectorSpec::new(vec![("model.norm.weight".into(), 64)]);
 //! println!("{} values", dir.vector(&norm)?.len());
 //! # Ok(())
 //! # }

@@ -1,17 +1,41 @@
 //! What a model asks of a checkpoint: matrices and vectors, possibly merged from several tensors.
 use crate::{Error, ModelDir, Result};
 use anyfleet_tensor::{DType, HostPart, HostWeight, WeightFormat};
+use std::ops::Range;
 
-/// A matrix made of tensors stacked along the output rows, e.g. q, k and v.
+/// A matrix made of tensors stacked along the output rows, e.g. q, k and v, or of parts of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MatrixSpec {
-    /// Tensor names with their rows (`out_features`), first rows first.
+    /// Tensor names with the rows (`out_features`) taken of each, first rows first.
     pub parts: Vec<(String, usize)>,
-    /// Columns (`in_features`) of each.
+    /// Columns (`in_features`) taken of each.
     pub cols: usize,
+    /// Which rows and columns, where the tensors have more.
+    cut: Option<MatrixCut>,
+}
+
+/// What is taken of a matrix's tensors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct MatrixCut {
+    /// Of each part.
+    rows: Vec<Span>,
+    cols: Span,
+}
+
+/// A run along one dimension of a tensor; how long it is, the spec says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Span {
+    first: usize,
+    /// The tensor's size in this dimension.
+    of: usize,
 }
 
 impl MatrixSpec {
+    /// Whole tensors: names with their rows, and the columns of each.
+    pub fn new(parts: Vec<(String, usize)>, cols: usize) -> Self {
+        MatrixSpec { parts, cols, cut: None }
+    }
+
     /// Rows over all parts.
     pub fn rows(&self) -> usize {
         self.parts.iter().map(|(_, rows)| rows).sum()
@@ -22,20 +46,58 @@ impl MatrixSpec {
         self.parts.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join("+")
     }
 
-    /// The tensors with their shapes `[rows, cols]`.
+    /// The tensors with their shapes `[rows, cols]` in the checkpoint.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, [usize; 2])> {
-        self.parts.iter().map(|(name, rows)| (name.as_str(), [*rows, self.cols]))
+        self.parts.iter().enumerate().map(|(i, (name, rows))| {
+            let whole = self.cut.as_ref().map(|cut| [cut.rows[i].of, cut.cols.of]);
+            (name.as_str(), whole.unwrap_or([*rows, self.cols]))
+        })
+    }
+
+    /// These rows of each tensor, one range a part.
+    ///
+    /// # Panics
+    /// When it is a part already, or a range is not inside: a bug of the caller.
+    #[must_use]
+    pub fn take_rows(&self, ranges: &[Range<usize>]) -> Self {
+        let cols = Span { first: 0, of: self.cols };
+        let (parts, rows) = take(&self.parts, ranges);
+        self.taken(MatrixSpec { parts, cols: self.cols, cut: Some(MatrixCut { rows, cols }) })
+    }
+
+    /// These columns of each tensor.
+    ///
+    /// # Panics
+    /// As [`MatrixSpec::take_rows`].
+    #[must_use]
+    pub fn take_cols(&self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.cols, "columns {range:?} of {}", self.cols);
+        let rows = self.parts.iter().map(|&(_, of)| Span { first: 0, of }).collect();
+        let cut = MatrixCut { rows, cols: Span { first: range.start, of: self.cols } };
+        self.taken(MatrixSpec { parts: self.parts.clone(), cols: range.len(), cut: Some(cut) })
+    }
+
+    fn taken(&self, part: Self) -> Self {
+        assert!(self.cut.is_none(), "{} is a part already", self.name());
+        part
     }
 }
 
-/// A vector made of tensors one after the other, e.g. the biases of q, k and v.
+/// A vector made of tensors one after the other, e.g. the biases of q, k and v, or of parts of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VectorSpec {
-    /// Tensor names with their lengths.
+    /// Tensor names with the elements taken of each.
     pub parts: Vec<(String, usize)>,
+    /// Which, where the tensors have more.
+    cut: Option<Vec<Span>>,
 }
 
 impl VectorSpec {
+    /// Whole tensors: names with their lengths.
+    pub fn new(parts: Vec<(String, usize)>) -> Self {
+        VectorSpec { parts, cut: None }
+    }
+
     /// Elements over all parts.
     pub fn len(&self) -> usize {
         self.parts.iter().map(|(_, len)| len).sum()
@@ -45,18 +107,57 @@ impl VectorSpec {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// The tensors with their lengths in the checkpoint.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.parts.iter().enumerate().map(|(i, (name, len))| {
+            let whole = self.cut.as_ref().map(|cut| cut[i].of);
+            (name.as_str(), whole.unwrap_or(*len))
+        })
+    }
+
+    /// These elements of each tensor, one range a part.
+    ///
+    /// # Panics
+    /// As [`MatrixSpec::take_rows`].
+    #[must_use]
+    pub fn take(&self, ranges: &[Range<usize>]) -> Self {
+        assert!(self.cut.is_none(), "{:?} is a part already", self.parts);
+        let (parts, cut) = take(&self.parts, ranges);
+        VectorSpec { parts, cut: Some(cut) }
+    }
+}
+
+/// Names with the length of `ranges`, and where these are in tensors as long as `parts` says.
+fn take(parts: &[(String, usize)], ranges: &[Range<usize>]) -> (Vec<(String, usize)>, Vec<Span>) {
+    assert_eq!(parts.len(), ranges.len(), "one range a part of {parts:?}");
+    let one = |((name, of), range): (&(String, usize), &Range<usize>)| {
+        assert!(range.start <= range.end && range.end <= *of, "{range:?} of {name}, which has {of}");
+        ((name.clone(), range.len()), Span { first: range.start, of: *of })
+    };
+    parts.iter().zip(ranges).map(one).unzip()
 }
 
 impl ModelDir {
-    /// A matrix, borrowed from the checkpoint, to be kept as `store`.
+    /// A matrix to be kept as `store`, borrowed from the checkpoint. Columns of larger tensors do not lie together
+    /// there: they are copied to `copy`, which is empty otherwise.
     ///
     /// # Errors
     /// [`Error::Tensor`] when a part is missing, or has another shape or an unsupported dtype.
-    pub fn matrix(&self, spec: &MatrixSpec, store: WeightFormat) -> Result<HostWeight<'_>> {
+    pub fn matrix<'a>(
+        &'a self,
+        spec: &MatrixSpec,
+        store: WeightFormat,
+        copy: &'a mut Vec<u8>,
+    ) -> Result<HostWeight<'a>> {
+        copy.clear();
         let mut parts = Vec::with_capacity(spec.parts.len());
-        for (name, [rows, cols]) in spec.tensors() {
-            let view = self.tensor_of_shape(name, &[rows, cols])?;
-            parts.push(HostPart { dtype: view.dtype, rows, bytes: view.bytes });
+        for ((name, shape), (_, rows)) in spec.tensors().zip(&spec.parts) {
+            let view = self.tensor_of_shape(name, &shape)?;
+            parts.push(HostPart { dtype: view.dtype, rows: *rows, bytes: view.bytes });
+        }
+        if let Some(cut) = &spec.cut {
+            cut.apply(spec.cols, &mut parts, copy);
         }
         let weight = HostWeight { name: spec.name(), cols: spec.cols, parts, store, gated: false };
         weight.check().map_err(|e| Error::file(&self.files().root(), e.to_string()))?;
@@ -69,11 +170,37 @@ impl ModelDir {
     /// [`Error::Tensor`] when a part is missing, or has another shape or an unsupported dtype.
     pub fn vector(&self, spec: &VectorSpec) -> Result<Vec<f32>> {
         let mut out = Vec::with_capacity(spec.len());
-        for (name, len) in &spec.parts {
-            let view = self.tensor_of_shape(name, &[*len])?;
-            extend_f32(&mut out, view.dtype, view.bytes);
+        for (i, ((name, of), (_, len))) in spec.tensors().zip(&spec.parts).enumerate() {
+            let view = self.tensor_of_shape(name, &[of])?;
+            let first = spec.cut.as_ref().map_or(0, |cut| cut[i].first);
+            let size = view.dtype.size();
+            extend_f32(&mut out, view.dtype, &view.bytes[first * size..(first + len) * size]);
         }
         Ok(out)
+    }
+}
+
+impl MatrixCut {
+    /// Narrows `parts`, which hold whole tensors but already say how many rows are wanted, to these rows and `cols`
+    /// columns.
+    fn apply<'a>(&self, cols: usize, parts: &mut [HostPart<'a>], copy: &'a mut Vec<u8>) {
+        let row_bytes = |part: &HostPart<'_>| self.cols.of * part.dtype.size();
+        for (part, span) in parts.iter_mut().zip(&self.rows) {
+            let row = row_bytes(part);
+            part.bytes = &part.bytes[span.first * row..(span.first + part.rows) * row];
+        }
+        if cols == self.cols.of {
+            return;
+        }
+        for part in parts.iter() {
+            let (size, row) = (part.dtype.size(), row_bytes(part));
+            let taken = self.cols.first * size..(self.cols.first + cols) * size;
+            part.bytes.chunks_exact(row).for_each(|row| copy.extend_from_slice(&row[taken.clone()]));
+        }
+        let mut rest: &'a [u8] = copy;
+        for part in parts {
+            (part.bytes, rest) = rest.split_at(part.rows * cols * part.dtype.size());
+        }
     }
 }
 

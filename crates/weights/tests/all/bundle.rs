@@ -46,7 +46,7 @@ fn a_sound_model_opens_as_its_directory_does() {
     let model = ModelDir::open(bundle).unwrap();
     assert!(matches!(model.files(), ModelFiles::Bundle(_)) && model.files().dir().is_none());
     assert_eq!(model.generation().eos_token_ids, [7]);
-    assert_eq!(model.vector(&VectorSpec { parts: vec![("b".into(), 3)] }).unwrap(), [2.0; 3]);
+    assert_eq!(model.vector(&VectorSpec::new(vec![("b".into(), 3)])).unwrap(), [2.0; 3]);
     // Borrowed where it lies, not copied.
     let place = bundle.file(SINGLE).unwrap().as_ptr_range();
     assert!(place.contains(&model.tensor("a").unwrap().bytes.as_ptr()));

@@ -38,7 +38,7 @@ fn a_sound_file_opens() {
     let model = ModelDir::open(dir.path()).unwrap();
     let a = model.tensor("a").unwrap();
     assert_eq!((a.dtype, a.shape, a.bytes.len()), (DType::F32, &[2, 3][..], 24));
-    assert_eq!(model.vector(&VectorSpec { parts: vec![("b".into(), 3), ("b".into(), 3)] }).unwrap(), [2.0; 6]);
+    assert_eq!(model.vector(&VectorSpec::new(vec![("b".into(), 3), ("b".into(), 3)])).unwrap(), [2.0; 6]);
     assert_eq!(model.main_dtype(), Some(DType::F32));
     assert_eq!(model.bytes_by_dtype().into_iter().collect::<Vec<_>>(), [("F32".to_owned(), 36)]);
     assert_eq!(model.generation().eos_token_ids, [2]);
@@ -180,7 +180,7 @@ fn metadata_and_padding_are_fine() {
     let header = format!(r#"{{"__metadata__":{{"format":"pt"}},{}}}   "#, entry("a", "F16", "[2]", 0, 4));
     let dir = single(&file(&header, &[0, 0x3c, 0, 0xc0]));
     let model = ModelDir::open(dir.path()).unwrap();
-    assert_eq!(model.vector(&VectorSpec { parts: vec![("a".into(), 2)] }).unwrap(), [1.0, -2.0]);
+    assert_eq!(model.vector(&VectorSpec::new(vec![("a".into(), 2)])).unwrap(), [1.0, -2.0]);
     assert_eq!(model.tensors().count(), 1);
 }
 
@@ -191,10 +191,11 @@ fn wrong_tensors() {
     let dir = single(&file(&format!("{{{}}}", header.join(",")), &[0; 20]));
     let model = ModelDir::open(dir.path()).unwrap();
     let matrix = |name: &str, rows, cols| {
-        model.matrix(&MatrixSpec { parts: vec![(name.into(), rows)], cols }, WeightFormat::Float(DType::F32))
+        let spec = MatrixSpec::new(vec![(name.into(), rows)], cols);
+        let weight = model.matrix(&spec, WeightFormat::Float(DType::F32), &mut Vec::new());
+        weight.map(|weight| (weight.rows(), weight.cols, weight.parts[0].dtype))
     };
-    let weight = matrix("w", 2, 3).unwrap();
-    assert_eq!((weight.rows(), weight.cols, weight.parts[0].dtype), (2, 3, DType::BF16));
+    assert_eq!(matrix("w", 2, 3).unwrap(), (2, 3, DType::BF16));
     for (error, words) in [
         (matrix("w", 3, 2).unwrap_err(), "tensor w has shape [2, 3], but config.json asks for [3, 2]"),
         (matrix("none", 1, 3).unwrap_err(), "has shape [0, 3]"),
@@ -212,11 +213,43 @@ fn merged_parts_keep_their_order() {
     let dir = single(&sound(&[("v", &[1, 2], 3.0), ("q", &[2, 2], 1.0), ("k", &[1, 2], 2.0)]));
     let model = ModelDir::open(dir.path()).unwrap();
     let parts = [("q", 2), ("k", 1), ("v", 1)].map(|(n, rows)| (n.to_owned(), rows)).to_vec();
-    let weight = model.matrix(&MatrixSpec { parts, cols: 2 }, WeightFormat::Float(DType::BF16)).unwrap();
+    let mut copy = Vec::new();
+    let weight = model.matrix(&MatrixSpec::new(parts, 2), WeightFormat::Float(DType::BF16), &mut copy).unwrap();
     assert_eq!((weight.name.as_str(), weight.rows()), ("q+k+v", 4));
     let values: Vec<u8> = weight.parts.iter().flat_map(|p| p.bytes.iter().copied()).collect();
     let expected = [1.0f32, 1.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0].map(f32::to_le_bytes).concat();
     assert_eq!(values, expected);
+}
+
+#[test]
+fn parts_of_tensors() {
+    let header = [entry("a", "F32", "[4,3]", 0, 48), entry("b", "F32", "[2,3]", 48, 72)];
+    let numbers: Vec<u8> = (0..18u8).flat_map(|n| f32::from(n).to_le_bytes()).collect();
+    let dir = single(&file(&format!("{{{}}}", header.join(",")), &numbers));
+    let model = ModelDir::open(dir.path()).unwrap();
+    let whole = MatrixSpec::new(vec![("a".into(), 4), ("b".into(), 2)], 3);
+    let mut copy = Vec::new();
+    let mut values = |spec: &MatrixSpec| -> Vec<f32> {
+        let weight = model.matrix(spec, WeightFormat::Float(DType::F32), &mut copy).unwrap();
+        let bytes: Vec<u8> = weight.parts.iter().flat_map(|p| p.bytes.iter().copied()).collect();
+        assert_eq!((weight.rows(), weight.cols), (spec.rows(), spec.cols));
+        bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    };
+    assert_eq!(values(&whole.take_rows(&[1..3, 1..2])), [3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 15.0, 16.0, 17.0]);
+    let columns = [1.0, 2.0, 4.0, 5.0, 7.0, 8.0, 10.0, 11.0, 13.0, 14.0, 16.0, 17.0];
+    assert_eq!(values(&whole.take_cols(1..3)), columns);
+    assert_eq!(values(&whole.take_cols(0..3)), (0..18u8).map(f32::from).collect::<Vec<_>>());
+    assert_eq!(whole.take_cols(1..3).tensors().collect::<Vec<_>>(), whole.tensors().collect::<Vec<_>>());
+}
+
+#[test]
+fn parts_of_vectors() {
+    let dir = single(&sound(&[("a", &[4], 1.0), ("b", &[2], 2.0)]));
+    let model = ModelDir::open(dir.path()).unwrap();
+    let whole = VectorSpec::new(vec![("a".into(), 4), ("b".into(), 2)]);
+    let part = whole.take(&[1..3, 1..2]);
+    assert_eq!((part.len(), model.vector(&part).unwrap()), (3, vec![1.0, 1.0, 2.0]));
+    assert_eq!(part.tensors().collect::<Vec<_>>(), [("a", 4), ("b", 2)]);
 }
 
 fn sharded(index: &str) -> Dir {
