@@ -1,18 +1,25 @@
 //! One decoder that executes any [`DecoderSpec`] on any backend: eight operations a layer.
-use crate::{AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, RopeSpec};
+use crate::{AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, Place, RopeSpec};
 use anyfleet_tensor::ops::{Attention, Embed, Gather, KvScales, Linear, LinearActMul, Norm, QkNorm, Rope, RopeKv};
 use anyfleet_tensor::{Backend, DType, Encoder, Live, Result, Tensor};
 
-/// A decoder's weights on a device, and the way through them.
+/// The weights of a decoder, or of a [`Shard`](crate::Shard) of one, on a device, and the way through them.
 pub struct Decoder<B: Backend> {
     pub(crate) spec: DecoderSpec,
-    pub(crate) embed: B::Weight,
-    /// `None` when the embedding matrix is the head.
-    pub(crate) head: Option<B::Weight>,
-    pub(crate) final_norm: Tensor<B>,
+    pub(crate) place: Place,
+    /// `None` where the layers before are on another device.
+    pub(crate) embed: Option<B::Weight>,
+    /// `None` where the layers after are, or the logits are computed.
+    pub(crate) head: Option<Head<B>>,
     pub(crate) layers: Vec<Layer<B>>,
     /// One table per distinct [`RopeSpec`].
     pub(crate) ropes: Vec<(RopeSpec, Tensor<B>)>,
+}
+
+pub(crate) struct Head<B: Backend> {
+    pub(crate) norm: Tensor<B>,
+    /// The embedding matrix, where the two are tied.
+    pub(crate) weight: B::Weight,
 }
 
 pub(crate) struct Layer<B: Backend> {
@@ -157,11 +164,34 @@ impl<B: Backend> Decoder<B> {
         &self.spec
     }
 
-    /// Records the layers over `tokens` rows (the bucket; live counts come from the header):
-    /// token ids in `step`, the final residual stream in `scratch.x`.
-    pub fn layers(
+    /// Where it is in the whole decoder.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// It begins with token ids; otherwise with the residual stream, which the caller puts into `scratch.x`.
+    pub fn embeds(&self) -> bool {
+        self.embed.is_some()
+    }
+
+    /// [`Decoder::head`] can be recorded.
+    pub fn has_head(&self) -> bool {
+        self.head.is_some()
+    }
+
+    /// Runs of operations between points where ranks meet: one where there is one rank, otherwise two a layer. After
+    /// each, `scratch.x` must be summed over ranks: it has the residual stream on rank 0, and on all the rank's part of
+    /// what comes to it.
+    pub fn segments(&self) -> usize {
+        if self.place.ranks == 1 { 1 } else { 2 * self.layers.len() }
+    }
+
+    /// Records segment `segment` over the rows of `step` (the bucket; live counts come from the header): the residual
+    /// stream goes from `scratch.x`, or in the first segment from token ids, to `scratch.x`.
+    pub fn segment(
         &self,
         enc: &mut Encoder<'_, B>,
+        segment: usize,
         step: &StepTensors<B>,
         caches: &[LayerCache<B>],
         scratch: &Scratch<B>,
@@ -169,11 +199,23 @@ impl<B: Backend> Decoder<B> {
         enc.header(&step.header);
         let tokens = step.ids.rows();
         let x = scratch.x.narrow(0, tokens);
-        enc.embed(Embed { out: &x, ids: &step.ids, weight: &self.embed, live: Live::Tokens });
-        for ((layer, spec), cache) in self.layers.iter().zip(&self.spec.layers).zip(caches) {
-            self.attention(enc, (layer, spec), step, cache, scratch, &x);
-            self.mlp(enc, (layer, spec), scratch, &x);
+        if let Some(weight) = self.embed.as_ref().filter(|_| segment == 0) {
+            enc.embed(Embed { out: &x, ids: &step.ids, weight, live: Live::Tokens });
         }
+        // Of a layer, the first half mixes tokens, the second channels.
+        let halves = if self.place.ranks == 1 { 0..2 * self.layers.len() } else { segment..segment + 1 };
+        for half in halves {
+            let layer = (&self.layers[half / 2], &self.spec.layers[half / 2]);
+            match half % 2 {
+                0 => self.attention(enc, layer, step, &caches[half / 2], scratch, &x),
+                _ => self.mlp(enc, layer, scratch, &x),
+            }
+        }
+    }
+
+    /// What a projection into the residual stream adds to: of several ranks, one has the stream.
+    fn residual<'a>(&self, x: &'a Tensor<B>) -> Option<&'a Tensor<B>> {
+        (self.place.rank == 0).then_some(x)
     }
 
     fn attention(
@@ -221,7 +263,7 @@ impl<B: Backend> Decoder<B> {
             live: Live::Sequences,
         });
         let Projection { weight, bias } = &layer.output;
-        enc.linear(Linear { out: x, x: &mixed, weight, bias: bias.as_ref(), residual: Some(x), live });
+        enc.linear(Linear { out: x, x: &mixed, weight, bias: bias.as_ref(), residual: self.residual(x), live });
     }
 
     fn mlp(
@@ -248,25 +290,22 @@ impl<B: Backend> Decoder<B> {
             live,
         });
         let Projection { weight, bias } = &layer.down;
-        enc.linear(Linear { out: x, x: &act, weight, bias: bias.as_ref(), residual: Some(x), live });
+        enc.linear(Linear { out: x, x: &act, weight, bias: bias.as_ref(), residual: self.residual(x), live });
     }
 
     /// Records the head for up to `logits.rows()` rows of `x`: gather, final norm, projection.
     ///
     /// `x` `[T, D]` is the residual stream, `rows` `[R]` u32, `hidden` `[R, D]` scratch, `logits`
     /// `[R, V]` f32. The bound header must hold the chunk's row count.
+    ///
+    /// # Panics
+    /// Without [`Decoder::has_head`]: a bug of the caller.
     pub fn head(&self, enc: &mut Encoder<'_, B>, head: HeadTensors<'_, B>) {
         let live = Live::LogitRows;
+        let Some(Head { norm, weight }) = &self.head else { panic!("decoder: the head is on another device") };
         enc.header(head.header);
         enc.gather(Gather { out: head.hidden, x: head.x, rows: head.rows, live });
-        enc.norm(Norm {
-            out: head.hidden,
-            x: head.hidden,
-            weight: &self.final_norm,
-            eps: self.spec.final_norm.eps,
-            live,
-        });
-        let weight = self.head.as_ref().unwrap_or(&self.embed);
+        enc.norm(Norm { out: head.hidden, x: head.hidden, weight: norm, eps: self.spec.final_norm.eps, live });
         enc.linear(Linear { out: head.logits, x: head.hidden, weight, bias: None, residual: None, live });
     }
 }

@@ -12,6 +12,7 @@ mod pocket;
 mod qwen2;
 mod qwen3;
 mod rope;
+mod shard;
 mod spec;
 mod weights;
 
@@ -23,5 +24,6 @@ pub use load::{LoadError, LoadOptions};
 #[cfg(feature = "pocket")]
 pub use pocket::pocket;
 pub use rope::{rope_inv_freq, rope_table};
+pub use shard::{Place, Shard, ShardError, divide_layers};
 pub use spec::*;
 pub use weights::{LayerWeights, Model, WeightMap, check_weights, open_model};

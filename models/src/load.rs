@@ -1,7 +1,7 @@
 //! Brings a checkpoint's weights onto a device.
-use crate::decoder::{Decoder, Layer, Projection};
+use crate::decoder::{Decoder, Head, Layer, Projection};
 use crate::pack::Packs;
-use crate::{DecoderSpec, LayerWeights, Model, RopeSpec, WeightMap, rope_table};
+use crate::{DecoderSpec, LayerWeights, Model, RopeSpec, Shard, rope_table};
 use anyfleet_tensor::{Backend, DType, HostWeight, Tensor, WeightFormat};
 use anyfleet_weights::{MatrixSpec, ModelDir, VectorSpec};
 use std::ops::ControlFlow;
@@ -27,6 +27,8 @@ struct Loader<'a, B: Backend> {
     dir: &'a ModelDir,
     store: WeightFormat,
     packs: Packs<B>,
+    /// Columns of a matrix, while it is loaded.
+    copy: Vec<u8>,
     /// Matrix elements done and to do.
     done: u64,
     total: u64,
@@ -41,7 +43,7 @@ impl<B: Backend> Loader<'_, B> {
         let weight = match self.packs.take(self.device, spec, store, gated) {
             Some(weight) => weight,
             None => {
-                let weight = self.device.load(HostWeight { gated, ..self.dir.matrix(spec, store)? })?;
+                let weight = self.device.load(HostWeight { gated, ..self.dir.matrix(spec, store, &mut self.copy)? })?;
                 self.dir.release(spec);
                 self.packs.keep(spec, store, gated, &weight);
                 weight
@@ -108,12 +110,19 @@ fn stored_as(store: WeightFormat, role: Role, cols: usize) -> WeightFormat {
 }
 
 /// Every matrix with its format, and whether it is gated; embedding and head first.
-pub(crate) fn stored(map: &WeightMap, store: WeightFormat) -> impl Iterator<Item = (&MatrixSpec, WeightFormat, bool)> {
-    let layers = map.layers.iter().flat_map(|l| {
+pub(crate) fn stored(shard: &Shard, store: WeightFormat) -> impl Iterator<Item = (&MatrixSpec, WeightFormat, bool)> {
+    let layers = shard.weights.layers.iter().flat_map(|l| {
         [(&l.qkv, Role::Plain), (&l.output, Role::Output), (&l.gate_up, Role::Gated), (&l.down, Role::Plain)]
     });
-    let tables = [&map.embed].into_iter().chain(&map.head).map(|m| (m, Role::Table));
+    let tables = shard.tables().map(|m| (m, Role::Table));
     tables.chain(layers).map(move |(m, role)| (m, stored_as(store, role, m.cols), role == Role::Gated))
+}
+
+impl Shard {
+    /// Elements of all matrices that are loaded: what the progress of a load counts.
+    pub fn elements(&self) -> u64 {
+        self.matrices().map(elements).sum()
+    }
 }
 
 fn elements(spec: &MatrixSpec) -> u64 {
@@ -138,12 +147,11 @@ fn distinct_ropes(spec: &DecoderSpec) -> Vec<&RopeSpec> {
 }
 
 impl<B: Backend> Decoder<B> {
-    /// Device bytes of the packed weights of `spec`, norms and biases included.
-    pub fn weight_bytes(device: &B, spec: &DecoderSpec, store: WeightFormat) -> usize {
-        let map = WeightMap::new(spec);
+    /// Device bytes of the packed weights of `shard`, norms and biases included.
+    pub fn weight_bytes(device: &B, shard: &Shard, store: WeightFormat) -> usize {
         let bytes = |(m, store, _): (&MatrixSpec, WeightFormat, bool)| device.weight_bytes(m.rows(), m.cols, store);
-        let matrices: usize = stored(&map, store).map(bytes).sum();
-        matrices + map.vector_elements() * DType::F32.size()
+        let matrices: usize = stored(shard, store).map(bytes).sum();
+        matrices + shard.vector_elements() * DType::F32.size()
     }
 
     /// Device bytes of the rotary tables for `positions` positions.
@@ -163,10 +171,25 @@ impl<B: Backend> Decoder<B> {
         options: LoadOptions,
         progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
     ) -> Result<Self> {
-        let Model { dir, spec, weights } = model;
-        let total = weights.matrices().map(elements).sum();
-        let packs = Packs::open(device, model, options.store, options.packs.as_deref());
-        let mut loader = Loader { device, dir, store: options.store, packs, done: 0, total, progress };
+        Self::load_shard(device, &model.dir, &Shard::whole(&model.spec, &model.weights), options, progress)
+    }
+
+    /// As [`Decoder::load`], a part of the decoder that `dir` has.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`].
+    pub fn load_shard(
+        device: &B,
+        dir: &ModelDir,
+        shard: &Shard,
+        options: LoadOptions,
+        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<Self> {
+        let Shard { spec, weights, place, .. } = shard;
+        let total = shard.elements();
+        let packs = Packs::open(device, dir, shard, options.store, options.packs.as_deref());
+        let mut loader =
+            Loader { device, dir, store: options.store, packs, copy: Vec::new(), done: 0, total, progress };
         let distinct = distinct_ropes(spec);
         let mut ropes = Vec::with_capacity(distinct.len());
         for rope in &distinct {
@@ -176,9 +199,14 @@ impl<B: Backend> Decoder<B> {
         let rope_of =
             |i: usize| spec.layers[i].attention.rope.as_ref().and_then(|r| distinct.iter().position(|d| *d == r));
         // The largest matrices first: for a moment they are in memory twice.
-        let embed = loader.matrix(&weights.embed, Role::Table)?;
-        let head = weights.head.as_ref().map(|h| loader.matrix(h, Role::Table)).transpose()?;
+        let tables = shard.tables().map(|table| loader.matrix(table, Role::Table)).collect::<Result<Vec<_>>>()?;
+        let embed = tables.first().filter(|_| shard.embeds()).cloned();
+        let head = match tables.last().filter(|_| shard.has_head()) {
+            Some(weight) => Some(Head { norm: loader.vector(&weights.final_norm)?, weight: weight.clone() }),
+            None => None,
+        };
         let decoder = Decoder {
+            place: place.clone(),
             embed,
             layers: weights
                 .layers
@@ -186,7 +214,6 @@ impl<B: Backend> Decoder<B> {
                 .enumerate()
                 .map(|(i, l)| loader.layer(l, rope_of(i)))
                 .collect::<Result<_>>()?,
-            final_norm: loader.vector(&weights.final_norm)?,
             head,
             ropes,
             spec: spec.clone(),

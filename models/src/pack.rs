@@ -1,9 +1,9 @@
 //! Packed weights from the last start, and for the next one.
 use crate::load::stored;
-use crate::{Model, WeightMap};
+use crate::{Place, Shard};
 use anyfleet_tensor::{Backend, PackedWeight, WeightFormat};
-use anyfleet_weights::MatrixSpec;
 use anyfleet_weights::pack::{Pack, PackError, PackMatrix, PackPlace, give_way};
+use anyfleet_weights::{MatrixSpec, ModelDir};
 use std::path::Path;
 
 /// What a load does with packs.
@@ -17,21 +17,37 @@ pub(crate) enum Packs<B: Backend> {
 }
 
 /// All matrices as a pack keeps them.
-fn expected(weights: &WeightMap, store: WeightFormat) -> Vec<PackMatrix> {
-    stored(weights, store).map(|(spec, store, gated)| describe(spec, store, gated)).collect()
+fn expected(shard: &Shard, store: WeightFormat) -> Vec<PackMatrix> {
+    stored(shard, store).map(|(spec, store, gated)| describe(spec, store, gated)).collect()
 }
 
 fn describe(spec: &MatrixSpec, store: WeightFormat, gated: bool) -> PackMatrix {
     PackMatrix { name: spec.name(), rows: spec.rows(), cols: spec.cols, store, gated }
 }
 
+/// What tells the pack of a part from those of other parts: nothing for all of a model.
+fn part(shard: &Shard) -> String {
+    let Place { layers, rank, ranks } = &shard.place;
+    match (shard.embeds() && shard.has_head(), ranks) {
+        (true, 1) => String::new(),
+        _ => format!(" layers {layers:?} rank {rank} of {ranks}"),
+    }
+}
+
 impl<B: Backend> Packs<B> {
-    /// Looks for the pack of `model` in `folder`.
-    pub(crate) fn open(device: &B, model: &Model, store: WeightFormat, folder: Option<&Path>) -> Packs<B> {
-        let place = || PackPlace::new(folder?, &model.dir, &device.layout()?, store);
+    /// Looks for the pack of this part of a model in `folder`.
+    pub(crate) fn open(
+        device: &B,
+        dir: &ModelDir,
+        shard: &Shard,
+        store: WeightFormat,
+        folder: Option<&Path>,
+    ) -> Packs<B> {
+        let layout = || Some(device.layout()? + &part(shard));
+        let place = || PackPlace::new(folder?, dir, &layout()?, store);
         let Some(place) = place() else { return Packs::Off };
         let bytes = |m: &PackMatrix| device.weight_bytes(m.rows, m.cols, m.store);
-        match place.open(&expected(&model.weights, store), bytes) {
+        match place.open(&expected(shard, store), bytes) {
             Ok(Some(pack)) => {
                 pack.prefetch();
                 return Packs::Read(pack);

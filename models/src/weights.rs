@@ -87,7 +87,7 @@ impl WeightMap {
     /// Every tensor of the checkpoint this needs, with its shape.
     pub fn tensors(&self) -> impl Iterator<Item = (String, Vec<usize>)> {
         let matrices = self.matrices().flat_map(|m| m.tensors()).map(|(name, shape)| (name.to_owned(), shape.to_vec()));
-        let vectors = self.vectors().flat_map(|v| &v.parts).map(|(name, len)| (name.clone(), vec![*len]));
+        let vectors = self.vectors().flat_map(VectorSpec::tensors).map(|(name, len)| (name.to_owned(), vec![len]));
         matrices.chain(vectors)
     }
 
@@ -111,7 +111,7 @@ impl LayerWeights {
         let norm = |name: &str, len: usize| vector(&[(format!("{prefix}{name}.weight"), len)]);
         let attention = |kind, list: &[_]| parts("self_attn", kind, list);
         let mlp = |kind, list: &[_]| parts("mlp", kind, list);
-        let bias = |on: bool, parts: Vec<(String, usize)>| on.then_some(VectorSpec { parts });
+        let bias = |on: bool, parts: Vec<(String, usize)>| on.then(|| VectorSpec::new(parts));
 
         let qkv = [("q_proj", q), ("k_proj", kv), ("v_proj", kv)];
         let gate_up = [("gate_proj", inner), ("up_proj", inner)];
@@ -142,11 +142,11 @@ impl LayerWeights {
 }
 
 fn matrix(parts: &[(String, usize)], cols: usize) -> MatrixSpec {
-    MatrixSpec { parts: parts.to_vec(), cols }
+    MatrixSpec::new(parts.to_vec(), cols)
 }
 
 fn vector(parts: &[(String, usize)]) -> VectorSpec {
-    VectorSpec { parts: parts.to_vec() }
+    VectorSpec::new(parts.to_vec())
 }
 
 /// A model directory whose config is supported and whose checkpoint has everything it needs.

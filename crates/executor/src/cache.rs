@@ -1,6 +1,6 @@
 //! Cache groups of a model and the memory behind them.
 use anyfleet_models::{DecoderSpec, LayerCache, LayerSpec};
-use anyfleet_runtime::{CacheKind, CacheSpec};
+use anyfleet_runtime::{CacheKind, Limits};
 use anyfleet_tensor::{Backend, DType, Result, Tensor};
 
 /// Layers of one kind of state: they share an allocator and a block table.
@@ -16,10 +16,7 @@ pub struct LayerGroup {
 pub fn cache_groups(spec: &DecoderSpec, max_model_len: usize) -> Vec<LayerGroup> {
     let mut groups: Vec<LayerGroup> = Vec::new();
     for (i, layer) in spec.layers.iter().enumerate() {
-        let kind = match layer.attention.window {
-            Some(window) if window < max_model_len => CacheKind::Window(window as u32),
-            _ => CacheKind::Paged,
-        };
+        let kind = kind(layer, max_model_len);
         match groups.iter_mut().find(|g| g.kind == kind) {
             Some(group) => group.layers.push(i),
             None => groups.push(LayerGroup { kind, layers: vec![i] }),
@@ -28,7 +25,21 @@ pub fn cache_groups(spec: &DecoderSpec, max_model_len: usize) -> Vec<LayerGroup>
     groups
 }
 
+fn kind(layer: &LayerSpec, max_model_len: usize) -> CacheKind {
+    match layer.attention.window {
+        Some(window) if window < max_model_len => CacheKind::Window(window as u32),
+        _ => CacheKind::Paged,
+    }
+}
+
 impl LayerGroup {
+    /// The same group in a part of the model: its layers of this kind, which may be none. One block table addresses all
+    /// parts, so each has all groups.
+    pub fn part(&self, spec: &DecoderSpec, max_model_len: usize) -> LayerGroup {
+        let same = |&i: &usize| kind(&spec.layers[i], max_model_len) == self.kind;
+        LayerGroup { kind: self.kind, layers: (0..spec.layers.len()).filter(same).collect() }
+    }
+
     /// Bytes of one page over all layers of the group, keys and values, their scales included.
     pub fn page_bytes(&self, spec: &DecoderSpec, page_size: usize, kv: DType) -> u64 {
         let scale = if kv.is_scaled() { DType::F32.size() } else { 0 };
@@ -61,19 +72,16 @@ impl LayerGroup {
 }
 
 /// Allocates keys and values of every layer, in layer order.
-pub fn allocate<B: Backend>(
-    device: &B,
-    spec: &DecoderSpec,
-    groups: &[LayerGroup],
-    cache: &CacheSpec,
-    kv: DType,
-) -> Result<Vec<LayerCache<B>>> {
-    let group_of = |layer| groups.iter().position(|g| g.layers.contains(&layer)).unwrap_or(0);
+pub fn allocate<B: Backend>(device: &B, spec: &DecoderSpec, limits: &Limits, kv: DType) -> Result<Vec<LayerCache<B>>> {
+    let Limits { cache, max_model_len, .. } = limits;
+    let group_of = |layer| {
+        let kind = kind(layer, *max_model_len);
+        cache.groups.iter().position(|group| group.kind == kind).expect("cache: a layer of a kind that was not planned")
+    };
     spec.layers
         .iter()
-        .enumerate()
-        .map(|(i, layer)| {
-            let group = group_of(i);
+        .map(|layer| {
+            let group = group_of(layer);
             let pages = cache.groups[group].pages as usize;
             let shape = [pages, layer.attention.kv_heads, cache.page_size as usize, layer.attention.head_dim];
             let tensor = |dtype, shape: &[usize]| Tensor::new(device, dtype, shape);

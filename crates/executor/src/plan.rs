@@ -1,14 +1,12 @@
 //! The memory plan: every byte a model will take on a device, known before a weight is read.
-use crate::cache::{LayerGroup, cache_groups};
+use crate::cache::cache_groups;
 use crate::inputs::StepInputs;
 use crate::output::{HeadBuffers, LOGIT_ROWS};
-use anyfleet_models::{Decoder, DecoderSpec, Scratch};
-use anyfleet_runtime::{CacheSpec, GroupSpec, Limits};
-use anyfleet_tensor::{Backend, DType, StepSizes, WeightFormat};
+use crate::sizing::{PartSizing, Sizing};
+use anyfleet_models::{Decoder, DecoderSpec, Scratch, Shard, WeightMap};
+use anyfleet_runtime::Limits;
+use anyfleet_tensor::{Backend, Caps, DType, StepSizes, WeightFormat};
 use std::fmt;
-
-/// KV memory taken when nobody says how much, unless one sequence of the full length needs more.
-const DEFAULT_KV_CAP: u64 = 4 << 30;
 
 /// Most tokens of a step, and of a page.
 const MAX_STEP: usize = 1 << 16;
@@ -42,7 +40,13 @@ pub struct ExecutorOptions {
 #[error("{0}")]
 pub struct PlanError(String);
 
-/// Bytes per purpose on one device.
+impl PlanError {
+    pub(crate) fn new(text: String) -> Self {
+        PlanError(text)
+    }
+}
+
+/// Bytes per purpose on one device, or on several together.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MemoryPlan {
     /// Device name.
@@ -65,12 +69,33 @@ pub struct MemoryPlan {
     pub limits: Limits,
     /// Choices the plan made that the operator should know of.
     pub notes: Vec<String>,
+    /// Where there are several devices, the plan of each, of which this is the sum.
+    pub parts: Vec<MemoryPlan>,
 }
 
 impl MemoryPlan {
     /// All bytes of the plan.
     pub fn total(&self) -> u64 {
         self.weights + self.kv_cache + self.activations + self.workspace
+    }
+
+    /// The sum of plans for parts of one model; `device` and `numerics` name all of them.
+    pub(crate) fn sum(parts: Vec<MemoryPlan>, device: String, numerics: String) -> Option<MemoryPlan> {
+        let first = parts.first()?;
+        let sum = |bytes: fn(&MemoryPlan) -> u64| parts.iter().map(bytes).sum();
+        Some(MemoryPlan {
+            device,
+            numerics,
+            weights: sum(|p| p.weights),
+            kv_cache: sum(|p| p.kv_cache),
+            activations: sum(|p| p.activations),
+            workspace: sum(|p| p.workspace),
+            available: parts.iter().map(|p| p.available).sum(),
+            kv_tokens: first.kv_tokens,
+            limits: first.limits.clone(),
+            notes: first.notes.clone(),
+            parts,
+        })
     }
 }
 
@@ -107,79 +132,51 @@ impl fmt::Display for MemoryPlan {
             }
             writeln!(f)?;
         }
-        self.notes.iter().try_for_each(|note| writeln!(f, "  note: {note}"))
+        self.notes.iter().try_for_each(|note| writeln!(f, "  note: {note}"))?;
+        self.parts.iter().try_for_each(|part| {
+            let of = part.available.map_or(String::new(), |n| format!(" of {} free", human(n)));
+            let [total, weights, kv] = [part.total(), part.weights, part.kv_cache].map(human);
+            writeln!(f, "  on {}: {total}{of}, weights {weights}, KV cache {kv}", part.device)
+        })
     }
 }
 
-/// Sizes that depend on the length of a sequence.
-struct Sizing<'a> {
+/// A part of a model and the device it is planned for.
+pub(crate) struct Placed<'a> {
     spec: &'a DecoderSpec,
-    options: &'a ExecutorOptions,
-    page_size: usize,
-    /// The most bytes of one buffer.
-    max_buffer: Option<u64>,
+    caps: &'a Caps,
+    /// Bytes of its weights.
+    weights: u64,
+    activations: u64,
+    /// For sequences of so many tokens, of so many pages, in so many cache groups.
+    workspace: Box<dyn Fn(usize, usize, usize) -> u64 + 'a>,
+    /// Memory it may take.
+    available: Option<u64>,
 }
 
-impl Sizing<'_> {
-    fn groups(&self, len: usize) -> Vec<LayerGroup> {
-        cache_groups(self.spec, len)
-    }
-
-    /// Bytes of cache one sequence of `len` tokens needs.
-    fn sequence_bytes(&self, len: usize) -> u64 {
-        let bytes = |g: &LayerGroup| {
-            g.pages_per_sequence(len, self.options.max_tokens, self.page_size)
-                * g.page_bytes(self.spec, self.page_size, self.options.kv)
+impl<'a> Placed<'a> {
+    /// `shard` on `device`, of which it may take `available` bytes.
+    pub(crate) fn new<B: Backend>(
+        device: &'a B,
+        shard: &'a Shard,
+        options: &'a ExecutorOptions,
+        available: Option<u64>,
+    ) -> Self {
+        let spec = &shard.spec;
+        let workspace = move |len, pages, groups| {
+            let head = if shard.has_head() { HeadBuffers::<B>::bytes(spec, options) } else { 0 };
+            let inputs = StepInputs::<B>::bytes(options, groups, pages);
+            let scratch = device.scratch_bytes(&step_sizes(spec, options, len));
+            (Decoder::<B>::rope_bytes(spec, len) + inputs + head + scratch) as u64
         };
-        self.groups(len).iter().map(bytes).sum()
-    }
-
-    /// The most pages a group can have: slots are u32 = page * page size + offset, with u32::MAX kept for "nowhere",
-    /// and keys and values of a layer are a buffer each.
-    fn most_pages(&self, group: &LayerGroup) -> u64 {
-        let slots = u64::from(u32::MAX) / self.page_size as u64 - 1;
-        let part = group.largest_part(self.spec, self.page_size, self.options.kv).max(1);
-        self.max_buffer.map_or(slots, |most| slots.min(most / part))
-    }
-
-    /// Bytes that the pages the device can hold in buffers have at most, shared out for sequences of `len` tokens.
-    fn most_bytes(&self, len: usize) -> u64 {
-        let sequences = |g: &LayerGroup| {
-            let per_sequence = g.pages_per_sequence(len, self.options.max_tokens, self.page_size).max(1);
-            self.most_pages(g) as f64 / per_sequence as f64
-        };
-        let scarcest = self.groups(len).iter().map(sequences).fold(f64::INFINITY, f64::min);
-        (self.sequence_bytes(len) as f64 * scarcest) as u64
-    }
-
-    /// The longest sequence, in whole pages, whose cache fits `budget` bytes.
-    fn longest(&self, budget: u64, limit: usize) -> usize {
-        let fits = |pages: usize| {
-            let len = pages * self.page_size;
-            self.sequence_bytes(len) <= budget.min(self.most_bytes(len))
-        };
-        let (mut low, mut high) = (0, limit.div_ceil(self.page_size));
-        while low < high {
-            let middle = (low + high).div_ceil(2);
-            if fits(middle) { low = middle } else { high = middle - 1 }
+        Placed {
+            spec,
+            caps: device.caps(),
+            weights: Decoder::weight_bytes(device, shard, options.weights) as u64,
+            activations: Scratch::<B>::bytes(spec, options.activation, options.max_tokens) as u64,
+            workspace: Box::new(workspace),
+            available,
         }
-        (low * self.page_size).min(limit)
-    }
-
-    /// Splits `budget` over the groups in proportion to what a sequence of `len` tokens needs.
-    fn cache(&self, len: usize, budget: u64) -> (CacheSpec, u64) {
-        let groups = self.groups(len);
-        let need = self.sequence_bytes(len).max(1);
-        let mut used = 0;
-        let specs = groups.iter().map(|g| {
-            let per_sequence = g.pages_per_sequence(len, self.options.max_tokens, self.page_size);
-            let pages = (u128::from(per_sequence) * u128::from(budget) / u128::from(need)) as u64;
-            let pages = pages.min(self.most_pages(g)).max(per_sequence);
-            used += pages * g.page_bytes(self.spec, self.page_size, self.options.kv);
-            GroupSpec { kind: g.kind, pages: pages as u32 }
-        });
-        let spec = CacheSpec { page_size: self.page_size as u32, groups: specs.collect() };
-        (spec, used)
     }
 }
 
@@ -188,57 +185,70 @@ impl Sizing<'_> {
 /// # Errors
 /// One line that says what does not fit and what would.
 pub fn plan<B: Backend>(device: &B, spec: &DecoderSpec, options: &ExecutorOptions) -> Result<MemoryPlan, PlanError> {
-    let caps = device.caps();
+    let shard = Shard::whole(spec, &WeightMap::new(spec));
+    let placed = Placed::new(device, &shard, options, device.caps().memory.available);
+    let mut plans = plan_placed(spec, &[placed], options)?;
+    plans.pop().ok_or_else(|| PlanError::new("no device was named".into()))
+}
+
+/// Plans the parts of the model `spec`, each on its device: as many pages everywhere.
+pub(crate) fn plan_placed(
+    spec: &DecoderSpec,
+    parts: &[Placed<'_>],
+    options: &ExecutorOptions,
+) -> Result<Vec<MemoryPlan>, PlanError> {
     check_options(spec, options)?;
-    let page_size = options.page_size.unwrap_or(caps.page_size);
-    let sizing = Sizing { spec, options, page_size, max_buffer: caps.max_buffer };
+    // Any size works anywhere; the largest preference has the fewest pages.
+    let preferred = parts.iter().map(|part| part.caps.page_size).max().unwrap_or(1);
+    let page_size = options.page_size.unwrap_or(preferred);
     let limit = options.max_model_len.unwrap_or(spec.max_position_embeddings);
-    let weights = Decoder::weight_bytes(device, spec, options.weights) as u64;
-    let activations = Scratch::<B>::bytes(spec, options.activation, options.max_tokens) as u64;
-    let workspace = |len: usize| {
-        let groups = sizing.groups(len).len();
-        let tables = Decoder::<B>::rope_bytes(spec, len);
-        (tables
-            + StepInputs::<B>::bytes(options, groups, len.div_ceil(page_size))
-            + HeadBuffers::<B>::bytes(spec, options)
-            + device.scratch_bytes(&step_sizes(spec, options, len))) as u64
-    };
-    let fixed = weights + activations + workspace(limit);
-    let room = match caps.memory.available {
-        Some(available) if fixed >= available => {
-            return Err(PlanError(format!(
+    let workspace =
+        |part: &Placed<'_>, len: usize| (part.workspace)(len, len.div_ceil(page_size), cache_groups(spec, len).len());
+    let rooms = parts.iter().map(|part| {
+        let fixed = part.weights + part.activations + workspace(part, limit);
+        match part.available {
+            Some(available) if fixed >= available => Err(PlanError::new(format!(
                 "{} has {} free, but weights ({}), activations and workspace need {}; choose a narrower --dtype, a lower --max-model-len or another device",
-                caps.device,
+                part.caps.device,
                 human(available),
-                human(weights),
+                human(part.weights),
                 human(fixed)
-            )));
+            ))),
+            available => Ok(available.map(|available| (available - fixed) / 100 * KV_SHARE)),
         }
-        Some(available) => Some((available - fixed) / 100 * KV_SHARE),
-        None => None,
-    };
-    let (len, budget, notes) = choose_kv(&sizing, limit, room)?;
-    let (cache, kv_cache) = sizing.cache(len, budget);
+    });
+    let rooms = rooms.collect::<Result<Vec<_>, _>>()?;
+    let sized = parts.iter().zip(rooms).map(|(part, room)| PartSizing {
+        spec: part.spec,
+        room,
+        max_buffer: part.caps.max_buffer,
+    });
+    let sizing = Sizing { spec, options, page_size, parts: sized.collect() };
+    let (len, budget, notes) = sizing.choose(limit)?;
+    let (cache, kv_bytes) = sizing.cache(len, budget);
     let kv_tokens = u64::from(cache.groups.iter().map(|g| g.pages).min().unwrap_or(0)) * page_size as u64;
-    Ok(MemoryPlan {
-        device: caps.device.clone(),
-        numerics: caps.numerics.clone(),
-        weights,
+    let limits = Limits {
+        max_tokens: options.max_tokens,
+        max_sequences: options.max_sequences,
+        max_model_len: len,
+        vocab_size: spec.vocab_size,
+        cache,
+        steps_in_flight: 1,
+    };
+    let planned = |(part, kv_cache): (&Placed<'_>, u64)| MemoryPlan {
+        device: part.caps.device.clone(),
+        numerics: part.caps.numerics.clone(),
+        weights: part.weights,
         kv_cache,
-        activations,
-        workspace: workspace(len),
-        available: caps.memory.available,
+        activations: part.activations,
+        workspace: workspace(part, len),
+        available: part.available,
         kv_tokens,
-        limits: Limits {
-            max_tokens: options.max_tokens,
-            max_sequences: options.max_sequences,
-            max_model_len: len,
-            vocab_size: spec.vocab_size,
-            cache,
-            steps_in_flight: 1,
-        },
-        notes,
-    })
+        limits: limits.clone(),
+        notes: notes.clone(),
+        parts: Vec::new(),
+    };
+    Ok(parts.iter().zip(kv_bytes).map(planned).collect())
 }
 
 /// The largest operations of a step with sequences of `positions` tokens.
@@ -292,54 +302,6 @@ fn check_options(spec: &DecoderSpec, options: &ExecutorOptions) -> Result<(), Pl
         ));
     }
     Ok(())
-}
-
-/// Chooses sequence length and KV bytes: what was asked for, or what fits.
-fn choose_kv(sizing: &Sizing<'_>, limit: usize, room: Option<u64>) -> Result<(usize, u64, Vec<String>), PlanError> {
-    let ExecutorOptions { max_model_len, kv_bytes, max_sequences, .. } = *sizing.options;
-    let one = sizing.sequence_bytes(limit);
-    if let (Some(asked), Some(room)) = (kv_bytes, room)
-        && asked > room
-    {
-        return Err(PlanError(format!(
-            "--kv-cache-memory {} does not fit beside the weights; at most {} does",
-            human(asked),
-            human(room)
-        )));
-    }
-    let wanted = one.saturating_mul(max_sequences as u64).min(DEFAULT_KV_CAP.max(one));
-    let most = sizing.most_bytes(limit);
-    let budget = kv_bytes.unwrap_or(wanted).min(room.unwrap_or(u64::MAX)).min(most);
-    if budget >= one {
-        let note = kv_bytes.filter(|&asked| asked > most).map(|asked| {
-            format!(
-                "the KV cache is {}, not {}: a buffer of the device holds no more of a layer",
-                human(most),
-                human(asked)
-            )
-        });
-        return Ok((limit, budget, note.into_iter().collect()));
-    }
-    let fits = sizing.longest(budget, limit);
-    if fits == 0 {
-        let page = sizing.sequence_bytes(sizing.page_size.min(limit));
-        return Err(PlanError(format!(
-            "a KV cache of {} holds no page; the smallest useful --kv-cache-memory is {}",
-            human(budget),
-            human(page)
-        )));
-    }
-    if max_model_len.is_some() {
-        let or_more = if most < one { String::new() } else { format!(" or --kv-cache-memory {}", human(one)) };
-        return Err(PlanError(format!(
-            "one sequence of {limit} tokens needs {} of KV cache, but {} is what fits; use --max-model-len {fits}{or_more}",
-            human(one),
-            human(budget)
-        )));
-    }
-    let note =
-        format!("max-model-len lowered from {limit} to {fits}: that is what {} of KV cache holds", human(budget));
-    Ok((fits, budget, vec![note]))
 }
 
 /// Chunks of logit rows in the largest step, where every row may be wanted.

@@ -20,6 +20,7 @@
 //! # }
 //! ```
 mod backend;
+mod communicator;
 mod dtype;
 mod encoder;
 mod error;
@@ -34,6 +35,7 @@ mod tensor;
 mod weight;
 
 pub use backend::{Backend, Caps, DeviceMemory, Gemm, Identity, Operand, Readback, StepSizes};
+pub use communicator::Communicator;
 pub use dtype::{DType, Element, WeightFormat};
 pub use encoder::{Encoder, Recorder};
 pub use error::{Error, Result};

@@ -4,6 +4,7 @@ use crate::ops::*;
 use crate::{
     Backend, Caps, DType, DeviceMemory, Encoder, Error, HostWeight, Readback, Recorder, Result, Tensor, WeightFormat,
 };
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// See the module's text.
@@ -11,6 +12,7 @@ pub struct NullBackend {
     caps: Caps,
     log: Mutex<Vec<String>>,
     allocated: Mutex<Vec<usize>>,
+    broken: AtomicBool,
 }
 
 impl Default for NullBackend {
@@ -34,6 +36,7 @@ impl Default for NullBackend {
             },
             log: Mutex::default(),
             allocated: Mutex::default(),
+            broken: AtomicBool::new(false),
         }
     }
 }
@@ -50,6 +53,10 @@ impl NullBackend {
         let mut backend = NullBackend::default();
         backend.caps.max_buffer = Some(bytes);
         backend
+    }
+    /// From now on, whether every step fails.
+    pub fn break_down(&self, broken: bool) {
+        self.broken.store(broken, Ordering::Relaxed);
     }
     /// Operations executed so far, one line each, the newest last.
     pub fn log(&self) -> Vec<String> {
@@ -177,6 +184,9 @@ impl Backend for NullBackend {
         self.record_with(record)
     }
     fn replay(&self, plan: &Self::Plan) -> Result<()> {
+        if self.broken.load(Ordering::Relaxed) {
+            return Err(Error::Device { device: self.caps.device.clone(), reason: "it was told to fail".into() });
+        }
         self.log.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(plan);
         Ok(())
     }

@@ -1,0 +1,220 @@
+//! A model on several devices: stages of layers one after another, each on one device or shared by the ranks of several.
+use crate::device::{AnyDevice, Load};
+use crate::exchange::HostCommunicator;
+use crate::executor::failed;
+use crate::plan::{ExecutorOptions, MemoryPlan, PlanError, plan_placed};
+use crate::rank::{Job, Product, Rank, Reply};
+use crate::stage::Stage;
+use anyfleet_models::{DecoderSpec, LoadError, LoadOptions, Model, Shard};
+use anyfleet_runtime::{Batch, Executor, ExecutorError, Limits, StepOutput};
+use std::ops::{ControlFlow, Range};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// A device and what it shall hold.
+pub struct Part {
+    /// The device.
+    pub device: AnyDevice,
+    /// How it runs its part. Parts of one model differ in the type of activations at most.
+    pub options: ExecutorOptions,
+    /// Its part of the model. Ranks of a stage follow each other, as stages do.
+    pub shard: Shard,
+    /// Device memory it may take, where that is known: a device may have several parts.
+    pub available: Option<u64>,
+}
+
+/// Names of a split's parts: `+` between the ranks of a stage, `,` between stages.
+fn joined(parts: &[Part], name: impl Fn(&Part) -> String) -> String {
+    let mut text = String::new();
+    for (i, part) in parts.iter().enumerate() {
+        match (i, part.shard.place.rank) {
+            (0, _) => {}
+            (_, 0) => text += ", ",
+            _ => text += " + ",
+        }
+        text += &name(part);
+    }
+    text
+}
+
+/// What decides the bits of a logit: stages that follow each other and compute the same bits are one, so that layers
+/// divided among equal devices have the name of one device.
+fn numerics(parts: &[Part]) -> String {
+    let mut stages: Vec<(String, Range<usize>)> = Vec::new();
+    for part in parts {
+        let name = &part.device.caps().numerics;
+        match stages.last_mut() {
+            Some((names, _)) if part.shard.place.rank > 0 => *names += &format!("+{name}"),
+            _ => stages.push((name.clone(), part.shard.place.layers.clone())),
+        }
+    }
+    stages.dedup_by(|(next, layers), (name, before)| {
+        let same = next == name;
+        if same {
+            before.end = layers.end;
+        }
+        same
+    });
+    match &stages[..] {
+        [(name, _)] => name.clone(),
+        _ => {
+            let named =
+                |(name, layers): &(String, Range<usize>)| format!("{name} layers {}-{}", layers.start, layers.end - 1);
+            stages.iter().map(named).collect::<Vec<_>>().join(", ")
+        }
+    }
+}
+
+/// Plans the model `spec` on several devices. The plan's [`parts`](MemoryPlan::parts) are those of the devices.
+///
+/// # Errors
+/// One line that says what does not fit and what would.
+pub fn plan_parts(spec: &DecoderSpec, parts: &[Part]) -> Result<MemoryPlan, PlanError> {
+    let none = || PlanError::new("no device was named".into());
+    let options = &parts.first().ok_or_else(none)?.options;
+    let placed: Vec<_> = parts.iter().map(|part| part.device.placed(part)).collect();
+    let plans = plan_placed(spec, &placed, options)?;
+    let device = joined(parts, |part| part.device.caps().device.clone());
+    MemoryPlan::sum(plans, device, numerics(parts)).ok_or_else(none)
+}
+
+/// Runs one model on several devices. Stages take turns: the residual stream goes from one to the next through the host.
+pub struct SplitExecutor {
+    limits: Limits,
+    stages: Vec<Vec<Rank>>,
+    /// Steps so far.
+    step: u64,
+    /// A step whose last stage has been started.
+    pending: bool,
+    output: StepOutput,
+}
+
+impl SplitExecutor {
+    /// Loads the parts of `model` and allocates what [`plan_parts`] planned. `packs` says where packed weights of so
+    /// many bytes are kept; `progress` is that of [`Decoder::load`](anyfleet_models::Decoder::load), over all parts.
+    ///
+    /// # Errors
+    /// The first tensor that cannot be used, out of device memory, or stopped.
+    pub fn load(
+        model: &Model,
+        parts: Vec<Part>,
+        plan: &MemoryPlan,
+        packs: impl Fn(u64) -> Option<PathBuf>,
+        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<SplitExecutor, LoadError> {
+        let total = parts.iter().map(|part| part.shard.elements()).sum();
+        let (mut before, mut ends) = (0, Vec::new());
+        let mut stages: Vec<Vec<Box<dyn Stage>>> = Vec::new();
+        for (part, plan) in parts.iter().zip(&plan.parts) {
+            if part.shard.place.rank == 0 {
+                stages.push(Vec::new());
+                ends = HostCommunicator::group(part.shard.place.ranks);
+                ends.reverse();
+            }
+            let group = ends.pop().filter(|_| part.shard.place.ranks > 1);
+            let options = LoadOptions {
+                store: part.options.weights,
+                positions: plan.limits.max_model_len,
+                packs: packs(plan.weights),
+            };
+            let progress = &mut |done, _| progress(before + done, total);
+            let stage = part.device.load(Load { dir: &model.dir, part, plan, options, group, progress })?;
+            before += part.shard.elements();
+            if let Some(ranks) = stages.last_mut() {
+                ranks.push(stage);
+            }
+        }
+        Ok(SplitExecutor::new(stages, plan.limits.clone())?)
+    }
+
+    /// Drives stages, each of one or several ranks. The first of each has the residual stream for the next stage, and
+    /// of the last the output.
+    ///
+    /// # Errors
+    /// The system has no thread for each.
+    pub fn new(stages: Vec<Vec<Box<dyn Stage>>>, limits: Limits) -> anyfleet_tensor::Result<SplitExecutor> {
+        let count = stages.len();
+        let spawn = |(number, ranks): (usize, Vec<Box<dyn Stage>>)| {
+            let product = |rank: usize| match (rank, number + 1 == count) {
+                (0, true) => Product::Output,
+                (0, false) => Product::Residual,
+                _ => Product::Nothing,
+            };
+            ranks.into_iter().enumerate().map(|(rank, stage)| Rank::spawn(stage, product(rank))).collect()
+        };
+        let stages = stages.into_iter().enumerate().map(spawn).collect::<anyfleet_tensor::Result<_>>()?;
+        Ok(SplitExecutor { limits, stages, step: 0, pending: false, output: StepOutput::default() })
+    }
+
+    /// Records the plans of all steps there can be, on all devices at once.
+    ///
+    /// # Errors
+    /// The devices': a kernel that does not compile, out of memory.
+    pub fn warm_up(&mut self) -> anyfleet_tensor::Result<()> {
+        let ranks = || self.stages.iter().flatten();
+        ranks().for_each(|rank| rank.send(Job::WarmUp));
+        // All replies are taken, whatever the first says.
+        let replies: Vec<_> = ranks().map(Rank::reply).collect();
+        replies.into_iter().try_for_each(|reply| reply.map(|_| ()))
+    }
+
+    fn start(&self, stage: usize, step: &Arc<Step>, residual: Option<Arc<Vec<f32>>>) {
+        for rank in &self.stages[stage] {
+            rank.send(Job::Run { step: step.clone(), residual: residual.clone() });
+        }
+    }
+
+    /// What a stage made of its step. Ranks report the error of the one that failed, whichever that is.
+    fn finish(&self, stage: usize) -> anyfleet_tensor::Result<Reply> {
+        let mut replies: Vec<_> = self.stages[stage].iter().map(Rank::reply).collect();
+        let first = replies.swap_remove(0);
+        replies.into_iter().try_for_each(|reply| reply.map(|_| ()))?;
+        first
+    }
+
+    fn run(&mut self, batch: &Batch) -> anyfleet_tensor::Result<()> {
+        self.step += 1;
+        let step = Step { number: self.step, batch: batch.clone(), sampled: self.output.ids.clone() };
+        let step = Arc::new(step);
+        let mut residual = None;
+        for stage in 0..self.stages.len() {
+            if stage > 0 {
+                residual = match self.finish(stage - 1)? {
+                    Reply::Residual(values) => Some(Arc::new(values)),
+                    _ => None,
+                };
+            }
+            self.start(stage, &step, residual.take());
+        }
+        Ok(())
+    }
+}
+
+/// What all ranks are told of a step.
+pub(crate) struct Step {
+    pub number: u64,
+    pub batch: Batch,
+    /// Tokens chosen in the step before.
+    pub sampled: Vec<u32>,
+}
+
+impl Executor for SplitExecutor {
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn submit(&mut self, batch: &Batch) -> Result<(), ExecutorError> {
+        assert!(!self.pending, "executor: submit before the last step was waited for");
+        self.run(batch).map_err(failed)?;
+        self.pending = true;
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<&StepOutput, ExecutorError> {
+        assert!(std::mem::take(&mut self.pending), "executor: wait without a submitted step");
+        if let Reply::Output(output) = self.finish(self.stages.len() - 1).map_err(failed)? {
+            self.output = output;
+        }
+        Ok(&self.output)
+    }
+}
