@@ -1,11 +1,13 @@
 //! From a model's name to a running engine.
+mod split;
+
 use crate::engine::Shared;
 use crate::worker::{Board, Worker};
 use crate::{
     ChatTemplate, DTypeSpec, DeviceSpec, Engine, EngineInfo, Error, KvDType, PackCache, QuantizeSpec, Result,
     SamplingParams, Tokenizer,
 };
-use anyfleet_executor::{ExecutorOptions, MemoryPlan, ModelExecutor, plan};
+use anyfleet_executor::{ExecutorOptions, MemoryPlan, ModelExecutor, Part, plan};
 use anyfleet_models::{Decoder, LoadOptions, Model, open_model};
 use anyfleet_runtime::{Executor, Identity, Runtime, RuntimeOptions};
 use anyfleet_tensor::{Backend, DType, Gemm, WeightFormat};
@@ -236,7 +238,7 @@ impl EngineBuilder {
     /// As [`EngineBuilder::build`], up to the plan.
     pub fn plan(&self) -> Result<MemoryPlan> {
         let model = self.open()?;
-        self.on_device(Plan(self, &model), &mut Vec::new())
+        self.planned(&model, &mut Vec::new())
     }
 
     /// Loads the model and returns the executor, for those who drive steps themselves.
@@ -245,7 +247,7 @@ impl EngineBuilder {
     /// As [`EngineBuilder::build`].
     pub fn executor(&self) -> Result<Box<dyn Executor>> {
         let model = self.open()?;
-        Ok(self.on_device(Load(self, &model, &AtomicBool::new(false)), &mut Vec::new())?.executor)
+        Ok(self.loaded(&model, &AtomicBool::new(false), &mut Vec::new())?.executor)
     }
 
     /// Opens, plans and loads the model and starts the engine.
@@ -264,7 +266,7 @@ impl EngineBuilder {
                 stop.store(text.is_err(), Ordering::Relaxed);
                 text
             });
-            let loaded = self.on_device(Load(&self, &model, &stop), &mut device_warnings);
+            let loaded = self.loaded(&model, &stop, &mut device_warnings);
             (text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), loaded)
         });
         let ((tokenizer, template), loaded) = (text?, loaded?);
@@ -332,7 +334,7 @@ impl EngineBuilder {
         files.and_then(open_model).map_err(model_error)
     }
 
-    /// The one place where a device's name becomes a backend. `warnings`: what the operator should know of it.
+    /// The one place where the name of one device becomes a backend. `warnings`: what the operator should know of it.
     pub(crate) fn on_device<T: OnBackend>(&self, task: T, warnings: &mut Vec<String>) -> Result<T::Output> {
         match &self.device {
             #[cfg(feature = "cpu")]
@@ -356,6 +358,9 @@ impl EngineBuilder {
             DeviceSpec::Wgpu(_) => {
                 let message = "this build has no wgpu backend; enable the feature \"wgpu\" of the crate anyfleet";
                 Err(Error::Device(message.into()))
+            }
+            DeviceSpec::Split(split) => {
+                Err(Error::Device(format!("device {split} is several; this is done with one at a time")))
             }
         }
     }
@@ -503,16 +508,22 @@ impl OnBackend for Load<'_> {
         };
         let decoder = Decoder::load(&*device, model, load, &mut progress).map_err(|e| Error::Model(e.to_string()))?;
         let caps = device.caps();
-        let numerics_id = format!(
-            "anyfleet-{NUMERICS_VERSION}/{}/w-{}/a-{}/kv-{}",
-            caps.numerics, options.weights, options.activation, options.kv
-        );
+        let numerics_id = numerics_id(&caps.numerics, &options, &[]);
         let name = caps.device.clone();
         let mut executor =
             ModelExecutor::new(device, decoder, &options, &plan).map_err(|e| Error::Device(e.to_string()))?;
         executor.warm_up().map_err(|e| Error::Device(e.to_string()))?;
         Ok(Loaded { executor: Box::new(executor), plan, device: name, dtype: builder.weight_dtype(model), numerics_id })
     }
+}
+
+/// What decides the bits of a logit: how a device computes, or several, and the types there. Devices of one model differ in
+/// the type of activations at most.
+fn numerics_id(numerics: &str, first: &ExecutorOptions, others: &[Part]) -> String {
+    let mut activations = vec![first.activation.name()];
+    activations.extend(others.iter().map(|part| part.options.activation.name()));
+    activations.dedup();
+    format!("anyfleet-{NUMERICS_VERSION}/{numerics}/w-{}/a-{}/kv-{}", first.weights, activations.join(","), first.kv)
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -1,4 +1,5 @@
 //! Devices by name, and what this build and machine have.
+use crate::Split;
 use std::fmt;
 use std::str::FromStr;
 
@@ -16,6 +17,8 @@ pub enum DeviceSpec {
     Wgpu(Option<String>),
     /// CUDA, which this version does not have yet.
     Cuda,
+    /// Several, which run one model together.
+    Split(Split),
 }
 
 impl fmt::Display for DeviceSpec {
@@ -26,6 +29,7 @@ impl fmt::Display for DeviceSpec {
             DeviceSpec::Wgpu(None) => f.write_str("wgpu"),
             DeviceSpec::Wgpu(Some(adapter)) => write!(f, "wgpu:{adapter}"),
             DeviceSpec::Cuda => f.write_str("cuda"),
+            DeviceSpec::Split(split) => write!(f, "{split}"),
         }
     }
 }
@@ -34,6 +38,9 @@ impl FromStr for DeviceSpec {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
+        if Split::is_meant(name) {
+            return name.parse().map(DeviceSpec::Split);
+        }
         match name.split_once(':').unwrap_or((name, "")) {
             ("auto", "") => Ok(DeviceSpec::Auto),
             ("cpu", "") => Ok(DeviceSpec::Cpu),

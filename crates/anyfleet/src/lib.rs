@@ -47,6 +47,7 @@ mod engine;
 mod error;
 mod pack_cache;
 mod request;
+mod split;
 mod stream;
 mod worker;
 
@@ -65,5 +66,6 @@ pub use engine::{Engine, EngineInfo};
 pub use error::{Error, Result};
 pub use pack_cache::PackCache;
 pub use request::{Choice, Completion, GenerateRequest, Prompt};
+pub use split::Split;
 pub use stream::{StreamEvent, TokenStream};
 pub use worker::Rates;

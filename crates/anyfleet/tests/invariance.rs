@@ -2,10 +2,8 @@
 //! prefix hit, after preemption, with one thread and with two.
 mod common;
 
-use anyfleet::{
-    Completion, DTypeSpec, DeviceSpec, Engine, EngineBuilder, GenerateRequest, KvDType, QuantizeSpec, SamplingParams,
-    TokenStream,
-};
+use anyfleet::{DTypeSpec, DeviceSpec, Engine, EngineBuilder, KvDType, QuantizeSpec};
+use common::company::{alone, assert_same, requests, together};
 use common::{fixtures_dir, software_vulkan};
 
 /// Fixtures that cover: full attention, a window in every layer, windows mixed with full attention,
@@ -31,58 +29,6 @@ fn everything(device: &DeviceSpec) -> bool {
 fn builder(device: &DeviceSpec, model: &str) -> EngineBuilder {
     let dir = fixtures_dir().join(model);
     Engine::builder(dir.to_string_lossy()).device(device.clone()).kv_cache_bytes(8 << 20).max_num_seqs(64)
-}
-
-/// Requests of many kinds; later ones share prefixes with earlier ones.
-fn requests(count: usize) -> Vec<GenerateRequest> {
-    let token = |i: usize, j: usize| ((i / 3 * 7919 + j * 104_729) % 250) as u32;
-    (0..count)
-        .map(|i| {
-            let len = [1, 5, 18, 33, 70, 95][i % 6];
-            let params = SamplingParams {
-                temperature: if i % 2 == 0 { 0.0 } else { 0.9 },
-                top_k: if i % 3 == 0 { 40 } else { 0 },
-                top_p: if i % 5 == 0 { 0.9 } else { 1.0 },
-                repetition_penalty: if i % 4 == 1 { 1.2 } else { 1.0 },
-                presence_penalty: if i % 4 == 2 { 0.5 } else { 0.0 },
-                seed: Some(i as u64),
-                max_tokens: Some([20, 3, 31][i % 3]),
-                ignore_eos: true,
-                logprobs: Some(3),
-                prompt_logprobs: (i % 7 == 3).then_some(1),
-                ..SamplingParams::default()
-            };
-            GenerateRequest::tokens((0..len).map(|j| token(i, j)).collect::<Vec<_>>()).params(params)
-        })
-        .collect()
-}
-
-/// Everything observable of a completion, log-probabilities as bits.
-fn bits(completion: &Completion) -> Vec<u32> {
-    let prompt = completion.prompt_logprobs.iter().flatten();
-    let tokens = completion.choices.iter().flat_map(|c| &c.tokens);
-    prompt
-        .chain(tokens)
-        .flat_map(|t| {
-            let top = t.top.iter().flat_map(|&(id, logprob)| [id, logprob.to_bits()]);
-            [t.id, t.logprob.to_bits()].into_iter().chain(top).collect::<Vec<_>>()
-        })
-        .collect()
-}
-
-fn alone(engine: &Engine, requests: &[GenerateRequest]) -> Vec<Vec<u32>> {
-    requests.iter().map(|r| bits(&engine.generate(r.clone()).expect("alone"))).collect()
-}
-
-fn together(engine: &Engine, requests: &[GenerateRequest]) -> Vec<Vec<u32>> {
-    let streams: Vec<TokenStream> = requests.iter().map(|r| engine.stream(r.clone()).expect("accepted")).collect();
-    streams.into_iter().map(|s| bits(&s.collect_completion().expect("together"))).collect()
-}
-
-fn assert_same(what: &str, found: &[Vec<u32>], want: &[Vec<u32>]) {
-    for (i, (found, want)) in found.iter().zip(want).enumerate() {
-        assert!(found == want, "{what}: request {i} differs from the same request alone");
-    }
 }
 
 fn company(device: &DeviceSpec) {

@@ -4,14 +4,10 @@
 //! their fields and statistics.
 mod common;
 
-use anyfleet::{DTypeSpec, DeviceSpec, Engine, EngineBuilder, GenerateRequest, KvDType, QuantizeSpec, SamplingParams};
-use common::{Driver, Errors, Expected, devices, expected, fixtures, fixtures_dir, log_softmax, software_vulkan};
+use anyfleet::{DTypeSpec, DeviceSpec, Engine, EngineBuilder, KvDType, QuantizeSpec};
+use common::reference::{F32_TOLERANCE, assert_bf16_sized, equal_greedy_ids, errors_of, name, worst};
+use common::{Driver, Errors, Expected, devices, expected, fixtures, fixtures_dir, software_vulkan};
 use std::path::{Path, PathBuf};
-
-/// f32 against the f32 reference; both are within 1e-4 of f64 (see the fixtures' README).
-const F32_TOLERANCE: f64 = 1e-3;
-/// Greedy ids are compared wherever the reference's margin exceeds this.
-const GREEDY_MARGIN: f64 = 2e-3;
 
 fn builder(dir: &Path, device: &DeviceSpec, dtype: DTypeSpec) -> EngineBuilder {
     let builder = Engine::builder(dir.to_string_lossy()).device(device.clone());
@@ -26,30 +22,6 @@ fn cases() -> Vec<(PathBuf, DeviceSpec)> {
 /// Errors against the f32 reference over all prompts, as the fixtures' README defines them.
 fn errors(dir: &Path, device: &DeviceSpec, reference: &Expected, dtype: DTypeSpec, chunk: usize) -> Errors {
     errors_of(dir, reference, builder(dir, device, dtype), chunk)
-}
-
-fn errors_of(dir: &Path, reference: &Expected, builder: EngineBuilder, chunk: usize) -> Errors {
-    let mut executor = builder.executor().unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
-    let mut driver = Driver { executor: &mut *executor, chunk };
-    let (mut tokens, mut rows) = (Vec::new(), Vec::new());
-    for prompt in &reference.prompts {
-        let positions: Vec<usize> = prompt.rows.iter().map(|r| r.position).collect();
-        let (logprobs, logits) = driver.score(&prompt.ids, &positions);
-        assert_eq!((logprobs.len(), logits.len()), (prompt.token_logprobs.len(), prompt.rows.len()));
-        tokens.extend(logprobs.iter().zip(&prompt.token_logprobs).map(|(&a, &b)| (f64::from(a) - b).abs()));
-        for (ours, theirs) in logits.iter().zip(&prompt.rows) {
-            let (ours, theirs) = (log_softmax(ours), log_softmax(&theirs.logits()));
-            assert_eq!(ours.len(), theirs.len());
-            rows.extend(ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()));
-        }
-    }
-    let max = |v: &[f64]| v.iter().copied().fold(0.0, |a: f64, b| if b.is_nan() { f64::NAN } else { a.max(b) });
-    let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len() as f64;
-    Errors { tokens_max: max(&tokens), tokens_mean: mean(&tokens), rows_max: max(&rows), rows_mean: mean(&rows) }
-}
-
-fn worst(errors: &Errors) -> f64 {
-    errors.tokens_max.max(errors.rows_max)
 }
 
 #[test]
@@ -72,16 +44,7 @@ fn bf16_error_is_of_the_size_of_the_reference_s_own() {
         let found = errors(&dir, &device, &reference, DTypeSpec::Bf16, 512);
         let theirs = reference.bf16_error_against_f32;
         println!("{} on {device}: bf16: {found:.4?}, transformers' own {theirs:.4?}", name(&dir));
-        for (what, found, theirs) in
-            [("tokens", found.tokens_max, theirs.tokens_max), ("rows", found.rows_max, theirs.rows_max)]
-        {
-            assert!(found <= 2.0 * theirs + 0.02, "{} on {device}: max error over {what} is {found}", name(&dir));
-        }
-        for (what, found, theirs) in
-            [("tokens", found.tokens_mean, theirs.tokens_mean), ("rows", found.rows_mean, theirs.rows_mean)]
-        {
-            assert!(found <= 1.4 * theirs + 0.003, "{} on {device}: mean error over {what} is {found}", name(&dir));
-        }
+        assert_bf16_sized(&format!("{} on {device}", name(&dir)), found, theirs);
     }
 }
 
@@ -151,20 +114,7 @@ fn integer_weights_give_the_bits_of_the_cpu_until_a_byte_turns() {
 fn greedy_ids_are_equal_where_the_margin_allows() {
     for (dir, device) in cases() {
         let engine = builder(&dir, &device, DTypeSpec::F32).build().unwrap_or_else(|e| panic!("{}: {e}", name(&dir)));
-        let mut compared = 0;
-        for prompt in expected(&dir).prompts {
-            let params = SamplingParams {
-                temperature: 0.0,
-                max_tokens: Some(prompt.greedy.ids.len() as u32),
-                ignore_eos: true,
-                ..SamplingParams::default()
-            };
-            let request = GenerateRequest::tokens(prompt.ids).params(params);
-            let ids = engine.generate(request).expect("greedy").token_ids();
-            let sure = prompt.greedy.margins.iter().take_while(|&&m| m > GREEDY_MARGIN).count();
-            assert_eq!(ids[..sure], prompt.greedy.ids[..sure], "{} on {device}", name(&dir));
-            compared += sure;
-        }
+        let compared = equal_greedy_ids(&format!("{} on {device}", name(&dir)), &engine, expected(&dir).prompts);
         println!("{} on {device}: {compared} greedy ids equal", name(&dir));
         assert!(compared >= 64, "{}: only {compared} greedy ids could be compared", name(&dir));
     }
@@ -195,8 +145,4 @@ fn a_rope_theta_five_percent_off_fails_every_fixture() {
             name(&dir)
         );
     }
-}
-
-fn name(dir: &Path) -> String {
-    dir.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned())
 }

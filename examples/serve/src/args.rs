@@ -39,7 +39,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TOKENS", value_parser = positive, help_heading = "Model")]
     pub max_model_len: Option<usize>,
 
-    /// Where the model runs: auto, or a name from --list-devices
+    /// Where the model runs: auto, or a name from --list-devices; a,b divides layers among devices, a+b shares each layer
     #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Device")]
     pub device: String,
     /// Products of many rows: invariant, or fast on a GPU's matrix units, where answers may depend on what else runs

@@ -1,5 +1,8 @@
 //! What the whole-model tests share: fixtures, and a driver that feeds one sequence to an executor.
 #![allow(dead_code, reason = "each test binary uses a part")]
+pub mod company;
+pub mod reference;
+
 use anyfleet::{Batch, DeviceSpec, Executor, StepOutput};
 use anyfleet_conformance::require::skipped;
 use anyfleet_runtime::{CacheKind, GroupBatch, LogitRow, SampleMode, SeqRows, TableRange, TokenSource};
