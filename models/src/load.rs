@@ -39,7 +39,7 @@ type Result<T> = std::result::Result<T, LoadError>;
 
 impl<B: Backend> Loader<'_, B> {
     fn matrix(&mut self, spec: &MatrixSpec, role: Role) -> Result<B::Weight> {
-        let (store, gated) = (stored_as(self.store, role, spec.cols), role == Role::Gated);
+        let (store, gated) = (stored_as(self.store, role, spec), role == Role::Gated);
         let weight = match self.packs.take(self.device, spec, store, gated) {
             Some(weight) => weight,
             None => {
@@ -101,7 +101,10 @@ const NARROW: usize = 64;
 /// The format of a matrix. Some keep eight bits where the model has four: embedding and head, whose errors no
 /// layer averages; the attention's output projection, where four bits cost the most for its size; and narrow
 /// matrices, whose sums have too few terms for their errors to average, and which are small.
-fn stored_as(store: WeightFormat, role: Role, cols: usize) -> WeightFormat {
+///
+/// A part of a matrix has the format of the whole: how a model is split does not decide how it is quantized.
+fn stored_as(store: WeightFormat, role: Role, spec: &MatrixSpec) -> WeightFormat {
+    let cols = spec.tensors().next().map_or(spec.cols, |(_, [_, cols])| cols);
     match (store, role) {
         (WeightFormat::Q4, Role::Table | Role::Output) => WeightFormat::Q8,
         (WeightFormat::Q4, _) if cols <= NARROW => WeightFormat::Q8,
@@ -115,7 +118,7 @@ pub(crate) fn stored(shard: &Shard, store: WeightFormat) -> impl Iterator<Item =
         [(&l.qkv, Role::Plain), (&l.output, Role::Output), (&l.gate_up, Role::Gated), (&l.down, Role::Plain)]
     });
     let tables = shard.tables().map(|m| (m, Role::Table));
-    tables.chain(layers).map(move |(m, role)| (m, stored_as(store, role, m.cols), role == Role::Gated))
+    tables.chain(layers).map(move |(m, role)| (m, stored_as(store, role, m), role == Role::Gated))
 }
 
 impl Shard {

@@ -192,7 +192,8 @@ fn wrong_tensors() {
     let model = ModelDir::open(dir.path()).unwrap();
     let matrix = |name: &str, rows, cols| {
         let spec = MatrixSpec::new(vec![(name.into(), rows)], cols);
-        let weight = model.matrix(&spec, WeightFormat::Float(DType::F32), &mut Vec::new());
+        let mut copy = Vec::new();
+        let weight = model.matrix(&spec, WeightFormat::Float(DType::F32), &mut copy);
         weight.map(|weight| (weight.rows(), weight.cols, weight.parts[0].dtype))
     };
     assert_eq!(matrix("w", 2, 3).unwrap(), (2, 3, DType::BF16));
