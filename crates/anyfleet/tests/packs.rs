@@ -43,16 +43,21 @@ impl Case {
 
     /// The only pack, once it is there.
     fn pack(&self) -> PathBuf {
+        self.wait_for(1).remove(0)
+    }
+
+    /// As many packs, once they are there.
+    fn wait_for(&self, count: usize) -> Vec<PathBuf> {
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(60) {
             let list = fs::read_dir(self.packs()).into_iter().flatten().flatten().map(|entry| entry.path());
             let found: Vec<PathBuf> = list.filter(|path| path.extension().is_some_and(|e| e == "pack")).collect();
-            if let [pack] = &found[..] {
-                return pack.clone();
+            if found.len() == count {
+                return found;
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        panic!("no pack was written");
+        panic!("{count} packs were not written");
     }
 
     /// Overwrites all matrices of the checkpoint, and sets its files' times to what they were if `secretly`.
@@ -165,4 +170,20 @@ fn starts_at_the_same_time_agree() {
     let pack = case.pack();
     assert_eq!(case.start(BF16), plain);
     assert_eq!(case.pack(), pack);
+}
+
+#[test]
+fn each_part_of_a_split_model_has_a_pack_of_its_own() {
+    let case = Case::new("llama2");
+    let kept = (DTypeSpec::Bf16, QuantizeSpec::Q8);
+    let start = |device: &str| {
+        let builder = case.builder(kept).device(device.parse().expect("a device"));
+        logits(&builder.pack_cache(PackCache::Dir(case.packs())))
+    };
+    let (shared, divided) = (start("cpu+cpu"), start("cpu,cpu"));
+    case.wait_for(4);
+    case.spoil(true);
+    assert_eq!(start("cpu+cpu"), shared);
+    assert_eq!(start("cpu,cpu"), divided);
+    assert_ne!(start("cpu"), divided, "a whole model was loaded from the packs of its parts");
 }
