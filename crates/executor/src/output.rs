@@ -7,9 +7,20 @@ use anyfleet_tensor::{
     Adjust, Backend, DType, Encoder, Readback, Result, SampleMode as DeviceMode, SampleParams, StepHeader,
     TOP_LOGPROBS, Tensor,
 };
+use std::collections::HashMap;
 
 /// Rows of logits computed at a time: bounds the logits buffer at `64 * V` floats.
 pub const LOGIT_ROWS: usize = 64;
+
+/// Rows that plans of a step's first chunk are recorded for: kernels for one row are not those for many. Later chunks, of
+/// scored prompts, are full ones.
+const CAPACITIES: [usize; 5] = [1, 8, 16, 32, LOGIT_ROWS];
+
+/// The rows of the plan that computes `rows` rows of chunk `chunk`.
+fn capacity(chunk: usize, rows: usize) -> usize {
+    let fits = CAPACITIES.into_iter().find(|&capacity| capacity >= rows && chunk == 0);
+    fits.unwrap_or(LOGIT_ROWS)
+}
 
 /// Words of results per row: id, log-probability, and the top ids and log-probabilities.
 const RESULT_WORDS: usize = 2 + 2 * TOP_LOGPROBS;
@@ -34,8 +45,8 @@ pub struct HeadBuffers<B: Backend> {
     words: Vec<u32>,
     /// Per launched row: read the whole row of logits back.
     want_logits: Vec<bool>,
-    /// Of each chunk that was computed before.
-    plans: Vec<Option<B::Plan>>,
+    /// By chunk and rows.
+    plans: HashMap<(usize, usize), B::Plan>,
 }
 
 /// Host side of the head's inputs.
@@ -81,7 +92,7 @@ impl<B: Backend> HeadBuffers<B> {
             staged: Staged::default(),
             words: Vec::new(),
             want_logits: Vec::new(),
-            plans: (0..chunks).map(|_| None).collect(),
+            plans: HashMap::new(),
         })
     }
 
@@ -100,19 +111,24 @@ impl<B: Backend> HeadBuffers<B> {
 
     /// Records all chunks.
     pub fn warm_up(&mut self, device: &B, decoder: &Decoder<B>, x: &Tensor<B>) -> Result<()> {
-        (0..self.plans.len()).try_for_each(|chunk| self.plan(device, decoder, x, chunk))
+        let first = CAPACITIES.into_iter().map(|rows| (0, rows));
+        let later = (1..self.headers.rows()).map(|chunk| (chunk, LOGIT_ROWS));
+        first.chain(later).try_for_each(|(chunk, rows)| self.plan(device, decoder, x, (chunk, rows)))
     }
 
-    fn plan(&mut self, device: &B, decoder: &Decoder<B>, x: &Tensor<B>, chunk: usize) -> Result<()> {
-        if self.plans[chunk].is_none() {
-            self.plans[chunk] = Some(device.record(|enc| self.encode(enc, decoder, x, chunk))?);
+    fn plan(&mut self, device: &B, decoder: &Decoder<B>, x: &Tensor<B>, key: (usize, usize)) -> Result<()> {
+        if !self.plans.contains_key(&key) {
+            let plan = device.record(|enc| self.encode(enc, decoder, x, key))?;
+            self.plans.insert(key, plan);
         }
         Ok(())
     }
 
     fn run(&mut self, device: &B, decoder: &Decoder<B>, x: &Tensor<B>, chunk: usize) -> Result<()> {
-        self.plan(device, decoder, x, chunk)?;
-        self.plans[chunk].as_ref().map_or(Ok(()), |plan| device.replay(plan))
+        let rows = (self.want_logits.len() - chunk * LOGIT_ROWS).min(LOGIT_ROWS);
+        let key = (chunk, capacity(chunk, rows));
+        self.plan(device, decoder, x, key)?;
+        device.replay(&self.plans[&key])
     }
 
     /// Reads the launched rows into `output`, running the chunks after the first.
@@ -144,7 +160,7 @@ impl<B: Backend> HeadBuffers<B> {
             // Penalties over very long contexts in many rows at once: rare, so it may allocate.
             let rows = self.staged.adjust.len().next_power_of_two();
             self.adjust = Tensor::new(device, DType::U32, &[rows, size_of::<Adjust>() / 4])?;
-            self.plans.fill_with(|| None);
+            self.plans.clear();
         }
         device.write(&self.headers, bytemuck::cast_slice(&self.staged.headers))?;
         device.write(&self.rows, bytemuck::cast_slice(&self.staged.rows))?;
@@ -152,17 +168,18 @@ impl<B: Backend> HeadBuffers<B> {
         device.write(&self.adjust, bytemuck::cast_slice(&self.staged.adjust))
     }
 
-    fn encode(&self, enc: &mut Encoder<'_, B>, decoder: &Decoder<B>, x: &Tensor<B>, chunk: usize) {
+    fn encode(&self, enc: &mut Encoder<'_, B>, decoder: &Decoder<B>, x: &Tensor<B>, (chunk, capacity): (usize, usize)) {
         let first = chunk * LOGIT_ROWS;
-        let [ids, logprobs, top_ids, top_logprobs] = self.result_tensors();
+        let [ids, logprobs, top_ids, top_logprobs] = self.result_tensors().map(|result| result.narrow(0, capacity));
+        let logits = self.logits.narrow(0, capacity);
         decoder.head(
             enc,
             HeadTensors {
                 header: &self.headers.narrow(chunk, 1),
                 x,
-                rows: &self.rows.narrow(first, LOGIT_ROWS),
-                hidden: &self.hidden,
-                logits: &self.logits,
+                rows: &self.rows.narrow(first, capacity),
+                hidden: &self.hidden.narrow(0, capacity),
+                logits: &logits,
             },
         );
         enc.sample(Sample {
@@ -170,8 +187,8 @@ impl<B: Backend> HeadBuffers<B> {
             logprobs: &logprobs,
             top_ids: &top_ids,
             top_logprobs: &top_logprobs,
-            logits: &self.logits,
-            params: &self.params.narrow(first, LOGIT_ROWS),
+            logits: &logits,
+            params: &self.params.narrow(first, capacity),
             adjust: &self.adjust,
             live: anyfleet_tensor::Live::LogitRows,
         });
