@@ -4,6 +4,16 @@
 //! its own. The text is not complete by itself: a backend puts together the parts an op needs, states the
 //! constants, and keeps or drops the lines between `#if NAME`, `#else` and `#endif` ([`assemble`]).
 
+pub mod cuda;
+
+/// SHA-256 of texts, as hexadecimal digits.
+fn digest(texts: impl Iterator<Item = &'static str>) -> String {
+    use sha2::Digest;
+    let mut hasher = sha2::Sha256::new();
+    texts.for_each(|text| hasher.update(text));
+    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// WGSL sources.
 pub mod wgsl {
     /// What all kernels share.
@@ -73,10 +83,7 @@ pub mod wgsl {
 
     /// SHA-256 of all sources, as hexadecimal digits.
     pub fn hash() -> String {
-        use sha2::Digest;
-        let mut hasher = sha2::Sha256::new();
-        ALL.iter().for_each(|source| hasher.update(source));
-        hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        crate::digest(ALL.into_iter())
     }
 }
 

@@ -1,10 +1,11 @@
 //! The bundled model, whichever it is: an engine without files, the same as one from its directory.
 #![cfg(feature = "pocket")]
-use anyfleet::{ChatInput, Engine, EngineBuilder, GenerateRequest, SamplingParams};
+use anyfleet::{ChatInput, DeviceSpec, Engine, EngineBuilder, GenerateRequest, SamplingParams};
 use std::path::Path;
 
 fn small(builder: EngineBuilder) -> EngineBuilder {
-    builder.kv_cache_bytes(8 << 20).max_num_seqs(2)
+    // A machine without a GPU says so of the device that was not named.
+    builder.device(DeviceSpec::Cpu).kv_cache_bytes(8 << 20).max_num_seqs(2)
 }
 
 fn answer(engine: &Engine) -> String {

@@ -1,0 +1,241 @@
+//! The backend.
+use crate::driver::Driver;
+use crate::driver::Transfer;
+use crate::driver::fake::{FakeDriver, Recorded};
+use crate::{CudaBuffer, CudaPlan, CudaRecorder, CudaWeight, ops, weight};
+use anyfleet_tensor::{
+    Backend, Caps, DType, Encoder, Error, HostWeight, Identity, Operand, Readback, Result, StepSizes, Tensor,
+    WeightFormat,
+};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What the operator chose.
+#[derive(Clone, Debug, Default)]
+pub struct CudaOptions {
+    /// Number of the device or a part of its name; without one the first that can be used.
+    pub device: Option<String>,
+    /// Folder where compiled kernels are kept for the next start; nowhere without one.
+    pub compiled: Option<std::path::PathBuf>,
+}
+
+/// One device. Cloning shares it.
+#[derive(Clone)]
+pub struct CudaBackend(Arc<Shared>);
+
+struct Shared {
+    driver: Arc<dyn Driver>,
+    caps: Caps,
+    /// What operations keep between two of their kernels; all use the same.
+    scratch: Mutex<Option<CudaBuffer>>,
+}
+
+impl CudaBackend {
+    /// Opens a device.
+    ///
+    /// # Errors
+    /// One line that says why there is none, or why it cannot be used.
+    pub fn new(options: &CudaOptions) -> Result<CudaBackend> {
+        crate::driver::probe::open(options).map(CudaBackend::over)
+    }
+
+    /// A device that computes nothing and writes down what it is asked for.
+    pub fn recording() -> (CudaBackend, Recorded) {
+        let driver = FakeDriver::new();
+        let recorded = driver.recorded.clone();
+        (CudaBackend::over(Arc::new(driver)), recorded)
+    }
+
+    /// A device whose kernels run on this machine's processor.
+    ///
+    /// # Errors
+    /// One line that says what is missing: a C++ compiler.
+    #[cfg(feature = "emulate")]
+    pub fn emulated() -> Result<CudaBackend> {
+        Ok(CudaBackend::over(Arc::new(crate::driver::emulated::EmulatedDriver::new()?)))
+    }
+
+    fn over(driver: Arc<dyn Driver>) -> CudaBackend {
+        let description = driver.description();
+        let floats = [DType::BF16, DType::F16, DType::F32];
+        let quantized = [WeightFormat::Q8, WeightFormat::Q4];
+        let bf16 = (WeightFormat::Float(DType::BF16), Operand::Rounded(DType::BF16));
+        let caps = Caps {
+            device: format!("cuda:{} {} ({})", description.index, description.name, description.driver),
+            identity: Identity {
+                adapter: description.name.clone(),
+                driver: description.driver.clone(),
+                kernels: anyfleet_kernels::cuda::hash(),
+            },
+            // Sums in matrix units differ between generations of them.
+            numerics: format!("cuda-1 sm_{}", description.capability),
+            activations: vec![DType::F32],
+            weights: floats.map(WeightFormat::Float).into_iter().chain(quantized).collect(),
+            operands: [bf16].into_iter().chain(quantized.map(|format| (format, Operand::Bytes))).collect(),
+            operand_rows: 0,
+            invariant: true,
+            attention_operands: vec![(DType::BF16, DType::BF16), (DType::I8, DType::BF16)],
+            kv: vec![DType::BF16, DType::F16, DType::F32, DType::I8],
+            page_size: 16,
+            memory: driver.memory(),
+            max_buffer: None,
+        };
+        CudaBackend(Arc::new(Shared { driver, caps, scratch: Mutex::default() }))
+    }
+
+    /// Seconds that `times` copies of `bytes` bytes take on the device, one after the other: what its memory can do at
+    /// best.
+    ///
+    /// # Errors
+    /// Out of memory for two buffers of that size, or a failure of the device.
+    pub fn copy_seconds(&self, bytes: usize, times: usize) -> Result<f64> {
+        let [from, to] = [self.alloc(bytes)?, self.alloc(bytes)?];
+        self.seconds(|driver| (0..times).try_for_each(|_| driver.copy(from.address(), to.address(), bytes)))
+    }
+
+    /// Operations a second of bf16 products with f32 sums in matrix units, from registers: what they can do at best.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub fn matrix_rate(&self) -> Result<f64> {
+        /// `RateParams` of `rate.cu`.
+        #[repr(C)]
+        #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+        struct Params {
+            out: u64,
+            rounds: u32,
+            reserved: u32,
+        }
+        const THREADS: usize = 256;
+        const ROUNDS: u32 = 1 << 14;
+        // Two blocks a multiprocessor hide each other's waiting.
+        let blocks = 2 * self.0.driver.description().processors as usize;
+        let out = self.alloc(4 * THREADS * blocks)?;
+        let mut recorder = CudaRecorder::new(self.clone());
+        let params = Params { out: out.address(), rounds: ROUNDS, reserved: 0 };
+        recorder.launch(("rate", "rate_bf16"), [blocks, 1, 1], THREADS, 0, &params)?;
+        let prepared = self.0.driver.prepare(recorder.launches, false)?;
+        // The first run loads the kernel and brings the clock up.
+        let seconds = [self.seconds(|_| prepared.run())?, self.seconds(|_| prepared.run())?];
+        // Eight products of 16x8x16 a warp and round.
+        let operations = (blocks * THREADS / 32) as f64 * f64::from(ROUNDS) * 8.0 * 4096.0;
+        Ok(operations / seconds[0].min(seconds[1]))
+    }
+
+    fn seconds(&self, work: impl FnOnce(&dyn Driver) -> Result<()>) -> Result<f64> {
+        self.0.driver.synchronize()?;
+        let start = std::time::Instant::now();
+        work(&*self.0.driver)?;
+        self.0.driver.synchronize()?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    pub(crate) fn driver(&self) -> &Arc<dyn Driver> {
+        &self.0.driver
+    }
+
+    pub(crate) fn scratch(&self, bytes: usize) -> Result<CudaBuffer> {
+        let mut scratch = self.0.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*scratch {
+            Some(buffer) if buffer.len() >= bytes => Ok(buffer.clone()),
+            // Plans hold the one before.
+            _ => Ok(scratch.insert(CudaBuffer::new(&self.0.driver, bytes, "scratch memory")?).clone()),
+        }
+    }
+
+    fn recorded(&self, record: impl FnOnce(&mut Encoder<'_, Self>), replayed: bool) -> Result<CudaPlan> {
+        let mut recorder = CudaRecorder::new(self.clone());
+        let mut encoder = Encoder::new(self, &mut recorder);
+        record(&mut encoder);
+        encoder.finish()?;
+        let CudaRecorder { launches, held, weights, .. } = recorder;
+        Ok(CudaPlan { prepared: self.0.driver.prepare(launches, replayed)?, _held: held, _weights: weights })
+    }
+}
+
+/// A copy on its way to the host.
+pub struct CudaReadback {
+    transfer: Box<dyn Transfer>,
+    len: usize,
+    /// What is read: it must outlive the copy.
+    _held: CudaBuffer,
+}
+
+impl Readback for CudaReadback {
+    fn wait(self, out: &mut [u8]) -> Result<()> {
+        if out.len() != self.len {
+            return Err(Error::Transfer { op: "read", host: out.len(), tensor: self.len });
+        }
+        self.transfer.wait(out)
+    }
+}
+
+impl Backend for CudaBackend {
+    type Buffer = CudaBuffer;
+    type Weight = CudaWeight;
+    type Recorder = CudaRecorder;
+    type Plan = CudaPlan;
+    type Readback = CudaReadback;
+
+    fn caps(&self) -> &Caps {
+        &self.0.caps
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<CudaBuffer> {
+        CudaBuffer::new(&self.0.driver, bytes, "a tensor")
+    }
+
+    fn load(&self, weight: HostWeight<'_>) -> Result<CudaWeight> {
+        CudaWeight::load(self, &weight)
+    }
+
+    fn weight_shape(weight: &CudaWeight) -> (usize, usize) {
+        (weight.rows(), weight.cols())
+    }
+
+    fn weight_bytes(&self, rows: usize, cols: usize, store: WeightFormat) -> usize {
+        weight::bytes(rows, cols, store)
+    }
+
+    fn scratch_bytes(&self, sizes: &StepSizes) -> usize {
+        let bytes = [
+            ops::linear::scratch_bytes(sizes),
+            ops::attention::scratch_bytes(sizes),
+            ops::sample::scratch_bytes(sizes),
+        ];
+        bytes.into_iter().max().unwrap_or(0)
+    }
+
+    fn reserve(&self, sizes: &StepSizes) -> Result<()> {
+        self.scratch(self.scratch_bytes(sizes)).map(drop)
+    }
+
+    fn write(&self, dst: &Tensor<Self>, bytes: &[u8]) -> Result<()> {
+        if bytes.len() > dst.bytes() {
+            return Err(Error::Transfer { op: "write", host: bytes.len(), tensor: dst.bytes() });
+        }
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.0.driver.write(dst.buffer().address() + dst.offset() as u64, bytes)
+    }
+
+    fn read(&self, src: &Tensor<Self>) -> Result<CudaReadback> {
+        let (address, len) = (src.buffer().address() + src.offset() as u64, src.bytes());
+        Ok(CudaReadback { transfer: self.0.driver.read(address, len)?, len, _held: src.buffer().clone() })
+    }
+
+    fn run(&self, record: impl FnOnce(&mut Encoder<'_, Self>)) -> Result<()> {
+        let plan = self.recorded(record, false)?;
+        plan.prepared.run()?;
+        // What the launches point to goes away with the plan; the driver frees in order.
+        Ok(())
+    }
+
+    fn record(&self, record: impl FnOnce(&mut Encoder<'_, Self>)) -> Result<CudaPlan> {
+        self.recorded(record, true)
+    }
+
+    fn replay(&self, plan: &CudaPlan) -> Result<()> {
+        plan.prepared.run()
+    }
+}

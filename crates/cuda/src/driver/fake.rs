@@ -1,0 +1,153 @@
+//! A driver that computes nothing and writes down what it was asked for.
+use super::{Description, Driver, Launch, Prepared, Transfer};
+use anyfleet_tensor::{DeviceMemory, Error, Result};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A launch as a device would have seen it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordedLaunch {
+    /// Name of the kernel.
+    pub kernel: &'static str,
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub threads: u32,
+    /// Bytes of shared memory beyond what the kernel declares.
+    pub shared: u32,
+    /// The structure it is given.
+    pub params: Vec<u8>,
+}
+
+impl RecordedLaunch {
+    /// Word `i` of the structure, of four bytes.
+    ///
+    /// # Panics
+    /// When there is no such word.
+    pub fn word(&self, i: usize) -> u32 {
+        u32::from_le_bytes(self.params[4 * i..][..4].try_into().expect("four bytes"))
+    }
+
+    /// Address `i` of the structure: addresses come first in all of them.
+    ///
+    /// # Panics
+    /// When there is no such address.
+    pub fn address(&self, i: usize) -> u64 {
+        u64::from_le_bytes(self.params[8 * i..][..8].try_into().expect("eight bytes"))
+    }
+}
+
+/// What was asked for so far.
+#[derive(Clone, Default)]
+pub struct Recorded(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    launches: Vec<RecordedLaunch>,
+    bytes: u64,
+    allocations: u64,
+    writes: u64,
+    next: u64,
+}
+
+impl Recorded {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the launches that were run.
+    pub fn take(&self) -> Vec<RecordedLaunch> {
+        std::mem::take(&mut self.state().launches)
+    }
+
+    /// Bytes of memory that are held.
+    pub fn bytes(&self) -> u64 {
+        self.state().bytes
+    }
+
+    /// Allocations so far.
+    pub fn allocations(&self) -> u64 {
+        self.state().allocations
+    }
+
+    /// Transfers to the device so far.
+    pub fn writes(&self) -> u64 {
+        self.state().writes
+    }
+}
+
+pub(crate) struct FakeDriver {
+    pub(crate) recorded: Recorded,
+    description: Description,
+}
+
+impl FakeDriver {
+    pub(crate) fn new() -> FakeDriver {
+        let description =
+            Description { name: "recording".into(), driver: "none".into(), index: 0, capability: 90, processors: 132 };
+        FakeDriver { recorded: Recorded::default(), description }
+    }
+}
+
+struct Nothing(usize);
+
+impl Transfer for Nothing {
+    fn wait(self: Box<Self>, out: &mut [u8]) -> Result<()> {
+        if out.len() != self.0 {
+            return Err(Error::Transfer { op: "read", host: out.len(), tensor: self.0 });
+        }
+        out.fill(0);
+        Ok(())
+    }
+}
+
+struct Noted(Recorded, Vec<RecordedLaunch>);
+
+impl Prepared for Noted {
+    fn run(&self) -> Result<()> {
+        self.0.state().launches.extend(self.1.iter().cloned());
+        Ok(())
+    }
+}
+
+impl Driver for FakeDriver {
+    fn description(&self) -> &Description {
+        &self.description
+    }
+    fn memory(&self) -> DeviceMemory {
+        DeviceMemory { total: Some(141 << 30), available: Some(140 << 30) }
+    }
+    fn alloc(&self, bytes: usize, _what: &str) -> Result<u64> {
+        let mut state = self.recorded.state();
+        state.allocations += 1;
+        state.bytes += bytes as u64;
+        let address = (state.next + 256).next_multiple_of(256);
+        state.next = address + bytes as u64;
+        Ok(address)
+    }
+    fn free(&self, _address: u64, bytes: usize) {
+        self.recorded.state().bytes -= bytes as u64;
+    }
+    fn write(&self, _address: u64, _bytes: &[u8]) -> Result<()> {
+        self.recorded.state().writes += 1;
+        Ok(())
+    }
+    fn read(&self, _address: u64, bytes: usize) -> Result<Box<dyn Transfer>> {
+        Ok(Box::new(Nothing(bytes)))
+    }
+    fn copy(&self, _from: u64, _to: u64, _bytes: usize) -> Result<()> {
+        Ok(())
+    }
+    fn prepare(&self, launches: Vec<Launch>, _replayed: bool) -> Result<Box<dyn Prepared>> {
+        let launches = launches.into_iter().map(|launch| RecordedLaunch {
+            kernel: launch.kernel.name,
+            grid: launch.grid,
+            threads: launch.threads,
+            shared: launch.shared,
+            params: launch.params,
+        });
+        Ok(Box::new(Noted(self.recorded.clone(), launches.collect())))
+    }
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,178 @@
+//! `attention`.
+use super::check_head;
+use crate::{CudaBackend, CudaRecorder};
+use anyfleet_tensor::ops::Attention;
+use anyfleet_tensor::{DType, Result, StepSizes};
+use bytemuck::{Pod, Zeroable};
+
+/// Keys of a chunk and of a segment: `CHUNK` and `SEGMENT` of `attention.cuh`.
+const CHUNK: usize = 64;
+const SEGMENT: usize = 256;
+/// Rows of a tile: of few rows a sequence, of many, and of many with the largest heads.
+const NARROW: usize = 16;
+const WIDE: usize = 64;
+const WIDE_OF_LARGE: usize = 32;
+/// Most rows whose segments different blocks may have: more fill the device by themselves.
+const SPLIT_ROWS: usize = 64;
+/// Most blocks that share a tile's segments.
+const SPLITS: usize = 64;
+/// Blocks for a multiprocessor, so that copies of some come while others compute.
+const BLOCKS: usize = 4;
+/// Most bytes of what segments leave.
+const RECORDS: usize = 256 << 20;
+
+/// `AttentionParams` of `attention.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    out: u64,
+    q: u64,
+    k_cache: u64,
+    v_cache: u64,
+    k_scales: u64,
+    v_scales: u64,
+    seqs: u64,
+    table: u64,
+    live: u64,
+    records: u64,
+    rows: u32,
+    sequences: u32,
+    groups: u32,
+    group_heads: u32,
+    size: u32,
+    page_size: u32,
+    pages: u32,
+    table_len: u32,
+    seqs_stride: u32,
+    q_stride: u32,
+    out_stride: u32,
+    window: u32,
+    slots: u32,
+    scale: f32,
+    whole: u32,
+    reserved: u32,
+}
+
+/// Bytes that the segments of `rows` rows leave: for each head its weighted values, maximum and sum.
+fn record_bytes(rows: usize, heads: usize, size: usize, segments: usize) -> usize {
+    rows * heads * segments * (size + 2) * 4
+}
+
+/// The most that [`record`] asks of scratch memory.
+pub(crate) fn scratch_bytes(sizes: &StepSizes) -> usize {
+    let (rows, segments) = (sizes.tokens.min(SPLIT_ROWS), sizes.positions.div_ceil(SEGMENT));
+    // Records of many small heads are larger than those of few large ones.
+    let heads = sizes.query_width / sizes.head_size.max(1);
+    match segments {
+        0 | 1 => 0,
+        segments => record_bytes(rows, heads, sizes.head_size, segments).min(RECORDS),
+    }
+}
+
+/// The module and kernel of a head size and a type of cache, the rows of its tiles, and its shared memory.
+fn kernel(dtype: DType, size: usize, wide: bool) -> ((&'static str, &'static str), usize, usize) {
+    const MATRIX: [[[&str; 3]; 2]; 2] = [
+        [
+            ["attention_bf16_narrow_64", "attention_bf16_narrow_128", "attention_bf16_narrow_256"],
+            ["attention_bf16_wide_64", "attention_bf16_wide_128", "attention_bf16_wide_256"],
+        ],
+        [
+            ["attention_i8_narrow_64", "attention_i8_narrow_128", "attention_i8_narrow_256"],
+            ["attention_i8_wide_64", "attention_i8_wide_128", "attention_i8_wide_256"],
+        ],
+    ];
+    const FLOAT: [[&str; 3]; 2] = [
+        ["attention_f16_64", "attention_f16_128", "attention_f16_256"],
+        ["attention_f32_64", "attention_f32_128", "attention_f32_256"],
+    ];
+    let (class, columns) = match size {
+        0..=64 => (0, 64),
+        65..=128 => (1, 128),
+        _ => (2, 256),
+    };
+    if !matches!(dtype, DType::BF16 | DType::I8) {
+        let shared = 4 * (NARROW * columns + CHUNK * (columns + 4) + NARROW * CHUNK);
+        let of_f32 = dtype == DType::F32;
+        let module = if of_f32 { "attention_f32" } else { "attention_f16" };
+        return ((module, FLOAT[usize::from(of_f32)][class]), NARROW, shared);
+    }
+    let tile = match (wide, class) {
+        (false, _) => NARROW,
+        (true, 2) => WIDE_OF_LARGE,
+        (true, _) => WIDE,
+    };
+    let bytes = dtype == DType::I8;
+    let (row, weights) = (2 * (columns + 8), 2 * (CHUNK + 8));
+    // Keys and values, or one tile of them and both as bytes.
+    let cells = CHUNK * if bytes { row + 2 * (columns + 16) } else { 2 * row };
+    let module = if bytes { "attention_i8" } else { "attention_bf16" };
+    ((module, MATRIX[usize::from(bytes)][usize::from(wide)][class]), tile, tile * (row + weights) + cells)
+}
+
+/// Tiles of at most `tile` rows that sequences with `tokens` tokens in all may have, of `heads` rows each.
+fn tiles(tokens: usize, sequences: usize, heads: usize, tile: usize) -> usize {
+    // Each sequence with a token has less than one tile that is not full.
+    let sequences = sequences.min(tokens);
+    ((tokens * heads + sequences * (tile - 1)) / tile).min(tokens * heads.div_ceil(tile))
+}
+
+pub(crate) fn record(recorder: &mut CudaRecorder, op: &Attention<'_, CudaBackend>) -> Result<()> {
+    const OP: &str = "attention";
+    const THREADS: usize = 128;
+    check_head(OP, op.k_cache)?;
+    let (groups, page_size, size) = (op.k_cache.dim(1), op.k_cache.dim(2), op.k_cache.dim(3));
+    let (rows, sequences, heads) = (op.q.rows(), op.seqs.rows(), op.q.cols() / size);
+    let group_heads = heads / groups;
+    let empty = op.k_cache.is_empty() || op.table.is_empty();
+    if rows == 0 || group_heads == 0 || sequences == 0 || empty {
+        return Ok(());
+    }
+    // Tiles of sixteen rows read the caches more often and have more blocks.
+    let wide = rows > SPLIT_ROWS && rows * group_heads > 2 * NARROW * sequences.min(rows);
+    let (kernel, tile, shared) = kernel(op.k_cache.dtype(), size, wide);
+    let tiles = tiles(rows, sequences, group_heads, tile);
+    let longest = op.longest.min(op.table.len() * page_size).div_ceil(SEGMENT).max(1);
+    // A window begins and ends within segments.
+    let slots = op.window.map_or(longest, |window| longest.min((window as usize + SEGMENT - 2) / SEGMENT + 1));
+    let record_bytes = record_bytes(rows, heads, size, slots);
+    let wanted = BLOCKS * recorder.device.driver().description().processors as usize;
+    let splits = match rows <= SPLIT_ROWS && record_bytes <= RECORDS {
+        true => wanted.div_ceil(tiles * groups).clamp(1, slots.min(SPLITS)),
+        false => 1,
+    };
+    let cells = [op.k_cache, op.v_cache].map(|cache| recorder.address(cache));
+    let whole = (size * op.k_cache.dtype().size()).is_multiple_of(16) && cells.iter().all(|at| at.is_multiple_of(16));
+    let params = Params {
+        out: recorder.address(op.out),
+        q: recorder.address(op.q),
+        k_cache: cells[0],
+        v_cache: cells[1],
+        k_scales: recorder.address_of(op.scales.as_ref().map(|scales| scales.k)),
+        v_scales: recorder.address_of(op.scales.as_ref().map(|scales| scales.v)),
+        seqs: recorder.address(op.seqs),
+        table: recorder.address(op.table),
+        live: recorder.live(OP, op.live)?,
+        records: if splits > 1 { recorder.scratch(record_bytes)? } else { 0 },
+        rows: rows as u32,
+        sequences: sequences as u32,
+        groups: groups as u32,
+        group_heads: group_heads as u32,
+        size: size as u32,
+        page_size: page_size as u32,
+        pages: op.k_cache.rows() as u32,
+        table_len: op.table.len() as u32,
+        seqs_stride: op.seqs.row_stride() as u32,
+        q_stride: op.q.row_stride() as u32,
+        out_stride: op.out.row_stride() as u32,
+        window: op.window.unwrap_or(0),
+        slots: slots as u32,
+        scale: op.scale,
+        whole: u32::from(whole),
+        reserved: 0,
+    };
+    recorder.launch(kernel, [tiles, groups, splits], THREADS, shared, &params)?;
+    if splits == 1 {
+        return Ok(());
+    }
+    recorder.launch(("attention_merge", "attention_merge"), [rows, heads, 1], size.next_multiple_of(32), 0, &params)
+}

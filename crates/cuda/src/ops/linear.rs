@@ -1,0 +1,261 @@
+//! `linear` and `linear_act_mul`.
+//!
+//! Few rows: a block takes a panel or two of output features and up to as many rows as its kernel is named for. Many:
+//! tiles. Which kernel runs is chosen by the capacity; a row's sum is the same in all of them, to the bit.
+use super::function;
+use crate::weight::{BLOCK, Q4_BLOCK};
+use crate::{CudaBackend, CudaRecorder, CudaWeight};
+use anyfleet_tensor::ops::{Activation, Linear, LinearActMul};
+use anyfleet_tensor::{DType, Live, Result, StepSizes, Tensor, WeightFormat};
+use bytemuck::{Pod, Zeroable};
+
+/// The most rows that are few; of floats that are computed as they are, which are multiplied by no matrix unit.
+const FEW: usize = 64;
+const FEW_FLOATS: usize = 32;
+/// Parts of K that are summed by themselves: `SEGMENTS` of `linear.cuh`.
+const SEGMENTS: usize = 8;
+/// Bytes of a row's scales: `RowScales` of `linear.cuh`.
+const ROW_SCALES: usize = 8;
+/// Threads of all kernels but those of small tiles.
+const THREADS: usize = 256;
+
+/// `LinearParams` of `linear.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    out: u64,
+    x: u64,
+    weight: u64,
+    multipliers: u64,
+    scales: u64,
+    bias: u64,
+    residual: u64,
+    live: u64,
+    copy: u64,
+    rests: u64,
+    row_scales: u64,
+    rows: u32,
+    width: u32,
+    features: u32,
+    panels: u32,
+    blocks: u32,
+    segment: u32,
+    copy_bytes: u32,
+    x_stride: u32,
+    out_stride: u32,
+    residual_stride: u32,
+    layout: u32,
+    function: u32,
+    vectors: u32,
+    groups: u32,
+}
+
+/// A kernel for few rows: the most of a block, and the panels of one.
+struct Few {
+    name: &'static str,
+    rows: usize,
+    panels: usize,
+}
+
+/// A kernel for many rows: rows and output features of a tile, threads and bytes of shared memory.
+struct Tile {
+    name: &'static str,
+    size: usize,
+    threads: usize,
+    shared: usize,
+}
+
+const fn few(name: &'static str, rows: usize, panels: usize) -> Few {
+    Few { name, rows, panels }
+}
+/// `LargeTile` and `SmallTile` of `linear_tile.cuh`: three stages of lines of 128 bytes.
+const fn large(name: &'static str) -> Tile {
+    Tile { name, size: 128, threads: 256, shared: 3 * 256 * 128 }
+}
+const fn small(name: &'static str) -> Tile {
+    Tile { name, size: 64, threads: 128, shared: 3 * 128 * 128 }
+}
+/// Of floats as they are.
+const fn floats(name: &'static str) -> Tile {
+    Tile { name, size: 64, threads: 256, shared: 0 }
+}
+
+/// The kernels of a format.
+struct Kernels {
+    module: &'static str,
+    few: &'static [Few],
+    /// The larger first.
+    tiles: &'static [Tile],
+}
+
+const F32: Kernels =
+    Kernels { module: "linear_float", few: &[few("linear_f32_8", 8, 2)], tiles: &[floats("linear_f32_small")] };
+const F16: Kernels =
+    Kernels { module: "linear_float", few: &[few("linear_f16_8", 8, 2)], tiles: &[floats("linear_f16_small")] };
+/// What rounds x where it is multiplied, from whole vectors.
+const BF16_DIRECT: Kernels = Kernels { module: "linear_bf16", few: &[few("linear_bf16_8", 8, 1)], tiles: &[] };
+const BF16: Kernels = Kernels {
+    module: "linear_bf16",
+    few: &[few("linear_bf16_16", 16, 1), few("linear_bf16_32", 32, 2), few("linear_bf16_64", 64, 2)],
+    tiles: &[large("linear_bf16_large"), small("linear_bf16_small")],
+};
+const Q8: Kernels = Kernels {
+    module: "linear_bytes",
+    few: &[few("linear_q8_8", 8, 1), few("linear_q8_16", 16, 1), few("linear_q8_32", 32, 2)],
+    tiles: &[large("linear_q8_large"), small("linear_q8_small")],
+};
+const Q4: Kernels = Kernels {
+    module: "linear_bytes",
+    few: &[few("linear_q4_8", 8, 1), few("linear_q4_16", 16, 1), few("linear_q4_32", 32, 2)],
+    tiles: &[large("linear_q4_large"), small("linear_q4_small")],
+};
+
+struct Product<'a> {
+    name: &'static str,
+    out: &'a Tensor<CudaBackend>,
+    x: &'a Tensor<CudaBackend>,
+    weight: &'a CudaWeight,
+    bias: Option<&'a Tensor<CudaBackend>>,
+    residual: Option<&'a Tensor<CudaBackend>>,
+    activation: Option<Activation>,
+    live: Live,
+}
+
+/// The most that a product asks of scratch memory.
+pub(crate) fn scratch_bytes(sizes: &StepSizes) -> usize {
+    let rows = sizes.tokens.max(sizes.logit_rows);
+    Scratch::of_bytes(rows, sizes.widest).bytes.max(Scratch::of_bf16(rows, sizes.widest).bytes)
+}
+
+/// Where what a kernel makes of x is in scratch memory.
+struct Scratch {
+    /// Bytes of a row.
+    row: usize,
+    rests: usize,
+    row_scales: usize,
+    bytes: usize,
+}
+
+impl Scratch {
+    fn of_bf16(rows: usize, width: usize) -> Scratch {
+        let row = width.next_multiple_of(64) * 2;
+        Scratch { row, rests: 0, row_scales: 0, bytes: rows * row }
+    }
+    /// Rows of whole blocks of q4, which are whole ones of q8, too.
+    fn of_bytes(rows: usize, width: usize) -> Scratch {
+        let row = width.next_multiple_of(Q4_BLOCK);
+        Scratch { row, rests: rows * row, row_scales: 2 * rows * row, bytes: rows * (2 * row + ROW_SCALES) }
+    }
+}
+
+pub(crate) fn record(recorder: &mut CudaRecorder, op: &Linear<'_, CudaBackend>) -> Result<()> {
+    let Linear { out, x, weight, bias, residual, live } = *op;
+    product(recorder, &Product { name: "linear", out, x, weight, bias, residual, activation: None, live })
+}
+
+/// The fused form; false where the weight is not kept so.
+pub(crate) fn record_gated(recorder: &mut CudaRecorder, op: &LinearActMul<'_, CudaBackend>) -> Result<bool> {
+    if !op.weight.gated() {
+        return Ok(false);
+    }
+    let LinearActMul { out, x, weight, bias, activation, live, .. } = *op;
+    let activation = Some(activation);
+    product(recorder, &Product { name: "linear_act_mul", out, x, weight, bias, residual: None, activation, live })?;
+    Ok(true)
+}
+
+fn product(recorder: &mut CudaRecorder, op: &Product<'_>) -> Result<()> {
+    let (weight, rows) = (op.weight, op.out.rows());
+    if rows == 0 || weight.rows() == 0 {
+        return Ok(());
+    }
+    let mut params = params(recorder, op)?;
+    match weight.format() {
+        WeightFormat::Float(DType::F32) => launch(recorder, &F32, FEW_FLOATS, params),
+        WeightFormat::Float(DType::BF16) if rows <= BF16_DIRECT.few[0].rows && params.vectors == 1 => {
+            launch(recorder, &BF16_DIRECT, FEW, params)
+        }
+        WeightFormat::Float(DType::BF16) => {
+            let scratch = Scratch::of_bf16(rows, weight.cols());
+            params.copy = recorder.scratch(scratch.bytes)?;
+            params.copy_bytes = scratch.row as u32;
+            recorder.launch((BF16.module, "linear_bf16_x"), [rows, 1, 1], THREADS, 0, &params)?;
+            launch(recorder, &BF16, FEW, params)
+        }
+        WeightFormat::Float(_) => launch(recorder, &F16, FEW_FLOATS, params),
+        format => {
+            let (kernels, x) = if format == WeightFormat::Q8 { (&Q8, "linear_q8_x") } else { (&Q4, "linear_q4_x") };
+            let scratch = Scratch::of_bytes(rows, weight.cols());
+            params.copy = recorder.scratch(scratch.bytes)?;
+            params.rests = params.copy + scratch.rests as u64;
+            params.row_scales = params.copy + scratch.row_scales as u64;
+            // The lines of x are as long as those of weights, in input features.
+            let block = if format == WeightFormat::Q8 { BLOCK } else { Q4_BLOCK };
+            params.copy_bytes = (weight.blocks() * block) as u32;
+            recorder.launch((kernels.module, x), [rows, 1, 1], THREADS, 0, &params)?;
+            launch(recorder, kernels, FEW, params)
+        }
+    }
+}
+
+fn params(recorder: &mut CudaRecorder, op: &Product<'_>) -> Result<Params> {
+    let weight = op.weight;
+    recorder.weights.push(weight.clone());
+    let (x, x_stride) = (recorder.address(op.x), op.x.row_stride());
+    // Segments are of whole steps of 64 numbers, whatever a number's size.
+    let step = match weight.format() {
+        WeightFormat::Float(dtype) => 64 * dtype.size() / BLOCK,
+        _ => 1,
+    };
+    let layout = match (weight.gated(), op.activation) {
+        (false, _) => 0,
+        (true, None) => 1,
+        (true, Some(_)) => 2,
+    };
+    Ok(Params {
+        out: recorder.address(op.out),
+        x,
+        weight: weight.address(),
+        multipliers: weight.multipliers(),
+        scales: weight.scales(),
+        bias: recorder.address_of(op.bias),
+        residual: recorder.address_of(op.residual),
+        live: recorder.live(op.name, op.live)?,
+        copy: 0,
+        rests: 0,
+        row_scales: 0,
+        rows: op.out.rows() as u32,
+        width: weight.cols() as u32,
+        features: weight.rows() as u32,
+        panels: weight.panels() as u32,
+        blocks: weight.blocks() as u32,
+        segment: ((weight.blocks() / step).div_ceil(SEGMENTS) * step) as u32,
+        copy_bytes: 0,
+        x_stride: x_stride as u32,
+        out_stride: op.out.row_stride() as u32,
+        residual_stride: op.residual.map_or(0, Tensor::row_stride) as u32,
+        layout,
+        function: op.activation.map_or(Ok(0), |activation| function(op.name, activation))?,
+        vectors: u32::from(x.is_multiple_of(16) && x_stride.is_multiple_of(4) && weight.cols().is_multiple_of(4)),
+        groups: 1,
+    })
+}
+
+fn launch(recorder: &mut CudaRecorder, kernels: &Kernels, most: usize, mut params: Params) -> Result<()> {
+    let (rows, panels) = (params.rows as usize, params.panels as usize);
+    if rows <= most {
+        // Where all rows do not fit a block, others take the same weights at the same time.
+        let largest = &kernels.few[kernels.few.len() - 1];
+        let few = kernels.few.iter().find(|few| rows <= few.rows).unwrap_or(largest);
+        let groups = rows.div_ceil(few.rows);
+        params.groups = groups as u32;
+        let grid = [panels.div_ceil(few.panels) * groups, 1, 1];
+        return recorder.launch((kernels.module, few.name), grid, THREADS, 0, &params);
+    }
+    // Blocks next to each other have the same weights.
+    let grid = |tile: &Tile| [rows.div_ceil(tile.size), (panels * 16).div_ceil(tile.size), 1];
+    let processors = recorder.device.driver().description().processors as usize;
+    let fills = |tile: &&Tile| grid(tile).iter().product::<usize>() >= processors;
+    let tile = kernels.tiles.iter().find(fills).unwrap_or(&kernels.tiles[kernels.tiles.len() - 1]);
+    recorder.launch((kernels.module, tile.name), grid(tile), tile.threads, tile.shared, &params)
+}

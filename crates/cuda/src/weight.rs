@@ -1,0 +1,422 @@
+//! Packed weights: see `kernels/cuda/weight.cuh` for how they lie.
+use crate::{CudaBackend, CudaBuffer};
+use anyfleet_tensor::{DType, Error, HostPart, HostWeight, Result, WeightFormat, quant};
+use half::{bf16, f16};
+use rayon::prelude::*;
+use std::sync::Arc;
+
+/// Output features of a panel, of which a gated matrix has eight with what they are multiplied with.
+const PANEL: usize = 16;
+/// Bytes of a row that a fragment's four lanes load at once.
+pub(crate) const BLOCK: usize = 64;
+/// Input features of a block of q4, and bytes of a panel's multipliers of it.
+pub(crate) const Q4_BLOCK: usize = 128;
+const Q4_MULTIPLIERS: usize = PANEL * Q4_BLOCK / quant::GROUP;
+/// What is packed on the host before it is sent, in bytes.
+const CHUNK: usize = 32 << 20;
+
+/// A matrix on the device.
+#[derive(Clone)]
+pub struct CudaWeight(Arc<Matrix>);
+
+struct Matrix {
+    rows: usize,
+    cols: usize,
+    format: WeightFormat,
+    gated: bool,
+    layout: Layout,
+    buffer: CudaBuffer,
+}
+
+/// Sizes of what is kept: weights, then multipliers, then scales.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Layout {
+    panels: usize,
+    /// Bytes of a row of weights.
+    row: usize,
+    /// Bytes of a panel's multipliers, and of its scales.
+    multipliers: usize,
+    scales: usize,
+}
+
+impl Layout {
+    fn new(rows: usize, cols: usize, format: WeightFormat) -> Layout {
+        let row = match format {
+            WeightFormat::Float(dtype) => cols.next_multiple_of(64) * dtype.size(),
+            WeightFormat::Q8 => cols.next_multiple_of(BLOCK),
+            _ => cols.next_multiple_of(Q4_BLOCK) / 2,
+        };
+        let multipliers = if format == WeightFormat::Q4 { row / BLOCK * Q4_MULTIPLIERS } else { 0 };
+        let scales = if matches!(format, WeightFormat::Float(_)) { 0 } else { PANEL * 4 };
+        Layout { panels: rows.div_ceil(PANEL), row, multipliers, scales }
+    }
+    fn panel(&self) -> usize {
+        PANEL * self.row
+    }
+    /// Where the multipliers and the scales of panel `panel` begin.
+    fn multipliers_at(&self, panel: usize) -> usize {
+        self.panels * self.panel() + panel * self.multipliers
+    }
+    fn scales_at(&self, panel: usize) -> usize {
+        self.multipliers_at(self.panels) + panel * self.scales
+    }
+    fn bytes(&self) -> usize {
+        self.scales_at(self.panels)
+    }
+}
+
+/// Device bytes of a matrix.
+pub(crate) fn bytes(rows: usize, cols: usize, format: WeightFormat) -> usize {
+    Layout::new(rows, cols, format).bytes()
+}
+
+impl CudaWeight {
+    pub(crate) fn rows(&self) -> usize {
+        self.0.rows
+    }
+    pub(crate) fn cols(&self) -> usize {
+        self.0.cols
+    }
+    pub(crate) fn format(&self) -> WeightFormat {
+        self.0.format
+    }
+    /// Whether rows are beside their gates.
+    pub(crate) fn gated(&self) -> bool {
+        self.0.gated
+    }
+    pub(crate) fn panels(&self) -> usize {
+        self.0.layout.panels
+    }
+    /// Blocks of a row.
+    pub(crate) fn blocks(&self) -> usize {
+        self.0.layout.row / BLOCK
+    }
+    /// Where the weights begin on the device.
+    pub(crate) fn address(&self) -> u64 {
+        self.0.buffer.address()
+    }
+    /// Where the multipliers and scales begin; 0 where there are none.
+    pub(crate) fn multipliers(&self) -> u64 {
+        self.place(self.0.layout.multipliers, self.0.layout.multipliers_at(0))
+    }
+    pub(crate) fn scales(&self) -> u64 {
+        self.place(self.0.layout.scales, self.0.layout.scales_at(0))
+    }
+    fn place(&self, size: usize, at: usize) -> u64 {
+        if size == 0 { 0 } else { self.address() + at as u64 }
+    }
+
+    pub(crate) fn load(device: &CudaBackend, weight: &HostWeight<'_>) -> Result<CudaWeight> {
+        weight.check()?;
+        let (rows, cols, format) = (weight.rows(), weight.cols, weight.store);
+        let bad = |reason: String| Error::Weight { name: weight.name.clone(), reason };
+        match format {
+            WeightFormat::Float(dtype) if !dtype.is_float() => {
+                return Err(bad(format!("the CUDA backend keeps no matrices of {dtype}; use bf16")));
+            }
+            WeightFormat::Q8 | WeightFormat::Q4 if cols > quant::FEATURES => {
+                let most = quant::FEATURES;
+                return Err(bad(format!("{cols} input features are too many for {format}, at most {most}; use bf16")));
+            }
+            _ => {}
+        }
+        let layout = Layout::new(rows, cols, format);
+        if rows.max(layout.row) > u32::MAX as usize / 2 {
+            return Err(bad(format!("{rows} x {cols} is more than kernels count")));
+        }
+        let gated = weight.gated && rows.is_multiple_of(2);
+        let buffer = CudaBuffer::new(device.driver(), layout.bytes(), &weight.name)?;
+        let write = |at: usize, bytes: &[u8]| match bytes {
+            [] => Ok(()),
+            _ => device.driver().write(buffer.address() + at as u64, bytes),
+        };
+        let packer = Packer { weight, rows, cols, format, gated, layout };
+        if packer.as_it_lies() {
+            let mut at = 0;
+            for part in &weight.parts {
+                write(at, part.bytes)?;
+                at += part.bytes.len();
+            }
+            write(at, &vec![0; layout.bytes() - at])?;
+        } else {
+            let most = (CHUNK / layout.panel().max(1)).max(1);
+            for first in (0..layout.panels).step_by(most) {
+                let packed = packer.pack(first, most.min(layout.panels - first));
+                write(first * layout.panel(), &packed.rows)?;
+                write(layout.multipliers_at(first), &packed.multipliers)?;
+                write(layout.scales_at(first), &packed.scales)?;
+            }
+        }
+        Ok(CudaWeight(Arc::new(Matrix { rows, cols, format, gated, layout, buffer })))
+    }
+}
+
+/// Brings rows of the checkpoint into panels.
+struct Packer<'a> {
+    weight: &'a HostWeight<'a>,
+    rows: usize,
+    cols: usize,
+    format: WeightFormat,
+    gated: bool,
+    layout: Layout,
+}
+
+/// Some panels.
+struct Packed {
+    rows: Vec<u8>,
+    multipliers: Vec<u8>,
+    scales: Vec<u8>,
+}
+
+/// A panel's places in it.
+struct Panel<'a> {
+    rows: &'a mut [u8],
+    multipliers: &'a mut [u8],
+    scales: &'a mut [u8],
+}
+
+/// What a thread works with: a row as numbers, as quantized ones, and its groups' multipliers.
+struct Row {
+    values: Vec<f32>,
+    quantized: Vec<i8>,
+    groups: Vec<i8>,
+}
+
+impl Packer<'_> {
+    /// Whether the checkpoint's bytes are what is kept, but for rows of padding.
+    fn as_it_lies(&self) -> bool {
+        let same = |part: &HostPart<'_>| self.format == WeightFormat::Float(part.dtype);
+        !self.gated && self.cols.is_multiple_of(64) && self.weight.parts.iter().all(same)
+    }
+
+    /// The output feature in row `row` of panel `panel`, if there is one.
+    fn feature(&self, panel: usize, row: usize) -> Option<usize> {
+        if !self.gated {
+            return Some(panel * PANEL + row).filter(|&feature| feature < self.rows);
+        }
+        let (half, width) = (self.rows / 2, PANEL / 2);
+        let feature = panel * width + row % width;
+        (feature < half).then_some(if row < width { feature } else { half + feature })
+    }
+
+    fn pack(&self, first: usize, panels: usize) -> Packed {
+        let layout = self.layout;
+        let [mut rows, mut multipliers, mut scales] =
+            [layout.panel(), layout.multipliers, layout.scales].map(|size| vec![0u8; panels * size]);
+        let scratch = || Row {
+            values: vec![0.0; self.cols],
+            quantized: vec![0; self.cols],
+            groups: vec![0; self.cols.div_ceil(quant::GROUP)],
+        };
+        let mut pieces = (chunks(&mut multipliers, layout.multipliers), chunks(&mut scales, layout.scales));
+        let work: Vec<_> = rows
+            .chunks_exact_mut(layout.panel())
+            .map(|rows| Panel {
+                rows,
+                multipliers: pieces.0.next().unwrap_or_default(),
+                scales: pieces.1.next().unwrap_or_default(),
+            })
+            .collect();
+        drop(pieces);
+        work.into_par_iter().enumerate().for_each_init(scratch, |scratch, (panel, mut to)| {
+            for row in 0..PANEL {
+                if let Some(feature) = self.feature(first + panel, row) {
+                    self.pack_row(feature, row, scratch, &mut to);
+                }
+            }
+        });
+        Packed { rows, multipliers, scales }
+    }
+
+    /// Puts output feature `feature` into a panel's row.
+    fn pack_row(&self, feature: usize, row: usize, scratch: &mut Row, to: &mut Panel<'_>) {
+        let (part, cells) = self.cells(feature);
+        let target = &mut to.rows[row * self.layout.row..][..self.layout.row];
+        if self.format == WeightFormat::Float(part.dtype) {
+            return target[..cells.len()].copy_from_slice(cells);
+        }
+        widen(part.dtype, cells, &mut scratch.values);
+        let scale = match self.format {
+            WeightFormat::Float(dtype) => return narrow(dtype, &scratch.values, target),
+            WeightFormat::Q8 => quant::q8_row(&scratch.values, bytemuck::cast_slice_mut(target)),
+            _ => {
+                let scale = quant::q4_row(&scratch.values, &mut scratch.quantized, &mut scratch.groups);
+                put_nibbles(&scratch.quantized, target);
+                put_multipliers(&scratch.groups, row, to.multipliers);
+                scale
+            }
+        };
+        to.scales[4 * row..][..4].copy_from_slice(&scale.to_le_bytes());
+    }
+
+    /// Output row `row` as the checkpoint has it.
+    fn cells(&self, mut row: usize) -> (&HostPart<'_>, &[u8]) {
+        for part in &self.weight.parts {
+            if row < part.rows {
+                let size = self.cols * part.dtype.size();
+                return (part, &part.bytes[row * size..][..size]);
+            }
+            row -= part.rows;
+        }
+        unreachable!("the weight was checked: it has row {row}")
+    }
+}
+
+/// Pieces of `size` bytes; none of size 0.
+fn chunks(all: &mut [u8], size: usize) -> std::slice::ChunksExactMut<'_, u8> {
+    all.chunks_exact_mut(size.max(1))
+}
+
+/// A row of q4: `q4_place` of `weight.cuh`.
+fn put_nibbles(quantized: &[i8], row: &mut [u8]) {
+    for (values, block) in quantized.chunks(Q4_BLOCK).zip(row.chunks_exact_mut(BLOCK)) {
+        for (group, values) in values.chunks(quant::GROUP).enumerate() {
+            for (k, &q) in values.iter().enumerate() {
+                // Sixteen bytes for each lane, of a group a word of four.
+                let byte = k % 16 / 4 * 16 + group * 4 + k % 4;
+                block[byte] |= (q as u8 & 15) << (k / 16 * 4);
+            }
+        }
+    }
+}
+
+/// Multipliers of row `row` of a panel: `q4_multipliers` of `weight.cuh`.
+fn put_multipliers(groups: &[i8], row: usize, panel: &mut [u8]) {
+    let place = (row % 8 * 2 + row / 8) * 4;
+    for (groups, block) in groups.chunks(4).zip(panel.chunks_exact_mut(Q4_MULTIPLIERS)) {
+        block[place..][..groups.len()].copy_from_slice(bytemuck::cast_slice(groups));
+    }
+}
+
+fn narrow(dtype: DType, values: &[f32], row: &mut [u8]) {
+    for (cell, &value) in row.chunks_exact_mut(dtype.size()).zip(values) {
+        match dtype {
+            DType::F32 => cell.copy_from_slice(&value.to_le_bytes()),
+            DType::BF16 => cell.copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
+            _ => cell.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
+        }
+    }
+}
+
+fn widen(dtype: DType, cells: &[u8], values: &mut [f32]) {
+    for (value, cell) in values.iter_mut().zip(cells.chunks_exact(dtype.size())) {
+        *value = match dtype {
+            DType::F32 => bytemuck::pod_read_unaligned(cell),
+            DType::BF16 => bytemuck::pod_read_unaligned::<bf16>(cell).to_f32(),
+            _ => bytemuck::pod_read_unaligned::<f16>(cell).to_f32(),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FORMATS: [WeightFormat; 5] = [
+        WeightFormat::Float(DType::F32),
+        WeightFormat::Float(DType::BF16),
+        WeightFormat::Float(DType::F16),
+        WeightFormat::Q8,
+        WeightFormat::Q4,
+    ];
+
+    fn wave(n: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * 37 % 101) as f32 - 50.0) / 31.0).collect()
+    }
+
+    fn packed<'a>(weight: &'a HostWeight<'a>) -> (Layout, Packed) {
+        let (rows, cols, format) = (weight.rows(), weight.cols, weight.store);
+        let layout = Layout::new(rows, cols, format);
+        let packer = Packer { weight, rows, cols, format, gated: weight.gated, layout };
+        (layout, packer.pack(0, layout.panels))
+    }
+
+    fn weight(values: &[f32], cols: usize, store: WeightFormat, gated: bool) -> HostWeight<'_> {
+        let part = HostPart { dtype: DType::F32, rows: values.len() / cols, bytes: bytemuck::cast_slice(values) };
+        HostWeight { name: "w".into(), cols, parts: vec![part], store, gated }
+    }
+
+    #[test]
+    fn a_row_of_q4_can_be_read_as_kernels_read_it() {
+        let (rows, cols) = (19, 200);
+        let values = wave(rows * cols);
+        let host = weight(&values, cols, WeightFormat::Q4, false);
+        let (layout, packed) = packed(&host);
+        let blocks = layout.row / BLOCK;
+        for row in 0..rows {
+            let (mut q, mut groups) = (vec![0; cols], vec![0; cols.div_ceil(quant::GROUP)]);
+            let scale = quant::q4_row(&values[row * cols..][..cols], &mut q, &mut groups);
+            assert_eq!(packed.scales[4 * row..][..4], scale.to_le_bytes());
+            q.resize(blocks * Q4_BLOCK, 0);
+            groups.resize(blocks * 4, 0);
+            for (block, group) in (0..blocks).flat_map(|block| (0..4).map(move |group| (block, group))) {
+                let place =
+                    row / PANEL * layout.multipliers + block * Q4_MULTIPLIERS + (row % 8 * 2 + row % 16 / 8) * 4;
+                assert_eq!(packed.multipliers[place + group] as i8, groups[block * 4 + group]);
+                for lane in 0..4 {
+                    // What a lane has of a group: four bytes, whose halves are columns 4 * lane and those + 16.
+                    let word = &packed.rows[row * layout.row + block * BLOCK + lane * 16 + group * 4..][..4];
+                    let first = block * Q4_BLOCK + group * quant::GROUP + 4 * lane;
+                    let low: Vec<i8> = word.iter().map(|&byte| (byte << 4) as i8 >> 4).collect();
+                    let high: Vec<i8> = word.iter().map(|&byte| (byte & 0xf0) as i8 >> 4).collect();
+                    assert_eq!((&low[..], &high[..]), (&q[first..][..4], &q[first + 16..][..4]), "row {row}");
+                }
+            }
+        }
+        assert!(packed.rows[rows * layout.row..].iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn gates_are_eight_rows_before_what_they_are_multiplied_with() {
+        let (half, cols) = (11, 3);
+        let values: Vec<f32> = (0..2 * half * cols).map(|i| i as f32).collect();
+        let host = weight(&values, cols, WeightFormat::Float(DType::F32), true);
+        let (layout, packed) = packed(&host);
+        let got: &[f32] = bytemuck::cast_slice(&packed.rows);
+        for feature in 0..half {
+            let row = feature / 8 * PANEL + feature % 8;
+            for (row, feature) in [(row, feature), (row + 8, half + feature)] {
+                assert_eq!(got[row * layout.row / 4..][..cols], values[feature * cols..][..cols]);
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_are_those_stated_and_rows_begin_at_whole_blocks() {
+        let (device, recorded) = CudaBackend::recording();
+        for (rows, cols) in [(1, 1), (16, 64), (17, 65), (34, 200)] {
+            for store in FORMATS {
+                for gated in [false, true] {
+                    let before = recorded.bytes();
+                    let values = wave(rows * cols);
+                    let loaded = CudaWeight::load(&device, &weight(&values, cols, store, gated)).unwrap();
+                    assert_eq!(recorded.bytes() - before, bytes(rows, cols, store) as u64);
+                    assert!(loaded.0.layout.row.is_multiple_of(BLOCK));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_of_the_kept_type_is_sent_as_it_lies() {
+        let (device, recorded) = CudaBackend::recording();
+        let values = wave(20 * 64);
+        let store = WeightFormat::Float(DType::F32);
+        CudaWeight::load(&device, &weight(&values, 64, store, false)).unwrap();
+        // The rows, and those of padding.
+        assert_eq!(recorded.writes(), 2);
+    }
+
+    #[test]
+    fn wide_integers_are_refused() {
+        let (device, _) = CudaBackend::recording();
+        for (cols, fits) in [(quant::FEATURES, true), (quant::FEATURES + 1, false)] {
+            let values = vec![1.0; cols];
+            let got = CudaWeight::load(&device, &weight(&values, cols, WeightFormat::Q8, false));
+            assert_eq!(got.is_ok(), fits);
+            if let Err(e) = got {
+                assert!(e.to_string().contains("133144"), "{e}");
+            }
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Products of bytes have the bits that `quant.rs` states, and all products the same in every kernel.
+#![cfg(feature = "emulate")]
+use anyfleet_cuda::{CudaBackend, CudaOptions, CudaWeight};
+use anyfleet_tensor::ops::Linear;
+use anyfleet_tensor::quant::{self, ByteRow};
+use anyfleet_tensor::{Backend, DType, HostPart, HostWeight, Live, Readback, StepHeader, Tensor, WeightFormat};
+
+const N: usize = 88;
+
+/// Numbers that look random, between -1 and 1.
+fn noise(seed: u32, n: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761) | 1;
+    let next = |_| {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state as i32 as f32 / i32::MAX as f32
+    };
+    (0..n).map(next).collect()
+}
+
+/// Rows whose scales are hard to find.
+fn rows(k: usize) -> Vec<Vec<f32>> {
+    let scaled = |seed: u32, by: f32| noise(seed, k).into_iter().map(|v| v * by).collect::<Vec<_>>();
+    let with = |seed: u32, value: f32| {
+        let mut row = scaled(seed, 1.0);
+        row[seed as usize * 7 % k] = value;
+        row
+    };
+    let mut rows = vec![scaled(1, 1.0), scaled(2, 1e37), scaled(3, 1e-42), vec![0.0; k], with(4, 300.0), with(5, -5e4)];
+    rows.extend([f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX].map(|value| with(6, value)));
+    // At the limit between rows with a rest and without: the order of the sum decides.
+    for seed in 10..14 {
+        let mut row = scaled(seed, 1.0);
+        row[k / 2] = 0.0;
+        let others: f64 = row.iter().map(|v| f64::from(v.abs())).sum();
+        let limit = f64::from(quant::OUTLIER) * others / (k as f64 - f64::from(quant::OUTLIER));
+        for ulps in -3..=3 {
+            row[k / 2] = f32::from_bits((limit as f32).to_bits().wrapping_add_signed(ulps));
+            rows.push(row.clone());
+        }
+    }
+    rows
+}
+
+/// The integers of a row of weights, multipliers applied, and its scale.
+fn integers(w: &[f32], format: WeightFormat) -> (Vec<i64>, f32) {
+    let mut q = vec![0; w.len()];
+    if format == WeightFormat::Q8 {
+        let scale = quant::q8_row(w, &mut q);
+        return (q.into_iter().map(i64::from).collect(), scale);
+    }
+    let mut groups = vec![0; w.len().div_ceil(quant::GROUP)];
+    let scale = quant::q4_row(w, &mut q, &mut groups);
+    let times = |(k, &q): (usize, &i8)| i64::from(q) * i64::from(groups[k / quant::GROUP]);
+    (q.iter().enumerate().map(times).collect(), scale)
+}
+
+fn expected(x: &[f32], weights: &[(Vec<i64>, f32)], bias: &[f32], residual: &[f32]) -> Vec<f32> {
+    let row = ByteRow::new(x);
+    let value = |(n, (w, scale)): (usize, &(Vec<i64>, f32))| {
+        let sum = |bytes: &[i8]| bytes.iter().zip(w).map(|(&x, w)| i64::from(x) * w).sum::<i64>() as f32;
+        let whole = sum(&row.bytes) * row.scale;
+        let value = row.rest.as_ref().map_or(whole, |(scale, bytes)| sum(bytes).mul_add(*scale, whole));
+        value * scale + bias[n] + residual[n]
+    };
+    weights.iter().enumerate().map(value).collect()
+}
+
+fn tensor(device: &CudaBackend, shape: &[usize], values: &[f32]) -> Tensor<CudaBackend> {
+    let tensor = Tensor::new(device, DType::F32, shape).unwrap();
+    device.write(&tensor, bytemuck::cast_slice(values)).unwrap();
+    tensor
+}
+
+/// The devices there are: the emulated one, and a GPU.
+fn devices() -> Vec<CudaBackend> {
+    let emulated = CudaBackend::emulated();
+    if let Err(reason) = &emulated {
+        let required = std::env::var("ANYFLEET_REQUIRE").unwrap_or_default();
+        assert!(!required.split(',').any(|name| name.trim() == "cuda"), "ANYFLEET_REQUIRE={required}: {reason}");
+        eprintln!("SKIPPED on cuda: {reason} (ANYFLEET_REQUIRE=cuda makes this a failure)");
+    }
+    emulated.into_iter().chain(CudaBackend::new(&CudaOptions::default())).collect()
+}
+
+fn load(device: &CudaBackend, w: &[f32], k: usize, store: WeightFormat, gated: bool) -> CudaWeight {
+    let parts = vec![HostPart { dtype: DType::F32, rows: N, bytes: bytemuck::cast_slice(w) }];
+    device.load(HostWeight { name: "w".into(), cols: k, parts, store, gated }).unwrap()
+}
+
+/// Of `capacity` rows, of which those of `x` are live; with bias and residual where they are `added`.
+fn product(device: &CudaBackend, weight: &CudaWeight, x: &[f32], capacity: usize, added: bool) -> Vec<f32> {
+    let (_, k) = CudaBackend::weight_shape(weight);
+    let rows = x.len() / k;
+    let [bias, residual] =
+        [tensor(device, &[N], &noise(7, N)), tensor(device, &[capacity, N], &noise(8, capacity * N))];
+    let header = Tensor::new(device, DType::U32, &[4]).unwrap();
+    let counts = StepHeader { tokens: rows as u32, ..StepHeader::default() };
+    device.write(&header, bytemuck::bytes_of(&counts)).unwrap();
+    let (x, out) = (tensor(device, &[capacity, k], x), tensor(device, &[capacity, N], &[]));
+    let [bias, residual] = [&bias, &residual].map(|tensor| added.then_some(tensor));
+    device
+        .run(|encoder| {
+            encoder.header(&header);
+            encoder.linear(Linear { out: &out, x: &x, weight, bias, residual, live: Live::Tokens });
+        })
+        .unwrap();
+    let mut got = vec![0.0f32; capacity * N];
+    device.read(&out).unwrap().wait(bytemuck::cast_slice_mut(&mut got)).unwrap();
+    got.truncate(rows * N);
+    got
+}
+
+fn same(got: f32, want: f32) -> bool {
+    got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan()
+}
+
+#[test]
+fn products_of_bytes_have_the_bits_that_are_stated() {
+    for (device, format, k) in devices().iter().flat_map(|device| {
+        let sizes =
+            [(WeightFormat::Q8, 130), (WeightFormat::Q8, 1000), (WeightFormat::Q4, 130), (WeightFormat::Q4, 1000)];
+        sizes.map(|(format, k)| (device, format, k))
+    }) {
+        let w = noise(99, N * k);
+        let weight = load(device, &w, k, format, false);
+        let weights: Vec<_> = w.chunks(k).map(|w| integers(w, format)).collect();
+        let (bias, rows) = (noise(7, N), rows(k));
+        for count in [1, 3, 13, 40, 64, 65, 200] {
+            let x: Vec<f32> = rows.iter().cycle().skip(count).take(count).flatten().copied().collect();
+            let got = product(device, &weight, &x, count, true);
+            let residual = noise(8, count * N);
+            for (i, ((x, got), residual)) in x.chunks(k).zip(got.chunks(N)).zip(residual.chunks(N)).enumerate() {
+                for (n, (&got, want)) in got.iter().zip(expected(x, &weights, &bias, residual)).enumerate() {
+                    let place = format!("{format}, K {k}, row {i} of {count}, feature {n}");
+                    assert!(same(got, want), "{place}: {got:e}, expected {want:e}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_in_every_kernel() {
+    let floats = [DType::F32, DType::BF16, DType::F16].map(WeightFormat::Float);
+    for device in devices() {
+        for format in floats.into_iter().chain([WeightFormat::Q8, WeightFormat::Q4]) {
+            // More than one turn of all rings, and segments that are not full.
+            for k in [998, 2052] {
+                let [weight, gated] = [false, true].map(|gated| load(&device, &noise(98, N * k), k, format, gated));
+                let x = noise(97, 200 * k);
+                let want = product(&device, &weight, &x, 200, false);
+                for (rows, capacity) in
+                    [(1, 1), (1, 64), (8, 8), (9, 9), (17, 32), (33, 60), (64, 64), (66, 70), (140, 200)]
+                {
+                    for weight in [&weight, &gated] {
+                        let got = product(&device, weight, &x[..rows * k], capacity, false);
+                        let differs = got.iter().zip(&want).position(|(&got, &want)| !same(got, want));
+                        assert_eq!(differs, None, "{format}, K {k}, {rows} rows of {capacity}");
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,307 @@
+// Attention over caches of f16 or f32, with f32 products one by one: as in `attention_matrix.cuh`, for caches that are kept
+// for their accuracy. The floor is the rate of multiply-adds; what a chunk needs is loaded before it is used, not meanwhile.
+#include "attention.cuh"
+
+namespace attention_float {
+using namespace attention;
+
+const u32 ROWS = 16;
+// Half of the block has half of the rows each, a thread a key or every 64th column.
+const u32 OWN = ROWS / 2;
+
+struct Shared {
+    Tile tile;
+    // What some row sees, and what every row does.
+    Range needed, common;
+    float highest[WARPS][OWN];
+    float sums[WARPS][OWN];
+    // Thread r's, of row r: of this chunk, of the segment at hand, and of those before it.
+    float shrink[ROWS];
+    float total[ROWS];
+    float all_highest[ROWS], all_total[ROWS];
+    float before[ROWS], added[ROWS];
+    Range seen[ROWS];
+    // Where rows come from or go to: nothing where there is none.
+    const float* from[ROWS];
+    float* to[ROWS];
+    u32 places[CHUNK];
+};
+
+template <u32 D, bool HALF>
+struct Block {
+    // Rows of a matrix begin in different banks.
+    static const u32 ROW = D + 4;
+    static const u32 COLUMNS = D / 64;
+
+    const AttentionParams& p;
+    Shared& shared;
+    float* queries;
+    // Keys, then values.
+    float* cells;
+    float* weights;
+    u32 warp, lane, half;
+    // The thread's key in a chunk, and its first column.
+    u32 own;
+    u32 width;
+    // In shared memory, where they take no registers.
+    const Tile& tile;
+    const Range& needed;
+    const Range& common;
+    float sums[OWN][COLUMNS];
+    float all[OWN][COLUMNS];
+    float highest[OWN];
+    // Thread r's, of row r.
+    float own_highest;
+
+    SHARED_DEVICE Block(const AttentionParams& p, Shared& shared, u8* memory)
+        : p(p), shared(shared), warp(threadIdx.x / WARP), lane(threadIdx.x % WARP), half(threadIdx.x / CHUNK),
+          own(threadIdx.x % CHUNK), width(ceil_div(p.size, 4) * 4), tile(shared.tile), needed(shared.needed),
+          common(shared.common) {
+        queries = reinterpret_cast<float*>(memory);
+        cells = queries + ROWS * D;
+        weights = cells + CHUNK * ROW;
+    }
+
+    SHARED_DEVICE u32 row_of(u32 i) const { return OWN * half + i; }
+
+    SHARED_DEVICE void begin() {
+        for (u32 r = warp; r < ROWS; r += WARPS) {
+            const float* from = shared.from[r];
+            for (u32 c = lane; c < width; c += WARP) queries[r * D + c] = from && c < p.size ? from[c] : 0.0f;
+        }
+#pragma unroll
+        for (u32 i = 0; i < OWN; i++) {
+#pragma unroll
+            for (u32 j = 0; j < COLUMNS; j++) all[i][j] = 0.0f;
+        }
+        begin_segment();
+    }
+
+    SHARED_DEVICE void begin_segment() {
+        own_highest = LOWEST;
+        if (threadIdx.x < ROWS) shared.total[threadIdx.x] = 0.0f;
+#pragma unroll
+        for (u32 i = 0; i < OWN; i++) {
+            highest[i] = LOWEST;
+#pragma unroll
+            for (u32 j = 0; j < COLUMNS; j++) sums[i][j] = 0.0f;
+        }
+    }
+
+    // Loads the chunk's keys, or values, that some row sees; zeros for the others.
+    SHARED_DEVICE void load(const void* cache, u32 start) {
+        for (u32 key = warp; key < CHUNK; key += WARPS) {
+            bool seen = needed.has(start + key);
+            u64 first = seen ? u64(shared.places[key]) * p.size : 0;
+            for (u32 c = lane; c < width; c += WARP) {
+                float x = 0.0f;
+                if (seen && c < p.size) {
+                    x = HALF ? half_float(static_cast<const u16*>(cache)[first + c])
+                             : static_cast<const float*>(cache)[first + c];
+                }
+                cells[key * ROW + c] = x;
+            }
+        }
+    }
+
+    // Scores of the thread's key.
+    SHARED_DEVICE void score(float (&scores)[OWN], u32 start, bool partial) {
+#pragma unroll
+        for (u32 i = 0; i < OWN; i++) scores[i] = 0.0f;
+        const float* key = cells + own * ROW;
+        for (u32 c = 0; c < width; c += 4) {
+            float4 k = *reinterpret_cast<const float4*>(key + c);
+#pragma unroll
+            for (u32 i = 0; i < OWN; i++) {
+                float4 q = *reinterpret_cast<const float4*>(queries + row_of(i) * D + c);
+                scores[i] = fmaf(q.w, k.w, fmaf(q.z, k.z, fmaf(q.y, k.y, fmaf(q.x, k.x, scores[i]))));
+            }
+        }
+#pragma unroll
+        for (u32 i = 0; i < OWN; i++) {
+            bool seen = !partial || shared.seen[row_of(i)].has(start + own);
+            scores[i] = seen ? scores[i] * p.scale : -infinity();
+            float most = warp_max(scores[i]);
+            if (lane == 0) shared.highest[warp][i] = most;
+        }
+    }
+
+    // The highest score of row `i` of a half so far.
+    SHARED_DEVICE float highest_of(float most, u32 half, u32 i) const {
+        return fmaxf(most, fmaxf(shared.highest[2 * half][i], shared.highest[2 * half + 1][i]));
+    }
+
+    // Turns scores into weights.
+    SHARED_DEVICE void weigh(const float (&scores)[OWN]) {
+#pragma unroll
+        for (u32 i = 0; i < OWN; i++) {
+            highest[i] = highest_of(highest[i], half, i);
+            float weight = exact_exp(scores[i] - highest[i]);
+            weights[row_of(i) * CHUNK + own] = weight;
+            float sum = warp_sum(weight);
+            if (lane == 0) shared.sums[warp][i] = sum;
+        }
+        if (threadIdx.x < ROWS) {
+            float most = highest_of(own_highest, threadIdx.x / OWN, threadIdx.x % OWN);
+            shared.shrink[threadIdx.x] = exact_exp(own_highest - most);
+            own_highest = most;
+        }
+    }
+
+    // After the weights and their sums are there.
+    SHARED_DEVICE void shrink_sums() {
+#pragma unroll
+        for (u32 i = 0; i < OWN; i++) {
+            float shrink = shared.shrink[row_of(i)];
+#pragma unroll
+            for (u32 j = 0; j < COLUMNS; j++) sums[i][j] *= shrink;
+        }
+        if (threadIdx.x < ROWS) {
+            u32 r = threadIdx.x, first = 2 * (r / OWN), i = r % OWN;
+            shared.total[r] = fmaf(shared.total[r], shared.shrink[r], shared.sums[first][i] + shared.sums[first + 1][i]);
+        }
+    }
+
+    // Adds the weighted values. In a chunk that some row sees a part of, those that it does not see are left out: a weight
+    // of 0 does not hide a value that is not finite.
+    template <bool PARTIAL>
+    SHARED_DEVICE void add_values(u32 start) {
+        for (u32 key = 0; key < CHUNK; key += 4) {
+            float v[4][COLUMNS];
+#pragma unroll
+            for (u32 k = 0; k < 4; k++) {
+#pragma unroll
+                for (u32 j = 0; j < COLUMNS; j++) v[k][j] = cells[(key + k) * ROW + own + 64 * j];
+            }
+#pragma unroll
+            for (u32 i = 0; i < OWN; i++) {
+                float4 w = *reinterpret_cast<const float4*>(weights + row_of(i) * CHUNK + key);
+                float weight[4] = {w.x, w.y, w.z, w.w};
+                Range seen = {0, 0};
+                if (PARTIAL) seen = shared.seen[row_of(i)];
+#pragma unroll
+                for (u32 k = 0; k < 4; k++) {
+                    bool has = !PARTIAL || seen.has(start + key + k);
+#pragma unroll
+                    for (u32 j = 0; j < COLUMNS; j++) {
+                        sums[i][j] = has ? fmaf(weight[k], v[k][j], sums[i][j]) : sums[i][j];
+                    }
+                }
+            }
+        }
+    }
+
+    SHARED_DEVICE void leave_segment(u32 segment) {
+        if (threadIdx.x < ROWS) {
+            float* record = record_of(p, tile, threadIdx.x, segment);
+            if (record) {
+                record[0] = own_highest;
+                record[1] = shared.total[threadIdx.x];
+            }
+            shared.to[threadIdx.x] = record ? record + 2 : nullptr;
+        }
+        __syncthreads();
+        write(sums);
+    }
+
+    SHARED_DEVICE void fold_segment() {
+        if (threadIdx.x < ROWS) {
+            u32 r = threadIdx.x;
+            Fold fold = fold_of(shared.all_highest[r], own_highest);
+            shared.before[r] = fold.before;
+            shared.added[r] = fold.added;
+            shared.all_highest[r] = fold.highest;
+            shared.all_total[r] = folded(shared.all_total[r], fold.before, shared.total[r], fold.added);
+        }
+        __syncthreads();
+#pragma unroll
+        for (u32 i = 0; i < OWN; i++) {
+            float before = shared.before[row_of(i)], added = shared.added[row_of(i)];
+#pragma unroll
+            for (u32 j = 0; j < COLUMNS; j++) all[i][j] = folded(all[i][j], before, sums[i][j], added);
+        }
+    }
+
+    SHARED_DEVICE void finish() {
+        if (threadIdx.x < ROWS) shared.to[threadIdx.x] = head_of(p, tile, p.out, p.out_stride, threadIdx.x);
+        __syncthreads();
+#pragma unroll
+        for (u32 i = 0; i < OWN; i++) {
+            float total = shared.all_total[row_of(i)];
+#pragma unroll
+            for (u32 j = 0; j < COLUMNS; j++) all[i][j] = output(all[i][j], total);
+        }
+        write(all);
+    }
+
+    SHARED_DEVICE void write(const float (&from)[OWN][COLUMNS]) const {
+#pragma unroll
+        for (u32 i = 0; i < OWN; i++) {
+            float* to = shared.to[row_of(i)];
+            if (!to) continue;
+#pragma unroll
+            for (u32 j = 0; j < COLUMNS; j++) {
+                if (own + 64 * j < p.size) to[own + 64 * j] = from[i][j];
+            }
+        }
+    }
+
+    SHARED_DEVICE void run() {
+        Tile found;
+        if (!find_tile(p, ROWS, found)) return;
+        if (threadIdx.x == 0) {
+            Range first = seen_by(p, found, 0), last = seen_by(p, found, found.count - 1);
+            shared.tile = found;
+            shared.needed = {first.low, last.end};
+            shared.common = {last.low, first.end};
+        }
+        if (threadIdx.x < ROWS) {
+            shared.seen[threadIdx.x] = seen_by(p, found, threadIdx.x);
+            shared.from[threadIdx.x] = head_of(p, found, p.q, p.q_stride, threadIdx.x);
+            shared.all_highest[threadIdx.x] = LOWEST;
+            shared.all_total[threadIdx.x] = 0.0f;
+        }
+        __syncthreads();
+        begin();
+        Chunks chunks = chunks_of(needed);
+        for (; chunks.more(); chunks = chunks.next()) {
+            u32 start = chunks.start();
+            bool partial = start < common.low || start + CHUNK > common.end;
+            if (threadIdx.x < CHUNK) {
+                shared.places[own] = needed.has(start + own) ? key_place(p, tile, start + own) : 0;
+            }
+            __syncthreads();
+            load(p.k_cache, start);
+            __syncthreads();
+            float scores[OWN];
+            score(scores, start, partial);
+            __syncthreads();
+            weigh(scores);
+            load(p.v_cache, start);
+            __syncthreads();
+            shrink_sums();
+            if (partial) {
+                add_values<true>(start);
+            } else {
+                add_values<false>(start);
+            }
+            if (!chunks.ends_segment()) continue;
+            if (p.records) {
+                leave_segment(chunks.segment());
+            } else {
+                fold_segment();
+            }
+            begin_segment();
+        }
+        if (!p.records) finish();
+    }
+};
+}
+
+// As many blocks as 164 KiB of shared memory hold, and at most four: 128 registers a thread with four, 168 with three.
+#define ATTENTION(name, D, HALF, BLOCKS)                          \
+    KERNEL_OF_BLOCKS(name, 128, BLOCKS, AttentionParams) {        \
+        SHARED_BYTES(memory);                                     \
+        SHARED(attention_float::Shared, shared);                  \
+        attention_float::Block<D, HALF>(p, shared, memory).run(); \
+    }

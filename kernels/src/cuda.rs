@@ -1,0 +1,184 @@
+//! CUDA sources: a module for each op, or each type of its weights or caches, and what they include; how they are compiled,
+//! and where the result is kept.
+
+#[cfg(feature = "archive")]
+mod archive;
+#[cfg(feature = "nvrtc")]
+mod nvrtc;
+
+#[cfg(feature = "archive")]
+pub use archive::{Archive, pack};
+#[cfg(feature = "nvrtc")]
+pub use nvrtc::{Compiled, Nvrtc};
+
+/// How sources are compiled, here and at run time: other flags may give other bits.
+pub const FLAGS: [&str; 4] = [
+    "--std=c++17",
+    // Products and sums are rounded apart.
+    "--fmad=false",
+    // What a module includes has constants that it does not use.
+    "--diag-suppress=177",
+    // Registers and memory of each kernel, in the compiler's log.
+    "--ptxas-options=-v",
+];
+
+/// What an archive has code for: the devices of today, and text that drivers compile for those of tomorrow. NVRTC 12.8
+/// knows them all.
+pub const TARGETS: [&str; 7] = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120", "compute_80"];
+
+/// What a device's driver loads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// Instructions of one architecture.
+    Cubin(Vec<u8>),
+    /// PTX, with the NUL at its end that drivers ask for.
+    Ptx(Vec<u8>),
+}
+
+/// What the compiler is told for a device of this compute capability, e.g. 90.
+pub fn target(capability: u32) -> String {
+    // With the instructions that only this architecture has.
+    let suffix = if capability == 90 { "a" } else { "" };
+    format!("sm_{capability}{suffix}")
+}
+
+/// How near code for `target` is to a device: nothing where it does not run there. Instructions run on devices of the same
+/// generation that are not older, those of `sm_90a` on 9.0 alone; PTX, last of all, on all that are not older.
+pub fn nearness(target: &str, capability: u32) -> Option<u32> {
+    if let Some(oldest) = target.strip_prefix("compute_") {
+        return (oldest.parse::<u32>().ok()? <= capability).then_some(0);
+    }
+    let name = target.strip_prefix("sm_")?;
+    let number: u32 = name.trim_end_matches('a').parse().ok()?;
+    let runs =
+        if name.ends_with('a') { number == capability } else { number / 10 == capability / 10 && number <= capability };
+    runs.then_some(number)
+}
+
+/// A file of `kernels/cuda`.
+type File = (&'static str, &'static str);
+
+macro_rules! files {
+    ($($name:literal),* $(,)?) => { &[$(($name, include_str!(concat!("../cuda/", $name)))),*] };
+}
+
+/// What modules include.
+const HEADERS: &[File] = files![
+    "common.cuh",
+    "machine.cuh",
+    "activation.cuh",
+    "attention.cuh",
+    "attention_float.cuh",
+    "attention_matrix.cuh",
+    "block.cuh",
+    "weight.cuh",
+    "linear.cuh",
+    "linear_few.cuh",
+    "linear_tile.cuh",
+    "kv.cuh",
+    "sampling.cuh",
+    "vector.cuh",
+    "emulate/simt.h",
+    "emulate/fiber.h",
+    "emulate/intrinsics.h",
+    "emulate/tiles.h"
+];
+
+/// A source file is compiled by itself into a module of kernels.
+const SOURCES: &[File] = files![
+    "act_mul.cu",
+    "attention_bf16.cu",
+    "attention_f16.cu",
+    "attention_f32.cu",
+    "attention_i8.cu",
+    "attention_merge.cu",
+    "embed.cu",
+    "gather.cu",
+    "linear_bf16.cu",
+    "linear_bytes.cu",
+    "linear_float.cu",
+    "norm.cu",
+    "rate.cu",
+    "rope_kv.cu",
+    "sample.cu",
+];
+
+/// What launches kernels on the host; compiled beside the modules there.
+const RUNNER: File = ("emulate/run.cpp", include_str!("../cuda/emulate/run.cpp"));
+
+/// Names of all modules.
+pub fn modules() -> impl Iterator<Item = &'static str> {
+    SOURCES.iter().map(|(name, _)| name.trim_end_matches(".cu"))
+}
+
+/// The text of a module with everything it includes: a compiler needs no other file.
+///
+/// # Panics
+/// When there is no such module: a bug of the caller.
+pub fn source(module: &str) -> String {
+    let name = format!("{module}.cu");
+    let &(_, text) = SOURCES.iter().find(|(file, _)| *file == name).unwrap_or_else(|| panic!("kernels: no {name}"));
+    expand(text)
+}
+
+/// The text of what runs kernels on the host.
+pub fn runner() -> String {
+    expand(RUNNER.1)
+}
+
+/// SHA-256 of all sources that a device runs and of [`FLAGS`], as hexadecimal digits.
+pub fn hash() -> String {
+    let device = HEADERS.iter().filter(|(name, _)| !name.starts_with("emulate/"));
+    crate::digest(device.chain(SOURCES).map(|(_, text)| *text).chain(FLAGS))
+}
+
+/// Puts included files in the place of the lines that include them, each once.
+fn expand(text: &'static str) -> String {
+    fn add(text: &'static str, seen: &mut Vec<&'static str>, out: &mut String) {
+        for line in text.lines() {
+            let included = line.trim().strip_prefix("#include \"").and_then(|rest| rest.strip_suffix('"'));
+            // Files of the emulation name each other as they lie side by side.
+            let is = |file: &str, name| file == name || file.strip_prefix("emulate/") == Some(name);
+            match included.and_then(|name| HEADERS.iter().find(|(file, _)| is(file, name))) {
+                Some(&(file, text)) => {
+                    if !seen.contains(&file) {
+                        seen.push(file);
+                        add(text, seen, out);
+                    }
+                }
+                None => {
+                    out.push_str(line);
+                    out.push('\n');
+                }
+            }
+        }
+    }
+    let mut out = String::new();
+    add(text, &mut Vec::new(), &mut out);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_need_no_other_file() {
+        for module in modules() {
+            let text = source(module);
+            assert!(!text.contains("#include \""), "{module} includes a file that is not there");
+            assert_eq!(text.matches("const u32 WARP = ").count(), 1, "{module} includes common.cuh once");
+        }
+    }
+    #[test]
+    fn code_runs_on_its_generation() {
+        let best =
+            |capability| TARGETS.into_iter().max_by_key(|target| nearness(target, capability).map(|near| near + 1));
+        let chosen = [80, 86, 87, 89, 90, 100, 103, 110, 120, 121].map(|capability| best(capability).unwrap());
+        let expected =
+            ["sm_80", "sm_86", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_100", "compute_80", "sm_120", "sm_120"];
+        assert_eq!(chosen, expected);
+        assert!(TARGETS.into_iter().all(|target| nearness(target, 75).is_none()));
+        assert!(["", "sm_", "sm_a", "80", "compute_x"].into_iter().all(|target| nearness(target, 90).is_none()));
+    }
+}
