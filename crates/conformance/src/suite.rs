@@ -390,4 +390,9 @@ fn sample<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng) {
     let random =
         SampleCase { rows: 200, padding: 0, vocab: 100, logits: Logits::Smooth, mode, adjusted: true, live: Live::All };
     cases.push(Box::new(random));
+    // Vocabularies that kernels read in many pieces.
+    for (rows, vocab, logits) in [(24, 4099, Logits::Plateaus), (5, 60_001, Logits::Smooth)] {
+        let live = Live::LogitRows;
+        cases.push(Box::new(SampleCase { rows, padding: 1, vocab, logits, mode: None, adjusted: true, live }));
+    }
 }

@@ -5,6 +5,7 @@ use anyfleet_conformance::rng::seed_from_env;
 use anyfleet_conformance::suite::{Options, Tier, suite_with};
 use anyfleet_conformance::support;
 use anyfleet_cpu::{CpuBackend, CpuOptions, Isa};
+use anyfleet_cuda::{CudaBackend, CudaOptions};
 use anyfleet_tensor::{Backend, Gemm};
 use anyfleet_wgpu::{Variant, WgpuBackend, WgpuOptions};
 use std::path::PathBuf;
@@ -14,11 +15,12 @@ use std::time::Instant;
 const HELP: &str = "\
 Holds a backend to the naive reference, op by op.
 
-Usage: conformance [--device cpu|wgpu[:ADAPTER]] [--tier small|large] [--op NAME] [--case TEXT] [--threads N] [--variant NAME] [--gemm KIND] [--json FILE] [--verbose]
+Usage: conformance [--device cpu|cuda[:DEVICE]|wgpu[:ADAPTER]] [--tier small|large] [--op NAME] [--case TEXT] [--threads N] [--variant NAME] [--gemm KIND] [--json FILE] [--verbose]
        conformance --table [README]
 
-  --device DEVICE     the device to test: cpu (ANYFLEET_CPU chooses its kernel set), wgpu, or
-                      wgpu:ADAPTER with an adapter's number or a part of its name
+  --device DEVICE     the device to test: cpu (ANYFLEET_CPU chooses its kernel set), cuda, wgpu, or
+                      one of these with a number or a part of a name, as in wgpu:ADAPTER;
+                      cuda:emulated runs CUDA's kernels on the CPU and needs a C++ compiler
   --tier small|large  odd small shapes in seconds, or 8B shapes, 152k vocabularies,
                       32k contexts and buffers past 4 GiB in minutes (12 GiB of memory)
   --op NAME           only this op, e.g. linear
@@ -102,13 +104,18 @@ fn run(arguments: &Arguments) -> Result<Report, String> {
             let options = CpuOptions { threads: arguments.threads, isa: None };
             Ok(run_on(&CpuBackend::new(options).map_err(text)?, arguments))
         }
+        ("cuda", "emulated") => Ok(run_on(&CudaBackend::emulated().map_err(text)?, arguments)),
+        ("cuda", device) => {
+            let device = Some(device.to_owned()).filter(|device| !device.is_empty());
+            Ok(run_on(&CudaBackend::new(&CudaOptions { device, compiled: None }).map_err(text)?, arguments))
+        }
         ("wgpu", adapter) => {
             let adapter = Some(adapter.to_owned()).filter(|adapter| !adapter.is_empty());
             let (variant, gemm) = (arguments.variant, arguments.gemm);
             let options = WgpuOptions { adapter, variant, gemm, ..Default::default() };
             Ok(run_on(&WgpuBackend::new(&options).map_err(text)?, arguments))
         }
-        _ => Err(format!("--device {} does not exist; use cpu, wgpu or wgpu:ADAPTER", arguments.device)),
+        _ => Err(format!("--device {} does not exist; use cpu, cuda, wgpu or wgpu:ADAPTER", arguments.device)),
     }
 }
 
@@ -135,9 +142,12 @@ fn write_table(path: &std::path::Path, seed: u64) -> Result<(), String> {
         let device = WgpuBackend::new(&options(variant)).map_err(|e| e.to_string())?;
         vulkan.push(suite_with(&device, &Options::new(Tier::Small, seed), |_| {}));
     }
+    let cuda = CudaBackend::emulated().map_err(|e| e.to_string())?;
+    let cuda = suite_with(&cuda, &Options::new(Tier::Small, seed), |_| {});
     let named = |e: std::io::Error| format!("{}: {e}", path.display());
     let text = std::fs::read_to_string(path).map_err(named)?;
-    let table = support::table(&[("cpu", reports.iter().collect()), ("wgpu", vulkan.iter().collect())]);
+    let backends = [("cpu", reports.iter().collect()), ("cuda", vec![&cuda]), ("wgpu", vulkan.iter().collect())];
+    let table = support::table(&backends);
     let text = support::replace(&text, &table).map_err(|e| format!("{}: {e}", path.display()))?;
     std::fs::write(path, text).map_err(named)?;
     print!("{table}");

@@ -16,6 +16,8 @@ pub enum Logits {
     Smooth,
     /// Multiples of 1/4: many equal ones.
     Ties,
+    /// Whole numbers of 0 to 3: sets end amid hundreds of equal ones.
+    Plateaus,
     /// Normal, with NaN, infinities below, zeros of both signs and a few in the tens of thousands.
     Odd,
 }
@@ -62,6 +64,7 @@ impl SampleCase {
                 match self.logits {
                     Logits::Smooth => value,
                     Logits::Ties => (value * 4.0).round() / 4.0,
+                    Logits::Plateaus => (value / 2.0).round().clamp(0.0, 3.0),
                     Logits::Odd if rng.chance(0.05) => rng.pick(&odd),
                     Logits::Odd => value,
                 }
@@ -78,7 +81,7 @@ impl SampleCase {
             mode: mode as u32,
             target: rng.below(self.vocab) as u32,
             temperature: rng.pick(&[1.0, 0.7, 0.01, 2.0, 1.3]),
-            top_k: rng.pick(&[0, 0, 1, 5, 40, self.vocab as u32, u32::MAX]),
+            top_k: rng.pick(&[0, 0, 1, 5, 40, self.vocab as u32 / 3, self.vocab as u32, u32::MAX]),
             top_p: rng.pick(&[1.0, 1.0, 0.9, 0.5, 0.05, 0.0]),
             min_p: rng.pick(&[0.0, 0.0, 0.05, 0.5, 1.0]),
             seed_lo: bits as u32,

@@ -1,0 +1,49 @@
+//! The CUDA backend against the suite: its kernels on the host, where the machine has a C++ compiler.
+use anyfleet_conformance::report::Report;
+use anyfleet_conformance::require::skipped;
+use anyfleet_conformance::rng::seed_from_env;
+use anyfleet_conformance::suite::{Options, Tier, suite};
+use anyfleet_conformance::support;
+use anyfleet_cuda::CudaBackend;
+
+fn emulated() -> Option<CudaBackend> {
+    match CudaBackend::emulated() {
+        Ok(device) => Some(device),
+        Err(e) if e.to_string().contains("need a C++ compiler") => {
+            skipped("cuda", e);
+            None
+        }
+        Err(e) => panic!("{e}"),
+    }
+}
+
+const OPS: [&str; 9] =
+    ["act_mul", "attention", "embed", "gather", "linear", "linear_act_mul", "norm", "rope_kv", "sample"];
+
+fn passes(device: &CudaBackend, op: &str) -> Report {
+    let options = Options { op: Some(op.to_owned()), ..Options::new(Tier::Small, seed_from_env().unwrap()) };
+    let report = suite(device, &options);
+    println!("{}, ANYFLEET_SEED={}\n{}", report.device, report.seed, report.table());
+    assert!(report.passed(), "{}", report.failure_text());
+    assert!(!report.outcomes.is_empty(), "no case of {op} was chosen: the test does not test");
+    report
+}
+
+#[test]
+fn the_host_passes_and_the_support_matrix_is_current() {
+    let Some(device) = emulated() else { return };
+    // Side by side: a launch of few blocks does not fill a machine.
+    let reports: Vec<Report> = std::thread::scope(|scope| {
+        let started = OPS.map(|op| scope.spawn(|| passes(&device, op)));
+        started.into_iter().map(|test| test.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    });
+    let mut all = reports.into_iter();
+    let mut report = all.next().expect("a report");
+    report.outcomes.extend(all.flat_map(|other| other.outcomes));
+    let readme = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels/README.md");
+    let text = std::fs::read_to_string(&readme).unwrap();
+    assert!(
+        support::agrees(&text, "cuda", &[&report]),
+        "kernels/README.md is stale; run: cargo run --release -p anyfleet-conformance --bin conformance -- --table"
+    );
+}
