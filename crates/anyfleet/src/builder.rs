@@ -337,32 +337,66 @@ impl EngineBuilder {
     /// The one place where the name of one device becomes a backend. `warnings`: what the operator should know of it.
     pub(crate) fn on_device<T: OnBackend>(&self, task: T, warnings: &mut Vec<String>) -> Result<T::Output> {
         match &self.device {
-            #[cfg(feature = "cpu")]
-            DeviceSpec::Auto | DeviceSpec::Cpu => {
-                let options = anyfleet_cpu::CpuOptions { threads: self.threads, ..Default::default() };
-                let device = anyfleet_cpu::CpuBackend::new(options).map_err(|e| Error::Device(e.to_string()))?;
-                if self.gemm == Gemm::Fast {
-                    warnings.push(nothing_faster(&device.caps().device, "all its products are invariant"));
+            #[cfg(feature = "cuda")]
+            DeviceSpec::Auto => match self.cuda(None, T::COMPUTES, warnings) {
+                Ok(device) => task.run(Arc::new(device)),
+                Err(reason) => {
+                    warnings.push(format!("device auto is the CPU here: {reason}"));
+                    self.on_cpu(task, warnings)
                 }
-                task.run(Arc::new(device))
-            }
-            #[cfg(not(feature = "cpu"))]
-            DeviceSpec::Auto | DeviceSpec::Cpu => {
-                let message = "this build has no backend; enable the feature \"cpu\" of the crate anyfleet";
-                Err(Error::Device(message.into()))
-            }
-            DeviceSpec::Cuda => Err(Error::Device(crate::device::NO_CUDA.into())),
+            },
+            #[cfg(not(feature = "cuda"))]
+            DeviceSpec::Auto => self.on_cpu(task, warnings),
+            DeviceSpec::Cpu => self.on_cpu(task, warnings),
+            #[cfg(feature = "cuda")]
+            DeviceSpec::Cuda(device) => task.run(Arc::new(self.cuda(device.clone(), T::COMPUTES, warnings)?)),
+            #[cfg(not(feature = "cuda"))]
+            DeviceSpec::Cuda(_) => Err(absent("cuda")),
             #[cfg(feature = "wgpu")]
             DeviceSpec::Wgpu(adapter) => task.run(Arc::new(self.wgpu(adapter.clone(), T::COMPUTES, warnings)?)),
             #[cfg(not(feature = "wgpu"))]
-            DeviceSpec::Wgpu(_) => {
-                let message = "this build has no wgpu backend; enable the feature \"wgpu\" of the crate anyfleet";
-                Err(Error::Device(message.into()))
-            }
+            DeviceSpec::Wgpu(_) => Err(absent("wgpu")),
             DeviceSpec::Split(split) => {
                 Err(Error::Device(format!("device {split} is several; this is done with one at a time")))
             }
         }
+    }
+
+    #[cfg(feature = "cpu")]
+    fn on_cpu<T: OnBackend>(&self, task: T, warnings: &mut Vec<String>) -> Result<T::Output> {
+        let options = anyfleet_cpu::CpuOptions { threads: self.threads, ..Default::default() };
+        let device = anyfleet_cpu::CpuBackend::new(options).map_err(|e| Error::Device(e.to_string()))?;
+        if self.gemm == Gemm::Fast {
+            warnings.push(nothing_faster(&device.caps().device, "all its products are invariant"));
+        }
+        task.run(Arc::new(device))
+    }
+
+    #[cfg(not(feature = "cpu"))]
+    fn on_cpu<T: OnBackend>(&self, _task: T, _warnings: &mut Vec<String>) -> Result<T::Output> {
+        Err(absent("cpu"))
+    }
+
+    /// An NVIDIA GPU, checked before its first use.
+    #[cfg(feature = "cuda")]
+    fn cuda(
+        &self,
+        device: Option<String>,
+        computes: bool,
+        warnings: &mut Vec<String>,
+    ) -> Result<anyfleet_cuda::CudaBackend> {
+        use anyfleet_cuda::{CudaBackend, CudaOptions};
+        #[cfg(feature = "emulate")]
+        if device.as_deref() == Some("emulated") {
+            return CudaBackend::emulated().map_err(|e| Error::Device(e.to_string()));
+        }
+        let options = CudaOptions { device, compiled: self.pack_cache.kernels() };
+        let choice = if computes { &self.self_check } else { &crate::SelfCheck::Off };
+        let device = crate::check::checked(choice, ["invariant"], |_| CudaBackend::new(&options), warnings)?;
+        if self.gemm == Gemm::Fast {
+            warnings.push(nothing_faster(&device.caps().device, "all its products are invariant"));
+        }
+        Ok(device)
     }
 
     /// An adapter with the fastest kernels that it computes right with.
@@ -460,6 +494,14 @@ impl std::fmt::Display for Kernels {
             Gemm::Fast => write!(f, "{} fast", self.0),
         }
     }
+}
+
+/// Why a device of another build cannot be used.
+#[cfg(not(all(feature = "cpu", feature = "cuda", feature = "wgpu")))]
+fn absent(backend: &str) -> Error {
+    Error::Device(format!(
+        "this build has no {backend} backend; enable the feature \"{backend}\" of the crate anyfleet, or use another device"
+    ))
 }
 
 /// The warning where [`Gemm::Fast`] was asked for in vain.

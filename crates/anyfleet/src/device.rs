@@ -7,7 +7,7 @@ use std::str::FromStr;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DeviceSpec {
-    /// The best device of this machine that this build supports.
+    /// The first NVIDIA GPU that can be used, else the CPU. Vulkan's adapters are taken by name only.
     #[default]
     Auto,
     /// The CPU.
@@ -15,8 +15,9 @@ pub enum DeviceSpec {
     /// An adapter of Vulkan: its number, or a part of its name or driver; without either the first that is not
     /// software.
     Wgpu(Option<String>),
-    /// CUDA, which this version does not have yet.
-    Cuda,
+    /// An NVIDIA GPU: its number, or a part of its name; without either the first. `emulated`, in builds with the
+    /// feature `emulate`, runs its kernels on the CPU, slowly: for tests.
+    Cuda(Option<String>),
     /// Several, which run one model together.
     Split(Split),
 }
@@ -28,7 +29,8 @@ impl fmt::Display for DeviceSpec {
             DeviceSpec::Cpu => f.write_str("cpu"),
             DeviceSpec::Wgpu(None) => f.write_str("wgpu"),
             DeviceSpec::Wgpu(Some(adapter)) => write!(f, "wgpu:{adapter}"),
-            DeviceSpec::Cuda => f.write_str("cuda"),
+            DeviceSpec::Cuda(None) => f.write_str("cuda"),
+            DeviceSpec::Cuda(Some(device)) => write!(f, "cuda:{device}"),
             DeviceSpec::Split(split) => write!(f, "{split}"),
         }
     }
@@ -46,9 +48,11 @@ impl FromStr for DeviceSpec {
             ("cpu", "") => Ok(DeviceSpec::Cpu),
             ("wgpu", "") => Ok(DeviceSpec::Wgpu(None)),
             ("wgpu", adapter) => Ok(DeviceSpec::Wgpu(Some(adapter.to_owned()))),
-            ("cuda", _) => Ok(DeviceSpec::Cuda),
+            ("cuda", "") => Ok(DeviceSpec::Cuda(None)),
+            ("cuda", device) => Ok(DeviceSpec::Cuda(Some(device.to_owned()))),
             _ => Err(format!(
-                "device \"{name}\" does not exist; use auto, cpu, wgpu or wgpu:ADAPTER, or see --list-devices"
+                "device \"{name}\" does not exist; use auto, cpu, cuda, cuda:DEVICE, wgpu or wgpu:ADAPTER, or see \
+                 --list-devices"
             )),
         }
     }
@@ -172,10 +176,6 @@ impl FromStr for KvDType {
     }
 }
 
-/// Why CUDA cannot be used.
-pub(crate) const NO_CUDA: &str =
-    "this version has no CUDA backend yet; an NVIDIA GPU with a Vulkan driver is a wgpu device";
-
 /// One device of this machine, or why a kind of device cannot be used.
 #[derive(Clone, Debug)]
 pub struct DeviceInfo {
@@ -217,9 +217,30 @@ pub fn list_devices() -> Vec<DeviceInfo> {
     });
     #[cfg(not(feature = "cpu"))]
     devices.push(DeviceInfo::absent(DeviceSpec::Cpu, "this build has no CPU backend (cargo feature cpu)"));
+    devices.extend(cuda_devices());
     devices.extend(wgpu_devices());
-    devices.push(DeviceInfo::absent(DeviceSpec::Cuda, NO_CUDA));
     devices
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_devices() -> Vec<DeviceInfo> {
+    let devices = match anyfleet_cuda::devices() {
+        Ok(devices) => devices,
+        Err(reason) => return vec![DeviceInfo::absent(DeviceSpec::Cuda(None), reason)],
+    };
+    let describe = |device: anyfleet_cuda::CudaDevice| DeviceInfo {
+        spec: DeviceSpec::Cuda(Some(device.index.to_string())),
+        name: format!("{} ({})", device.name, device.driver),
+        features: Vec::new(),
+        memory_available: Some(device.memory),
+        unavailable: device.unusable(),
+    };
+    devices.into_iter().map(describe).collect()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_devices() -> Vec<DeviceInfo> {
+    vec![DeviceInfo::absent(DeviceSpec::Cuda(None), "this build has no CUDA backend (cargo feature cuda)")]
 }
 
 #[cfg(feature = "wgpu")]

@@ -36,7 +36,7 @@
 //! An [`Engine`] is a cheap handle: clone it into as many threads as there are requests. It forces
 //! no async runtime on anyone; its step loop runs on a thread of its own.
 #![cfg_attr(
-    not(all(feature = "cpu", feature = "wgpu")),
+    not(all(feature = "cpu", feature = "cuda", feature = "wgpu")),
     allow(dead_code, unused_variables, unused_mut, clippy::ptr_arg, reason = "some of it only other backends need")
 )]
 mod builder;

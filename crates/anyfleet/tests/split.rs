@@ -212,6 +212,7 @@ fn what_makes_no_sense_is_one_line() {
     for (device, words) in [
         ("cpu,cpu,cpu", "device cpu,cpu,cpu: 3 stages are more than the 2 layers"),
         ("cpu+cpu", "6 query heads over 3 key/value heads cannot be shared out among 2 devices"),
+        ("cpu,cuda:nonesuch", "cuda:nonesuch"),
     ] {
         let error = builder(&dir, device).plan().expect_err("nonsense");
         assert!(matches!(error, Error::Plan(_) | Error::Device(_)), "{error:?}");

@@ -71,9 +71,9 @@ fn what_cannot_start_says_why_in_one_line() {
     assert!(failure(&["--model", &empty.path().to_string_lossy()]).contains("config.json"));
     let good = fixture().to_string_lossy().into_owned();
     for (device, reason) in [
-        ("cuda", "no CUDA backend"),
-        ("cuda:0", "no CUDA backend"),
-        ("tpu", "does not exist; use auto, cpu, wgpu"),
+        // A build without CUDA, a machine without its driver, and one without such a device.
+        ("cuda:nonesuch", "cuda:nonesuch"),
+        ("tpu", "does not exist; use auto, cpu, cuda, cuda:DEVICE, wgpu"),
         ("cpu:1", "does not exist"),
         // A build without wgpu, a machine without Vulkan, and one without such an adapter.
         ("wgpu:nonesuch", "wgpu"),
@@ -130,7 +130,7 @@ fn usage_is_readable() {
     let devices = run(&["--list-devices"]);
     let devices = String::from_utf8_lossy(&devices.stdout).into_owned();
     assert!(devices.starts_with("cpu ") && devices.contains("\nwgpu"), "{devices}");
-    assert!(devices.contains("\ncuda     not usable: "), "{devices}");
+    assert!(devices.contains("\ncuda"), "{devices}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ mod verdict;
 
 pub use model::ModelOutcome;
 pub use verdict::SelfCheck;
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 pub(crate) use verdict::checked;
 
 use crate::builder::OnBackend;

@@ -41,6 +41,20 @@ pub fn software_vulkan() -> Option<DeviceSpec> {
     found.map(|device| device.spec)
 }
 
+/// CUDA's kernels on this machine's processor, where this build has them (feature `emulate`) and there is a C++ compiler.
+pub fn emulated_cuda() -> Option<DeviceSpec> {
+    let device: DeviceSpec = "cuda:emulated".parse().expect("a device");
+    let model = fixtures_dir().join("llama3");
+    match anyfleet::Engine::builder(model.to_string_lossy()).device(device.clone()).plan() {
+        Ok(_) => Some(device),
+        Err(e) if e.to_string().contains("does not compile") => panic!("{e}"),
+        Err(e) => {
+            skipped("cuda", e);
+            None
+        }
+    }
+}
+
 /// Data beside the project, where there is some; says loudly when there is none.
 pub fn shared_data(test: &str) -> Option<PathBuf> {
     let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data");
