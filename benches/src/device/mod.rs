@@ -151,6 +151,7 @@ impl Ceilings {
             "vnni_int8_gop_s_1_thread": one(self.vnni.as_ref().ok()),
             "vnni_int8_kernel": note(&self.vnni),
             "copy_gb_s": self.copy.as_ref().map(|copy| giga(copy.bytes_per_s)),
+            "matrix_bf16_gflop_s": self.copy.as_ref().and_then(|copy| copy.bf16_per_s).map(giga),
             "copy_device": self.copy.as_ref().map(|copy| &copy.name),
             "fork_join_us": self.fork_join.median_us,
             "fork_join_us_p99": self.fork_join.p99_us,
@@ -188,8 +189,12 @@ impl Ceilings {
             "fork-join",
             "",
             median_us,
-        ) + &self.copy.as_ref().map_or(String::new(), |CopyRate { name, bytes_per_s }| {
-            format!("{:<22} {:>8}  {:>8.1} GB/s    read and written, {name}\n", "device copy", "", giga(*bytes_per_s))
+        ) + &self.copy.as_ref().map_or(String::new(), |CopyRate { name, bytes_per_s, bf16_per_s }| {
+            let copy = giga(*bytes_per_s);
+            let copy = format!("{:<22} {:>8}  {copy:>8.1} GB/s    read and written, {name}\n", "device copy", "");
+            let units =
+                |rate: &f64| format!("{:<22} {:>8}  {:>8.0} GFLOP/s  mma.sync\n", "bf16 matrix units", "", giga(*rate));
+            copy + &bf16_per_s.as_ref().map_or(String::new(), units)
         })
     }
 }

@@ -8,6 +8,7 @@ use crate::device::Ceilings;
 use crate::memory::Resident;
 use crate::report;
 use crate::stats::{Spread, median, percentile};
+use anyfleet_tensor::DType;
 use serde_json::{Value, json};
 
 /// What was measured of a case, one entry a round; times in seconds.
@@ -78,13 +79,13 @@ impl Figures<'_> {
         Some((bytes, rate / self.ceilings.bandwidth()))
     }
 
-    /// The rate of the prefill's operations over the rate that bounds them, and that rate's name; of a GPU it is not
+    /// The rate of the prefill's operations over the rate that bounds them, and that rate's name; of most GPUs it is not
     /// known.
     fn matrix_share(&self) -> Option<(f64, &'static str)> {
-        if self.ceilings.copy.is_some() {
-            return None;
-        }
-        let (name, ceiling) = matrix_rate(self.ceilings, self.loaded.dtype, self.case.quantize)?;
+        let (name, ceiling) = match &self.ceilings.copy {
+            Some(gpu) => ("bf16 matrix units", gpu.bf16_per_s.filter(|_| self.loaded.dtype == DType::BF16)?),
+            None => matrix_rate(self.ceilings, self.loaded.dtype, self.case.quantize)?,
+        };
         let operations = self.loaded.account.prefill_operations(self.case.prompt);
         Some((operations / median(&self.samples.first_token)? / ceiling, name))
     }
