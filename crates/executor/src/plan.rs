@@ -173,7 +173,8 @@ impl<'a> Placed<'a> {
             spec,
             caps: device.caps(),
             weights: Decoder::weight_bytes(device, shard, options.weights) as u64,
-            activations: Scratch::<B>::bytes(spec, options.activation, options.max_tokens) as u64,
+            // A larger step is refused before this counts.
+            activations: Scratch::<B>::bytes(spec, options.activation, options.max_tokens.min(MAX_STEP)) as u64,
             workspace: Box::new(workspace),
             available,
         }

@@ -26,13 +26,13 @@ fn quiet(mut command: Command) -> Command {
     command
 }
 
-/// Runs to the end; a server that starts after all is killed after a minute.
+/// Runs to the end; a server that starts after all is killed after three minutes.
 fn run(arguments: &[&str]) -> Output {
     let mut child =
         serve().args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("serve starts");
     let start = Instant::now();
     while child.try_wait().expect("wait").is_none() {
-        if start.elapsed() > Duration::from_secs(60) {
+        if start.elapsed() > Duration::from_secs(180) {
             child.kill().expect("kill");
         }
         std::thread::sleep(Duration::from_millis(10));
