@@ -489,23 +489,3 @@ fn what_a_device_would_hang_on_is_an_error() {
     assert!(run([1, 1, 1], 300_000).is_err_and(|text| text.contains("300000 bytes of shared memory")));
     assert!(run([0, 1, 1], 0).is_err_and(|text| text.contains("a block of 0 threads")));
 }
-
-/// `cargo test --release -p anyfleet-kernels --test emulation -- --ignored --nocapture`
-#[test]
-#[ignore = "a measurement"]
-fn speed() {
-    compiled_or_return!();
-    for (mode, name, n) in [
-        (0, "__syncwarp", 100_000),
-        (1, "__syncthreads", 100_000),
-        (2, "__shfl_xor_sync", 100_000),
-        (3, "mma_bf16", 50_000),
-        (4, "mma_s8", 50_000),
-    ] {
-        let launch = Launch { n, mode, seed: 1, ..Launch::of("test_speed", 256) };
-        let start = std::time::Instant::now();
-        launch.run(&[], &[], &[0; 256]).expect("no error");
-        let nanoseconds = start.elapsed().as_nanos() as f64 / f64::from(n);
-        println!("{name}: {:.1} ns a thread, {:.2} M/s of a warp", nanoseconds / 256.0, 8e3 / nanoseconds);
-    }
-}

@@ -225,10 +225,8 @@ impl Backend for CudaBackend {
     }
 
     fn run(&self, record: impl FnOnce(&mut Encoder<'_, Self>)) -> Result<()> {
-        let plan = self.recorded(record, false)?;
-        plan.prepared.run()?;
-        // What the launches point to goes away with the plan; the driver frees in order.
-        Ok(())
+        // What the launches point to goes away with the plan, and is not freed before they are done.
+        self.recorded(record, false)?.prepared.run()
     }
 
     fn record(&self, record: impl FnOnce(&mut Encoder<'_, Self>)) -> Result<CudaPlan> {

@@ -280,20 +280,3 @@ KERNEL(test_wrong, 128, TestParams) {
     }
     p.y[t] = float_bits(d[0] + words.of[0]) + a[0];
 }
-
-// For measuring: n of a mode's collective.
-KERNEL(test_speed, 1024, TestParams) {
-    u32 a[4] = {threadIdx.x, 2, 3, 4}, b[2] = {5, 6};
-    float d[4] = {};
-    int e[4] = {};
-    for (u32 i = 0; i < p.n; i++) {
-        switch (p.mode) {
-            case 0: __syncwarp(); break;
-            case 1: __syncthreads(); break;
-            case 2: a[0] += __shfl_xor_sync(EVERY_LANE, a[0], 1); break;
-            case 3: mma_bf16(d, a, b); break;
-            case 4: mma_s8(e, a, b); break;
-        }
-    }
-    p.y[threadIdx.x] = float_bits(d[0]) + u32(e[0]) + a[0];
-}

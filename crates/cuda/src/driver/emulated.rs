@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Alignment of memory.
 const ALIGN: usize = 256;
@@ -225,6 +225,8 @@ fn compiled(mut command: Command, what: &str) -> Result<(), String> {
 pub(crate) struct EmulatedDriver {
     kernels: &'static Kernels,
     description: Description,
+    /// Held over a run: what its launches share, others' must not change meanwhile.
+    order: Arc<Mutex<()>>,
 }
 
 impl EmulatedDriver {
@@ -238,7 +240,7 @@ impl EmulatedDriver {
             // So that kernels for large grids are chosen for small ones.
             processors: 2,
         };
-        Ok(EmulatedDriver { kernels, description })
+        Ok(EmulatedDriver { kernels, description, order: Arc::default() })
     }
 }
 
@@ -258,11 +260,13 @@ impl Transfer for Copied {
 
 struct HostLaunches {
     kernels: &'static Kernels,
+    order: Arc<Mutex<()>>,
     launches: Vec<(Launch, Resolved)>,
 }
 
 impl Prepared for HostLaunches {
     fn run(&self) -> Result<()> {
+        let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
         self.launches.iter().try_for_each(|(launch, resolved)| {
             // SAFETY: addresses are of buffers that the plan holds, and operations were checked against their sizes.
             unsafe { self.kernels.launch(launch, *resolved) }
@@ -316,7 +320,7 @@ impl Driver for EmulatedDriver {
             Ok((launch, resolved))
         };
         let launches = launches.into_iter().map(resolve).collect::<Result<_>>()?;
-        Ok(Box::new(HostLaunches { kernels: self.kernels, launches }))
+        Ok(Box::new(HostLaunches { kernels: self.kernels, order: self.order.clone(), launches }))
     }
     fn synchronize(&self) -> Result<()> {
         Ok(())

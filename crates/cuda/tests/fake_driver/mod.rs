@@ -3,7 +3,7 @@
 //! CUDA is found by the loader of the system, when a process first asks for it: a test runs itself again as a process that
 //! finds these libraries first.
 // Each test has it as a module of its own, and not all of them ask for all of it.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test program uses a part")]
 use libloading::Library;
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_char};
