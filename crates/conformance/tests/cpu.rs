@@ -1,6 +1,6 @@
 //! The CPU backend against the suite, and the support matrix that follows from it.
 use anyfleet_conformance::rng::seed_from_env;
-use anyfleet_conformance::suite::{Options, Tier, agree, suite};
+use anyfleet_conformance::suite::{Options, Tier, agree, edges, suite};
 use anyfleet_conformance::support;
 use anyfleet_cpu::{CpuBackend, CpuOptions, Isa};
 
@@ -24,6 +24,14 @@ fn the_cpu_passes_and_the_support_matrix_is_current() {
         support::agrees(&text, "cpu", &[&report]),
         "kernels/README.md is stale; run: cargo run --release -p anyfleet-conformance --bin conformance -- --table"
     );
+}
+
+#[test]
+fn the_last_unit_of_a_weight_decides() {
+    for isa in Isa::supported() {
+        let report = edges(&cpu(1, Some(isa)), seed_from_env().unwrap());
+        assert!(report.passed(), "{}", report.failure_text());
+    }
 }
 
 #[test]

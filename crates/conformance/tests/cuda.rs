@@ -2,7 +2,7 @@
 use anyfleet_conformance::report::Report;
 use anyfleet_conformance::require::skipped;
 use anyfleet_conformance::rng::seed_from_env;
-use anyfleet_conformance::suite::{Options, Tier, suite};
+use anyfleet_conformance::suite::{Options, Tier, edges, suite};
 use anyfleet_conformance::support;
 use anyfleet_cuda::CudaBackend;
 
@@ -46,4 +46,11 @@ fn the_host_passes_and_the_support_matrix_is_current() {
         support::agrees(&text, "cuda", &[&report]),
         "kernels/README.md is stale; run: cargo run --release -p anyfleet-conformance --bin conformance -- --table"
     );
+}
+
+#[test]
+fn the_last_unit_of_a_weight_decides() {
+    let Some(device) = emulated() else { return };
+    let report = edges(&device, seed_from_env().unwrap());
+    assert!(report.passed(), "{}", report.failure_text());
 }

@@ -6,7 +6,9 @@ use crate::operand::{Role, Spec};
 use crate::rng::Rng;
 use crate::stage::{Placement, Stage, Staged};
 use anyfleet_tensor::ops::Sample;
-use anyfleet_tensor::sampling::{adjusted, clean, draw, min_p_weight, random_bits, rank_key, top_p_mass, weight};
+use anyfleet_tensor::sampling::{
+    WEIGHT_ONE, adjusted, clean, draw, min_p_weight, random_bits, rank_key, top_p_mass, weight,
+};
 use anyfleet_tensor::{Adjust, Backend, DType, Encoder, Live, Result, SampleMode, SampleParams, TOP_LOGPROBS};
 
 /// Shape of the drawn logits.
@@ -20,6 +22,9 @@ pub enum Logits {
     Plateaus,
     /// Normal, with NaN, infinities below, zeros of both signs and a few in the tens of thousands.
     Odd,
+    /// Two tokens have weight. Whether top-p keeps the lower one is decided by the last unit of its weight, and the random
+    /// number chooses it where it is kept.
+    Edge,
 }
 
 /// Parameters of one case.
@@ -67,6 +72,7 @@ impl SampleCase {
                     Logits::Plateaus => (value / 2.0).round().clamp(0.0, 3.0),
                     Logits::Odd if rng.chance(0.05) => rng.pick(&odd),
                     Logits::Odd => value,
+                    Logits::Edge => value - 1000.0,
                 }
             })
             .collect()
@@ -94,6 +100,31 @@ impl SampleCase {
             frequency_penalty: rng.pick(&[0.0, 0.4, -0.6]),
             presence_penalty: rng.pick(&[0.0, 1.5, -0.3]),
             reserved: 0,
+        }
+    }
+
+    /// Makes a row one of [`Logits::Edge`]; the lower token is kept in every second.
+    fn bring_to_edge(&self, rng: &mut Rng, row: usize, logits: &mut [f32], params: &mut SampleParams) {
+        let kept = row.is_multiple_of(2);
+        // What top-p asks for is the weight of the higher token to the unit, or one unit more.
+        let (low, top_p) = loop {
+            let top_p = 1.0 - (1024 + rng.below(4096)) as f32 / (1 << 24) as f32;
+            let low = (1.0 / f64::from(top_p) - 1.0).ln() as f32;
+            let low = f32::from_bits(low.to_bits() + rng.below(17) as u32 - 8);
+            let excess = top_p_mass(WEIGHT_ONE + weight(low, 0.0, 1.0), top_p).checked_sub(WEIGHT_ONE);
+            if excess == Some(u64::from(kept)) {
+                break (low, top_p);
+            }
+        };
+        // The lower token comes first in the order of the draw.
+        let high = 1 + rng.below(self.vocab - 1);
+        logits[high] = 0.0;
+        logits[rng.below(high)] = low;
+        (params.temperature, params.top_k, params.top_p, params.min_p) = (1.0, 0, top_p, 0.0);
+        let weight = weight(low, 0.0, 1.0);
+        while draw(random_bits(params), WEIGHT_ONE + weight) >= weight {
+            let bits = rng.bits();
+            (params.seed_lo, params.seed_hi) = (bits as u32, (bits >> 32) as u32);
         }
     }
 
@@ -198,9 +229,16 @@ impl OpCase for SampleCase {
     fn draw(&self, rng: &mut Rng) -> Host {
         let mut logits = self.draw_logits(rng);
         // A row needs one finite logit for its log-probabilities to mean anything.
-        logits.iter_mut().step_by(self.vocab).for_each(|l| *l = 0.5);
+        if self.logits != Logits::Edge {
+            logits.iter_mut().step_by(self.vocab).for_each(|l| *l = 0.5);
+        }
         let mut adjust = Vec::new();
-        let params = (0..self.rows).map(|row| self.draw_params(rng, row, &mut adjust)).collect();
+        let mut params: Vec<_> = (0..self.rows).map(|row| self.draw_params(rng, row, &mut adjust)).collect();
+        if self.logits == Logits::Edge {
+            for (row, (logits, params)) in logits.chunks_exact_mut(self.vocab).zip(&mut params).enumerate() {
+                self.bring_to_edge(rng, row, logits, params);
+            }
+        }
         Host { logits, params, adjust }
     }
 
