@@ -5,6 +5,8 @@
 struct EmbedParams {
     float* out;
     const u32* ids;
+    // Null without tokens that the device chose.
+    const u32* sampled;
     const u8* weight;
     const i8* multipliers;
     const float* scales;
@@ -17,10 +19,20 @@ struct EmbedParams {
     u32 blocks;
     // `number` of crates/cuda/src/ops/embed.rs.
     u32 format;
+    u32 sampled_count;
+    u32 reserved;
 };
 
 namespace embed_op {
 const u32 THREADS = 256;
+// `SAMPLED` of crates/tensor/src/ops.rs.
+const u32 SAMPLED = 0x80000000;
+
+SHARED_DEVICE u32 token(const EmbedParams& p, u32 row) {
+    u32 id = p.ids[row];
+    if (!p.sampled || !(id & SAMPLED)) return id;
+    return p.sampled[min_u32(id & ~SAMPLED, p.sampled_count - 1)];
+}
 
 SHARED_DEVICE float element(const EmbedParams& p, const u8* row, u32 id, u32 k) {
     switch (p.format) {
@@ -39,7 +51,7 @@ SHARED_DEVICE float element(const EmbedParams& p, const u8* row, u32 id, u32 k) 
 KERNEL(embed, 256, EmbedParams) {
     u32 row = blockIdx.x;
     if (row >= live_rows(p.live, p.rows)) return;
-    u32 id = min_u32(p.ids[row], p.features - 1);
+    u32 id = min_u32(embed_op::token(p, row), p.features - 1);
     const u8* weight = p.weight + u64(id) * p.blocks * BLOCK;
     float* out = p.out + u64(row) * p.out_stride;
     for (u32 k = threadIdx.x; k < p.width; k += embed_op::THREADS) out[k] = embed_op::element(p, weight, id, k);

@@ -14,13 +14,27 @@ struct Params {
     ids: u32,
     out: u32,
     out_stride: u32,
+    // Where the sampled tokens start, and how many there are: none without them.
+    sampled: u32,
+    sampled_count: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> weight: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read> ids: array<u32>;
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
+@group(0) @binding(5) var<storage, read> sampled: array<u32>;
 
 const THREADS: u32 = 128u;
+// `SAMPLED` of crates/tensor/src/ops.rs.
+const SAMPLED: u32 = 0x80000000u;
+
+fn token(row: u32) -> u32 {
+    let id = ids[p.ids + row];
+    if p.sampled_count == 0u || (id & SAMPLED) == 0u {
+        return id;
+    }
+    return sampled[p.sampled + min(id & ~SAMPLED, p.sampled_count - 1u)];
+}
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -29,7 +43,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         return;
     }
     // Place of the output feature among all lanes.
-    var n = min(ids[p.ids + row], p.total - 1u);
+    var n = min(token(row), p.total - 1u);
     if p.gated != 0u {
         let half = p.total / 2u;
         let up = select(0u, LANES / 2u, n >= half);

@@ -47,8 +47,10 @@ pub(crate) struct Projection<B: Backend> {
 pub struct StepTensors<B: Backend> {
     /// [`StepHeader`](anyfleet_tensor::StepHeader).
     pub header: Tensor<B>,
-    /// `[T]` u32 token ids.
+    /// `[T]` u32 token ids, or places in `sampled`: [`Embed::ids`].
     pub ids: Tensor<B>,
+    /// `[N]` u32 ids that the device chose in the step before, where it has them.
+    pub sampled: Option<Tensor<B>>,
     /// `[T]` u32 absolute positions.
     pub positions: Tensor<B>,
     /// Per cache group.
@@ -200,7 +202,8 @@ impl<B: Backend> Decoder<B> {
         let tokens = step.ids.rows();
         let x = scratch.x.narrow(0, tokens);
         if let Some(weight) = self.embed.as_ref().filter(|_| segment == 0) {
-            enc.embed(Embed { out: &x, ids: &step.ids, weight, live: Live::Tokens });
+            let sampled = step.sampled.as_ref();
+            enc.embed(Embed { out: &x, ids: &step.ids, sampled, weight, live: Live::Tokens });
         }
         // Of a layer, the first half mixes tokens, the second channels.
         let halves = if self.place.ranks == 1 { 0..2 * self.layers.len() } else { segment..segment + 1 };

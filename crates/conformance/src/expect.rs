@@ -43,7 +43,8 @@ impl Expected {
 /// An element passes when `|got - value| <= arithmetic * scale + rounding * |value|`, where rounding
 /// is that of one store in the output's type; the whole
 /// case passes when every element does and its normalised mean square error is at most `nmse`. The
-/// mean says something from [`Tolerance::ENOUGH`] elements on.
+/// mean says something from [`Tolerance::ENOUGH`] elements on, unless a few of them are all of it
+/// ([`Tolerance::EFFECTIVE`]). What an element may be off however small it is does not count in it.
 #[derive(Clone, Copy, Debug)]
 pub struct Tolerance {
     /// Bound of sum((got - value)^2) / sum(value^2).
@@ -57,6 +58,10 @@ pub struct Tolerance {
 impl Tolerance {
     /// Fewer elements than this may all be small by cancellation.
     pub const ENOUGH: usize = 64;
+
+    /// The sum of squares must be that of as many equal elements at least, (sum of v^2)^2 / sum of v^4: where rows differ
+    /// by powers of ten, it is that of the two or three largest values, and the mean is only their errors again.
+    pub const EFFECTIVE: f64 = 8.0;
 
     /// For ops that move numbers without arithmetic.
     pub const EXACT: Tolerance =
@@ -74,6 +79,7 @@ fn floor(dtype: DType) -> f64 {
 pub struct Errors {
     square_error: f64,
     square_value: f64,
+    quartic_value: f64,
     /// Largest error in units of its scale.
     pub max_error: f64,
     /// Largest error in units of what the tolerance allows; above 1 fails.
@@ -84,9 +90,10 @@ pub struct Errors {
 
 impl Errors {
     /// Normalised mean square error: 0 when nothing differs, also where all values are zero, and of fewer elements than
-    /// [`Tolerance::ENOUGH`].
+    /// [`Tolerance::ENOUGH`] or [`Tolerance::EFFECTIVE`].
     pub fn nmse(&self) -> f64 {
-        if self.square_error == 0.0 || self.compared < Tolerance::ENOUGH {
+        let few = self.square_value.powi(2) < Tolerance::EFFECTIVE * self.quartic_value;
+        if self.square_error == 0.0 || self.compared < Tolerance::ENOUGH || few {
             0.0
         } else {
             self.square_error / self.square_value.max(f64::MIN_POSITIVE)
@@ -98,8 +105,10 @@ impl Errors {
         let error = (got - value).abs();
         // NaN must fail every comparison below.
         let error = if error.is_nan() { f64::INFINITY } else { error };
-        self.square_error += error * error;
+        // What the floor allows is no share of a value.
+        self.square_error += (error - floor(dtype)).max(0.0).powi(2);
         self.square_value += value * value;
+        self.quartic_value += value.powi(4);
         let allowed = tolerance.arithmetic * scale + unit_roundoff(dtype) * value.abs() + floor(dtype);
         self.max_error = self.max_error.max(error / scale.max(floor(dtype)));
         self.margin = self.margin.max(error / allowed);

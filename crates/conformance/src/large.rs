@@ -52,7 +52,8 @@ pub(crate) fn cases<B: Backend>(caps: &Caps) -> Cases<B> {
         cases.push(Box::new(LinearCase { rows: 1, weight: wide, ..head }));
     }
     cases.push(Box::new(LinearCase { offset: FAR, ..LinearCase::plain(3, 515, 4096, activation, weight) }));
-    let embed = EmbedCase { rows: 64, padding: 0, vocab: VOCAB, width: 1024, activation, weight, live: Live::All };
+    let (padding, width, sampled, live) = (0, 1024, true, Live::All);
+    let embed = EmbedCase { rows: 64, padding, vocab: VOCAB, width, activation, weight, sampled, live };
     cases.push(Box::new(embed));
     cases.push(Box::new(norm(activation)));
     cases.push(Box::new(act_mul(activation)));

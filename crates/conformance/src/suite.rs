@@ -179,13 +179,13 @@ fn with_rows<B: Backend, C: OpCase + Clone + 'static>(cases: &mut Cases<B>, case
 fn embed<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType, weight: WeightFormat) {
     for (rows, padding, vocab, width) in [(1, 0, 17, 1), (3, 2, 80, 100), (17, 0, 515, 64), (0, 4, 3, 8), (0, 0, 3, 8)]
     {
-        let live = live_for(rng, padding, Live::Tokens);
-        with_rows(cases, EmbedCase { rows, padding, vocab, width, activation, weight, live });
+        let (live, sampled) = (live_for(rng, padding, Live::Tokens), rows == 17);
+        with_rows(cases, EmbedCase { rows, padding, vocab, width, activation, weight, sampled, live });
     }
-    for _ in 0..3 {
+    for sampled in [false, true, true] {
         let (rows, padding) = (rng.range(1, 40), rng.below(5));
         let (vocab, width, live) = (rng.pick(&ODD), rng.pick(&ODD), Live::Tokens);
-        with_rows(cases, EmbedCase { rows, padding, vocab, width, activation, weight, live });
+        with_rows(cases, EmbedCase { rows, padding, vocab, width, activation, weight, sampled, live });
     }
 }
 
@@ -194,7 +194,8 @@ fn norm<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType) {
     for (i, width) in widths.enumerate() {
         let (rows, padding) = ([1, 3, 0, 33, 2][i % 5], [0, 2, 0, 5][i % 4]);
         let live = live_for(rng, padding, Live::Tokens);
-        let (in_place, spread, eps) = (rng.chance(0.5), spread(rng), rng.pick(&[1e-5, 1e-6]));
+        // The models' own are too small to be seen in most types.
+        let (in_place, spread, eps) = (rng.chance(0.5), spread(rng), [1e-5, 0.25, 1e-6][i % 3]);
         with_rows(cases, NormCase { rows, padding, width, activation, in_place, spread, eps, live });
     }
 }

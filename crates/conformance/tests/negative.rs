@@ -33,8 +33,9 @@ fn a_backend_that_computes_nothing_fails_every_op() {
 }
 
 /// Each mutation with the op it breaks and a word of the message that names the damage.
-const MUTATIONS: [(Mutation, &str, &str); 32] = [
+const MUTATIONS: [(Mutation, &str, &str); 33] = [
     (Mutation::EmbedNextRow, "embed", "expected Exact"),
+    (Mutation::EmbedIgnoresSampled, "embed", "expected Exact"),
     (Mutation::NormForgetsEps, "norm", "expected Near"),
     (Mutation::NormWritesPastTheEnd, "norm", "memory outside output out was written"),
     (Mutation::NormWritesItsInput, "norm", "input x was written"),

@@ -101,6 +101,7 @@ impl CpuBackend {
             page_size: 16,
             memory: memory::measure(),
             max_buffer: None,
+            queued: false,
         };
         Ok(CpuBackend { caps, kernels, team, pool, queue: Mutex::default() })
     }

@@ -78,6 +78,7 @@ impl CudaBackend {
             page_size: 16,
             memory: driver.memory(),
             max_buffer: None,
+            queued: true,
         };
         CudaBackend(Arc::new(Shared { driver, caps, scratch: Mutex::default() }))
     }

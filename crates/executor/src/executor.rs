@@ -11,8 +11,8 @@ pub struct ModelExecutor<B: Backend> {
     stage: StageExecutor<B>,
     limits: Limits,
     output: StepOutput,
-    /// A submitted step whose output has not been taken.
-    pending: bool,
+    /// Submitted steps whose output has not been taken.
+    pending: usize,
 }
 
 impl<B: Backend> ModelExecutor<B> {
@@ -25,7 +25,7 @@ impl<B: Backend> ModelExecutor<B> {
             stage: StageExecutor::new(device, decoder, options, plan, None)?,
             limits: plan.limits.clone(),
             output: StepOutput::default(),
-            pending: false,
+            pending: 0,
         })
     }
 
@@ -49,15 +49,15 @@ impl<B: Backend> Executor for ModelExecutor<B> {
     }
 
     fn submit(&mut self, batch: &Batch) -> std::result::Result<(), ExecutorError> {
-        assert!(!self.pending, "executor: submit before the last step was waited for");
-        // Alone, a device has nobody who must know the number of the step.
-        self.stage.run(0, batch, &self.output.ids, None).map_err(failed)?;
-        self.pending = true;
+        assert!(self.pending < self.limits.steps_in_flight, "executor: submit before an earlier step was waited for");
+        // Alone, a device has nobody who must know the number of the step, and has chosen all tokens itself.
+        self.stage.run(0, batch, None, None).map_err(failed)?;
+        self.pending += 1;
         Ok(())
     }
 
     fn wait(&mut self) -> std::result::Result<&StepOutput, ExecutorError> {
-        assert!(std::mem::take(&mut self.pending), "executor: wait without a submitted step");
+        self.pending = self.pending.checked_sub(1).expect("executor: wait without a submitted step");
         self.stage.output(&mut self.output).map_err(failed)?;
         Ok(&self.output)
     }

@@ -234,7 +234,10 @@ pub(crate) fn plan_placed(
         max_model_len: len,
         vocab_size: spec.vocab_size,
         cache,
-        steps_in_flight: 1,
+        steps_in_flight: match parts {
+            [part] if part.caps.queued => 2,
+            _ => 1,
+        },
     };
     let planned = |(part, kv_cache): (&Placed<'_>, u64)| MemoryPlan {
         device: part.caps.device.clone(),

@@ -90,7 +90,7 @@ impl Rank {
 fn perform(stage: &mut dyn Stage, product: Product, job: Job) -> Result<Reply> {
     let Job::Run { step, residual } = job else { return stage.warm_up().map(|()| Reply::Done) };
     let values = residual.as_ref().map(|values| values.as_slice());
-    stage.run(step.number, &step.batch, &step.sampled, values)?;
+    stage.run(step.number, &step.batch, Some(&step.sampled), values)?;
     match product {
         Product::Residual => {
             let mut out = Vec::new();

@@ -143,6 +143,8 @@ impl SplitExecutor {
             ranks.into_iter().enumerate().map(|(rank, stage)| Rank::spawn(stage, product(rank))).collect()
         };
         let stages = stages.into_iter().enumerate().map(spawn).collect::<anyfleet_tensor::Result<_>>()?;
+        // A step's tokens are handed to the first stage by the host.
+        let limits = Limits { steps_in_flight: 1, ..limits };
         Ok(SplitExecutor { limits, stages, step: 0, pending: false, output: StepOutput::default() })
     }
 

@@ -1,23 +1,25 @@
 //! One device's part of every step.
 use crate::cache;
+use crate::head_inputs;
 use crate::inputs::{Bucket, StepInputs};
-use crate::output::HeadBuffers;
+use crate::output::{HeadBuffers, LOGIT_ROWS, sampled_at};
 use crate::plan::{ExecutorOptions, MemoryPlan, step_sizes};
 use crate::residual;
 use anyfleet_models::{Decoder, LayerCache, Scratch};
 use anyfleet_runtime::{Batch, Limits, StepOutput, TokenSource};
-use anyfleet_tensor::{Backend, Communicator, Error, Result};
+use anyfleet_tensor::{Backend, Communicator, Error, Result, ops};
 use std::collections::HashMap;
 use std::sync::Arc;
 
 /// A part of a model on a device, of whatever backend.
 pub trait Stage: Send {
-    /// Starts step `step`, another number each time. `sampled` are the tokens chosen in the step before, and `residual` is
-    /// what the layers before have made of the batch's rows, where this is not the first.
+    /// Starts step `step`, another number each time. `sampled` are the tokens chosen in the step before, or `None` where
+    /// this has all of the model and chose them itself; and `residual` is what the layers before have made of the batch's
+    /// rows, where this is not the first.
     ///
     /// # Errors
     /// The device failed, or one it shares layers with.
-    fn run(&mut self, step: u64, batch: &Batch, sampled: &[u32], residual: Option<&[f32]>) -> Result<()>;
+    fn run(&mut self, step: u64, batch: &Batch, sampled: Option<&[u32]>, residual: Option<&[f32]>) -> Result<()>;
 
     /// Waits for what the layers made of `rows` rows.
     ///
@@ -25,7 +27,7 @@ pub trait Stage: Send {
     /// The device failed.
     fn residual(&mut self, rows: usize, out: &mut Vec<f32>) -> Result<()>;
 
-    /// Waits for the step's output, where this has the head.
+    /// Waits for the output of the oldest step that has not been asked for, where this has the head.
     ///
     /// # Errors
     /// The device failed.
@@ -71,11 +73,12 @@ impl<B: Backend> StageExecutor<B> {
         assert!(group.is_some() || decoder.place().ranks == 1, "stage: a rank without a group");
         let (spec, limits): (_, &Limits) = (decoder.spec(), &plan.limits);
         device.reserve(&step_sizes(spec, options, limits.max_model_len))?;
-        let head = decoder.has_head().then(|| HeadBuffers::new(&*device, spec, options));
+        let inputs = StepInputs::new(&*device, options, limits.cache.groups.len(), limits)?;
+        let head = decoder.has_head().then(|| HeadBuffers::new(&*device, inputs.head(), spec, options));
         Ok(StageExecutor {
             caches: cache::allocate(&*device, spec, limits, options.kv)?,
             scratch: Scratch::new(&*device, spec, options.activation, options.max_tokens)?,
-            inputs: StepInputs::new(&*device, options, limits.cache.groups.len(), limits)?,
+            inputs,
             head: head.transpose()?,
             plans: HashMap::new(),
             group,
@@ -86,7 +89,7 @@ impl<B: Backend> StageExecutor<B> {
 
     fn plan(&mut self, bucket: Bucket) -> Result<()> {
         if !self.plans.contains_key(&bucket) {
-            let step = self.inputs.view(bucket);
+            let step = self.inputs.view(bucket, self.head.as_ref().map(HeadBuffers::sampled));
             let record = |segment| {
                 self.device.record(|enc| self.decoder.segment(enc, segment, &step, &self.caches, &self.scratch))
             };
@@ -98,15 +101,22 @@ impl<B: Backend> StageExecutor<B> {
 }
 
 impl<B: Backend> Stage for StageExecutor<B> {
-    fn run(&mut self, step: u64, batch: &Batch, sampled: &[u32], residual: Option<&[f32]>) -> Result<()> {
+    fn run(&mut self, step: u64, batch: &Batch, sampled: Option<&[u32]>, residual: Option<&[f32]>) -> Result<()> {
         let device = &*self.device;
         if let Some(group) = &mut self.group {
             group.begin(step);
         }
-        self.inputs.write(device, batch, |token| match token {
-            TokenSource::Id(id) => id,
-            TokenSource::SampledBy(row) => sampled[row as usize],
-        })?;
+        let resolve = |token| match (token, sampled) {
+            (TokenSource::Id(id), _) => id,
+            (TokenSource::SampledBy(row), Some(ids)) => ids[row as usize],
+            (TokenSource::SampledBy(row), None) => ops::SAMPLED | sampled_at(row),
+        };
+        let first = |words: &mut [u32]| {
+            if let Some(rows) = batch.logit_rows.chunks(LOGIT_ROWS).next() {
+                head_inputs::fill(words, batch, rows);
+            }
+        };
+        self.inputs.write(device, batch, resolve, first)?;
         if let Some(head) = &mut self.head {
             head.prepare(device, batch)?;
         }
@@ -122,7 +132,7 @@ impl<B: Backend> Stage for StageExecutor<B> {
                 group.all_reduce(&self.device, &x)?;
             }
         }
-        self.head.as_mut().map_or(Ok(()), |head| head.launch(&*self.device, &self.decoder, &self.scratch.x))
+        self.head.as_mut().map_or(Ok(()), |head| head.launch(&*self.device, &self.decoder, &self.scratch.x, batch))
     }
 
     fn residual(&mut self, rows: usize, out: &mut Vec<f32>) -> Result<()> {
@@ -131,7 +141,7 @@ impl<B: Backend> Stage for StageExecutor<B> {
 
     fn output(&mut self, output: &mut StepOutput) -> Result<()> {
         let head = self.head.as_mut().expect("stage: the head is on another device");
-        head.collect(&*self.device, &self.decoder, &self.scratch.x, output)
+        head.collect(output)
     }
 
     fn abort(&mut self, error: &Error) {

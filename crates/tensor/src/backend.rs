@@ -87,6 +87,9 @@ pub struct Caps {
     pub memory: DeviceMemory,
     /// Largest single buffer in bytes.
     pub max_buffer: Option<u64>,
+    /// [`Backend::replay`] and [`Backend::read`] return before the device is done, so that a step can be submitted while
+    /// the one before it runs. Writes, plans and reads take effect in the order of the calls either way.
+    pub queued: bool,
 }
 
 impl Caps {

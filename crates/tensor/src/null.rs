@@ -33,6 +33,7 @@ impl Default for NullBackend {
                 page_size: 16,
                 memory: DeviceMemory::default(),
                 max_buffer: None,
+                queued: false,
             },
             log: Mutex::default(),
             allocated: Mutex::default(),

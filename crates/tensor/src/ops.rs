@@ -47,14 +47,21 @@ fn exactly<B: Backend>(device: &B, op: &'static str, operand: &'static str, t: &
     one_of(device, op, operand, t, &[dtype])
 }
 
+/// Marks an entry of [`Embed::ids`] as a place in [`Embed::sampled`].
+pub const SAMPLED: u32 = 1 << 31;
+
 /// `out[t] = weight[ids[t]]`: rows of the packed embedding matrix.
 ///
-/// `out` `[T, D]` activation; `ids` `[T]` u32, each below `V`; `weight` `V x D`.
+/// `out` `[T, D]` activation; `ids` `[T]` u32, each below `V`; `weight` `V x D`. Where there is `sampled`, `[N]` u32 below
+/// `V`, an entry of `ids` may be [`SAMPLED`]` | n` instead, and stands for `sampled[n]`: a token that the device chose and
+/// the host need not have seen.
 pub struct Embed<'a, B: Backend> {
     /// `[T, D]`.
     pub out: &'a Tensor<B>,
     /// `[T]` u32.
     pub ids: &'a Tensor<B>,
+    /// `[N]` u32.
+    pub sampled: Option<&'a Tensor<B>>,
     /// `V x D`; may be the head's matrix.
     pub weight: &'a B::Weight,
     /// Rows computed.
@@ -286,6 +293,10 @@ impl<B: Backend> Embed<'_, B> {
             width = width
         );
         exactly(device, "embed", "ids", self.ids, DType::U32)?;
+        if let Some(sampled) = self.sampled {
+            rule!("embed", sampled.shape().len() == 1, "sampled must be [N]", sampled = sampled);
+            exactly(device, "embed", "sampled", sampled, DType::U32)?;
+        }
         activation(device, "embed", "out", self.out)
     }
 }

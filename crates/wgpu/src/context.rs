@@ -63,6 +63,8 @@ pub(crate) struct Context {
     failure: Arc<Mutex<Option<String>>>,
     pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
     commands: Mutex<Option<wgpu::CommandEncoder>>,
+    /// The last submission.
+    submitted: Mutex<Option<wgpu::SubmissionIndex>>,
     /// What the plans since the last submission are given, and those of that submission.
     bound: Mutex<[Vec<Arc<[Range]>>; 2]>,
     /// What operations keep between two of their kernels; all use the same.
@@ -148,6 +150,7 @@ impl Context {
             failure,
             pipelines: Mutex::default(),
             commands: Mutex::default(),
+            submitted: Mutex::default(),
             bound: Mutex::default(),
             scratch: Mutex::default(),
             staging: Mutex::default(),
@@ -254,7 +257,7 @@ impl Context {
     pub(crate) fn submit(&self) -> Result<()> {
         if let Some(encoder) = lock(&self.commands).take() {
             self.counters.submits.fetch_add(1, Relaxed);
-            self.queue.submit([encoder.finish()]);
+            *lock(&self.submitted) = Some(self.queue.submit([encoder.finish()]));
             if let Some(compiled) = &self.compiled {
                 compiled.keep(self.counters.pipelines.load(Relaxed));
             }
@@ -263,6 +266,11 @@ impl Context {
             waiting.clear();
         }
         self.check()
+    }
+
+    /// What can be waited for instead of everything; `None` before the first.
+    pub(crate) fn last_submission(&self) -> Option<wgpu::SubmissionIndex> {
+        lock(&self.submitted).clone()
     }
 
     /// Notes what a plan is given.

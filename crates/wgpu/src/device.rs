@@ -124,6 +124,7 @@ impl WgpuBackend {
             page_size: 16,
             memory: DeviceMemory { total: options.memory, available: options.memory },
             max_buffer: Some(limits.max_buffer_size.min(limits.max_storage_buffer_binding_size)),
+            queued: true,
         };
         Ok(WgpuBackend { context, caps })
     }
@@ -217,6 +218,8 @@ pub struct WgpuReadback {
     context: Arc<Context>,
     /// The buffer it goes to, where in it, and how many bytes; nothing for an empty tensor.
     staging: Option<wgpu::Buffer>,
+    /// What it was submitted with; later ones need not be waited for.
+    submission: Option<wgpu::SubmissionIndex>,
     skip: usize,
     len: usize,
 }
@@ -228,8 +231,14 @@ impl Readback for WgpuReadback {
         }
         let Some(staging) = self.staging.take() else { return Ok(()) };
         staging.map_async(wgpu::MapMode::Read, .., |_| {});
-        self.context.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| self.context.error(e))?;
+        let wait = wgpu::PollType::Wait { submission_index: self.submission.take(), timeout: None };
+        let waited = self.context.device.poll(wait);
+        if waited.is_err() {
+            // A lost device took no submission, and says what happened while it is waited for as a whole.
+            let _ = self.context.device.poll(wgpu::PollType::wait_indefinitely());
+        }
         self.context.check()?;
+        waited.map_err(|e| self.context.error(e))?;
         let view = staging.get_mapped_range(..).map_err(|e| self.context.error(e))?;
         out.copy_from_slice(&view[self.skip..self.skip + self.len]);
         drop(view);
@@ -296,7 +305,7 @@ impl Backend for WgpuBackend {
 
     fn read(&self, src: &Tensor<Self>) -> Result<WgpuReadback> {
         let (skip, len) = (src.offset() % 4, src.bytes());
-        let mut readback = WgpuReadback { context: self.context.clone(), staging: None, skip, len };
+        let mut readback = WgpuReadback { context: self.context.clone(), staging: None, submission: None, skip, len };
         if len == 0 {
             return Ok(readback);
         }
@@ -305,7 +314,7 @@ impl Backend for WgpuBackend {
         let (raw, first) = (&src.buffer().raw, (src.offset() - skip) as u64);
         self.context.encode(|encoder| encoder.copy_buffer_to_buffer(raw, first, &staging, 0, bytes));
         self.context.submit()?;
-        readback.staging = Some(staging);
+        (readback.staging, readback.submission) = (Some(staging), self.context.last_submission());
         Ok(readback)
     }
 

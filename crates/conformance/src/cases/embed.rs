@@ -6,7 +6,7 @@ use crate::matrix::{Matrix, Spread};
 use crate::number::round_all;
 use crate::rng::Rng;
 use crate::stage::{Placement, Stage, Staged};
-use anyfleet_tensor::ops::Embed;
+use anyfleet_tensor::ops::{Embed, SAMPLED};
 use anyfleet_tensor::{Backend, DType, Live, Result, WeightFormat};
 
 /// Parameters of one case.
@@ -24,6 +24,8 @@ pub struct EmbedCase {
     pub activation: DType,
     /// Type the matrix is kept in.
     pub weight: WeightFormat,
+    /// Some of the ids are those of sampled tokens.
+    pub sampled: bool,
     /// Which count bounds the rows.
     pub live: Live,
 }
@@ -31,6 +33,7 @@ pub struct EmbedCase {
 /// Inputs.
 pub struct Host {
     ids: Vec<u32>,
+    sampled: Vec<u32>,
     weight: Matrix,
 }
 
@@ -55,7 +58,15 @@ impl OpCase for EmbedCase {
         for (id, edge) in ids.iter_mut().zip([self.vocab - 1, 0]) {
             *id = edge as u32;
         }
-        Host { ids, weight }
+        // Chosen in any order; some by no row and some by several.
+        let count = if self.sampled { rng.range(1, 70) } else { 0 };
+        let sampled: Vec<u32> = (0..count).map(|_| rng.below(self.vocab) as u32).collect();
+        for id in ids.iter_mut().filter(|_| self.sampled) {
+            if rng.chance(0.6) {
+                *id = SAMPLED | rng.below(count) as u32;
+            }
+        }
+        Host { ids, sampled, weight }
     }
 
     fn stage<B: Backend>(
@@ -69,16 +80,24 @@ impl OpCase for EmbedCase {
         let mut stage = Stage::new(backend, placement);
         let capacity = selection.capacity();
         let ids = stage.indices("ids", &[capacity], &selection.gather(&host.ids, 1))?;
+        let sampled = match self.sampled {
+            true => Some(stage.indices("sampled", &[host.sampled.len()], &host.sampled)?),
+            false => None,
+        };
         let out = stage.output("out", self.activation, &[capacity, self.width])?;
         let live = live_of(self.live, selection.padding);
         let record = Box::new(move |enc: &mut anyfleet_tensor::Encoder<'_, B>| {
-            enc.embed(Embed { out: &out, ids: &ids, weight: &weight, live });
+            enc.embed(Embed { out: &out, ids: &ids, sampled: sampled.as_ref(), weight: &weight, live });
         });
         stage.finish(live, selection.rows.len(), record)
     }
 
     fn expect(&self, host: &Host, selection: &Selection) -> Vec<Expected> {
-        let row = |&r: &usize| exact(round_all(self.activation, host.weight.row(host.ids[r] as usize)));
+        let id = |r: usize| match host.ids[r] {
+            id if id & SAMPLED != 0 => host.sampled[(id & !SAMPLED) as usize],
+            id => id,
+        };
+        let row = |&r: &usize| exact(round_all(self.activation, host.weight.row(id(r) as usize)));
         vec![Expected::dense(selection.rows.iter().map(row))]
     }
 

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex};
 pub enum Mutation {
     None,
     EmbedNextRow,
+    EmbedIgnoresSampled,
     NormForgetsEps,
     NormWritesPastTheEnd,
     NormWritesItsInput,
@@ -73,6 +74,7 @@ impl Naive {
             page_size: 16,
             memory: DeviceMemory::default(),
             max_buffer: None,
+            queued: false,
         };
         Naive { caps, mutation, runs: Mutex::new(0) }
     }
@@ -216,7 +218,8 @@ impl Recorder<Naive> for Plan {
     }
     fn embed(&mut self, op: Embed<'_, Naive>) -> Result<()> {
         let (out, ids, weight, mutation) = (view(op.out), view(op.ids), op.weight.clone(), self.mutation);
-        self.push(op.live, op.out.rows(), move |live| ops::embed(mutation, live, &out, &ids, &weight))
+        let sampled = op.sampled.map(view);
+        self.push(op.live, op.out.rows(), move |live| ops::embed(mutation, live, &out, &ids, sampled.as_ref(), &weight))
     }
     fn norm(&mut self, op: Norm<'_, Naive>) -> Result<()> {
         let (out, x, weight, eps, mutation) = (view(op.out), view(op.x), view(op.weight), op.eps, self.mutation);

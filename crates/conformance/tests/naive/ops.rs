@@ -1,6 +1,6 @@
 //! The ops one element at a time, with a place for every mutation.
 use super::{Mutation, Packed, View};
-use anyfleet_tensor::ops::Activation;
+use anyfleet_tensor::ops::{Activation, SAMPLED};
 use anyfleet_tensor::{Adjust, DType, SampleMode, SampleParams, TOP_LOGPROBS, quant, sampling};
 use half::{bf16, f16};
 use std::cell::Cell;
@@ -21,9 +21,14 @@ pub fn store(dtype: DType, value: f32) -> f32 {
     }
 }
 
-pub fn embed(m: Mutation, live: usize, out: &View, ids: &View, weight: &Packed) {
+pub fn embed(m: Mutation, live: usize, out: &View, ids: &View, sampled: Option<&View>, weight: &Packed) {
     for row in 0..live {
         let mut id = ids.index(row, 0) as usize;
+        if let Some(sampled) = sampled.filter(|_| id & SAMPLED as usize != 0) {
+            let place = id & !SAMPLED as usize;
+            id =
+                if m == Mutation::EmbedIgnoresSampled { place % weight.rows } else { sampled.index(place, 0) as usize };
+        }
         if m == Mutation::EmbedNextRow {
             id = (id + 1) % weight.rows;
         }

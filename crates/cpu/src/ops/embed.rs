@@ -5,13 +5,14 @@ use crate::plan::Context;
 use crate::simd::LANES;
 use crate::view::{View, check_apart};
 use crate::weight::CpuWeight;
-use anyfleet_tensor::ops::Embed;
+use anyfleet_tensor::ops::{Embed, SAMPLED};
 use anyfleet_tensor::{Live, Result};
 use half::bf16;
 
 pub(crate) struct EmbedOp {
     out: View,
     ids: View,
+    sampled: Option<View>,
     weight: CpuWeight,
     live: Live,
 }
@@ -19,8 +20,11 @@ pub(crate) struct EmbedOp {
 impl EmbedOp {
     pub(crate) fn new(op: &Embed<'_, CpuBackend>) -> Result<Self> {
         let (out, ids) = (View::new("embed", op.out)?, View::new("embed", op.ids)?);
-        check_apart("embed", &out, &ids)?;
-        Ok(EmbedOp { out, ids, weight: op.weight.clone(), live: op.live })
+        let sampled = op.sampled.map(|sampled| View::new("embed", sampled)).transpose()?;
+        for input in std::iter::once(&ids).chain(&sampled) {
+            check_apart("embed", &out, input)?;
+        }
+        Ok(EmbedOp { out, ids, sampled, weight: op.weight.clone(), live: op.live })
     }
 
     pub(crate) fn execute(&self, ctx: &Context) {
@@ -28,13 +32,23 @@ impl EmbedOp {
         // A gathered element costs a cache line.
         ctx.split(rows, self.out.cols() * LANES, |range| {
             for row in range {
-                let id = self.ids.u32_at(row) as usize;
+                let id = self.id(row) as usize;
                 assert!(id < self.weight.rows(), "embed: id {id} of a vocabulary of {}", self.weight.rows());
                 // SAFETY: each task has its own output rows.
                 let out = unsafe { self.out.slice_mut::<f32>(row) };
                 gather(&self.weight, id, out);
             }
         });
+    }
+}
+
+impl EmbedOp {
+    fn id(&self, row: usize) -> u32 {
+        let id = self.ids.u32_at(row);
+        match &self.sampled {
+            Some(sampled) if id & SAMPLED != 0 => sampled.u32_at((id & !SAMPLED) as usize),
+            _ => id,
+        }
     }
 }
 
@@ -79,7 +93,7 @@ mod tests {
                 let out = tensor(&device, &[POISON; 5 * 19], &[5, width]);
                 let id_tensor = tensor_u32(&device, &ids, &[5]);
                 bind(&device, 4, |enc| {
-                    enc.embed(Embed { out: &out, ids: &id_tensor, weight: &weight, live: Live::Tokens })
+                    enc.embed(Embed { out: &out, ids: &id_tensor, sampled: None, weight: &weight, live: Live::Tokens })
                 });
                 let got = read(&device, &out);
                 for (row, &id) in ids.iter().enumerate() {
@@ -98,6 +112,8 @@ mod tests {
         let device = &devices()[0];
         let weight = weight(device, &[0.0; 10], 2, DType::F32);
         let (out, ids) = (tensor(device, &[0.0; 2], &[1, 2]), tensor_u32(device, &[5], &[1]));
-        device.run(|enc| enc.embed(Embed { out: &out, ids: &ids, weight: &weight, live: Live::All })).unwrap();
+        device
+            .run(|enc| enc.embed(Embed { out: &out, ids: &ids, sampled: None, weight: &weight, live: Live::All }))
+            .unwrap();
     }
 }

@@ -10,6 +10,7 @@ use bytemuck::{Pod, Zeroable};
 struct Params {
     out: u64,
     ids: u64,
+    sampled: u64,
     weight: u64,
     multipliers: u64,
     scales: u64,
@@ -20,6 +21,8 @@ struct Params {
     features: u32,
     blocks: u32,
     format: u32,
+    sampled_count: u32,
+    reserved: u32,
 }
 
 /// The number that `embed.cu` knows a format by.
@@ -47,6 +50,7 @@ pub(crate) fn record(recorder: &mut CudaRecorder, op: &Embed<'_, CudaBackend>) -
     let params = Params {
         out: recorder.address(op.out),
         ids: recorder.address(op.ids),
+        sampled: op.sampled.filter(|sampled| !sampled.is_empty()).map_or(0, |sampled| recorder.address(sampled)),
         weight: weight.address(),
         multipliers: weight.multipliers(),
         scales: weight.scales(),
@@ -57,6 +61,8 @@ pub(crate) fn record(recorder: &mut CudaRecorder, op: &Embed<'_, CudaBackend>) -
         features: weight.rows() as u32,
         blocks: weight.blocks() as u32,
         format: number(weight.format()),
+        sampled_count: op.sampled.map_or(0, |sampled| sampled.len() as u32),
+        reserved: 0,
     };
     recorder.launch(("embed", "embed"), [op.out.rows(), 1, 1], 256, 0, &params)
 }
