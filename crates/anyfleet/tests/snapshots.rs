@@ -243,6 +243,10 @@ fn what_cannot_be_resumed_says_why() {
             other => panic!("{other:?}"),
         }
     };
+    // Whether text is held back after the step it was suspended in is a matter of time.
+    let chosen = |s: &mut RequestSnapshot, tokens: Vec<u32>| {
+        (s.choices[0].tokens, s.choices[0].held) = (tokens, Vec::new());
+    };
     type Change<'a> = (&'a str, &'a dyn Fn(&mut RequestSnapshot));
     let changes: [Change<'_>; 14] = [
         ("another model", &|s| s.identity.weights = "0123".into()),
@@ -251,10 +255,10 @@ fn what_cannot_be_resumed_says_why() {
         ("seed", &|s| s.params.seed = None),
         ("max_tokens", &|s| s.params.max_tokens = None),
         ("choices", &|s| s.choices.clear()),
-        ("of a vocabulary", &|s| s.choices[0].tokens = vec![443]),
+        ("of a vocabulary", &|s| chosen(s, vec![443])),
         ("its last tokens", &|s| s.choices[0].held = vec![TokenLogprob::default()]),
-        ("at most 400", &|s| s.choices[0].tokens = vec![5; 401]),
-        ("which ended it", &|s| s.choices[0].tokens = vec![5, 3, 5]),
+        ("at most 400", &|s| chosen(s, vec![5; 401])),
+        ("which ended it", &|s| chosen(s, vec![5, 3, 5])),
         ("complete", &|s| s.choices[0].finished = Some(3)),
         ("empty", &|s| s.prompt.clear()),
         ("top_p", &|s| s.params.top_p = f32::NEG_INFINITY),
