@@ -116,7 +116,8 @@ fn rope_kv(criterion: &mut Criterion, device: &CpuBackend) {
 fn embed(criterion: &mut Criterion, device: &CpuBackend) {
     for rows in [1, 512] {
         let (vocab, width, weight) = (16_384, 1024, WeightFormat::Float(DType::BF16));
-        let case = EmbedCase { rows, padding: 0, vocab, width, activation: DType::F32, weight, live: Live::All };
+        let (padding, activation, sampled, live) = (0, DType::F32, false, Live::All);
+        let case = EmbedCase { rows, padding, vocab, width, activation, weight, sampled, live };
         let work = Throughput::Bytes((rows * width * (2 + 4)) as u64);
         run(criterion, device, &format!("bf16 1024 rows={rows}"), work, &case);
     }

@@ -49,6 +49,8 @@ pub struct Ceilings {
     pub amx_bf16: std::result::Result<Rate, &'static str>,
     /// int8 operations on tiles, or why there are none.
     pub amx_int8: std::result::Result<Rate, &'static str>,
+    /// bf16 operations of dot-product instructions, or why there are none.
+    pub dot_bf16: std::result::Result<Rate, &'static str>,
     /// int8 operations of dot-product instructions, or why there are none.
     pub vnni: std::result::Result<Rate, &'static str>,
     /// Cost of a parallel loop.
@@ -82,6 +84,7 @@ impl Ceilings {
             fma: vector::multiply_add().map(vector),
             amx_bf16: tiles(Kind::Bf16),
             amx_int8: tiles(Kind::Int8),
+            dot_bf16: vector::bf16_dot_product().map(vector),
             vnni: vector::dot_product().map(vector),
             fork_join,
             copy: adapter::measure(device)?,
@@ -114,6 +117,7 @@ impl Ceilings {
             fma: self.fma.zip(other.fma).map(|(a, b)| rate(a, b)),
             amx_bf16: both(self.amx_bf16, other.amx_bf16),
             amx_int8: both(self.amx_int8, other.amx_int8),
+            dot_bf16: both(self.dot_bf16, other.dot_bf16),
             vnni: both(self.vnni, other.vnni),
             fork_join,
             copy: match (self.copy, other.copy) {
@@ -147,6 +151,9 @@ impl Ceilings {
             "amx_int8_gop_s": rate(self.amx_int8.as_ref().ok()),
             "amx_int8_gop_s_1_thread": one(self.amx_int8.as_ref().ok()),
             "amx_int8_kernel": note(&self.amx_int8),
+            "dot_bf16_gflop_s": rate(self.dot_bf16.as_ref().ok()),
+            "dot_bf16_gflop_s_1_thread": one(self.dot_bf16.as_ref().ok()),
+            "dot_bf16_kernel": note(&self.dot_bf16),
             "vnni_int8_gop_s": rate(self.vnni.as_ref().ok()),
             "vnni_int8_gop_s_1_thread": one(self.vnni.as_ref().ok()),
             "vnni_int8_kernel": note(&self.vnni),
@@ -168,7 +175,7 @@ impl Ceilings {
         let ForkJoin { median_us, p99_us } = self.fork_join;
         format!(
             "{}\n{:<22} {:>8}  {:>8}\n{:<22} {:>8.1}  {:>8.1} GB/s    {} pages, {}\n{:<22} {}\n{:<22} {}\n{:<22} {}\n\
-             {:<22} {}\n{:<22} {:>8}  {:>8.1} us      p99 {p99_us:.1} us\n",
+             {:<22} {}\n{:<22} {}\n{:<22} {:>8}  {:>8.1} us      p99 {p99_us:.1} us\n",
             self.name,
             "threads",
             1,
@@ -184,6 +191,8 @@ impl Ceilings {
             rate(self.amx_bf16.as_ref().map_err(|e| *e), "GFLOP/s"),
             "int8 tiles",
             rate(self.amx_int8.as_ref().map_err(|e| *e), "GOP/s  "),
+            "bf16 dot products",
+            rate(self.dot_bf16.as_ref().map_err(|e| *e), "GFLOP/s"),
             "int8 dot products",
             rate(self.vnni.as_ref().map_err(|e| *e), "GOP/s  "),
             "fork-join",
@@ -232,6 +241,7 @@ pub(crate) fn example() -> Ceilings {
         fma: Some(rate(2e11)),
         amx_bf16: Ok(rate(4e12)),
         amx_int8: Err("none"),
+        dot_bf16: Ok(rate(4e11)),
         vnni: Ok(rate(8e11)),
         fork_join: ForkJoin { median_us: 2.0, p99_us: 9.0 },
         copy: None,

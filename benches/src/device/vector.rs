@@ -1,4 +1,4 @@
-//! Rates of the vector units: f32 multiply-adds and int8 dot products, from registers.
+//! Rates of the vector units: f32 multiply-adds, dot products of bf16 and of int8, from registers.
 
 /// Loop turns of a run: some 50 ms.
 pub(super) const TURNS: usize = 1 << 22;
@@ -29,6 +29,21 @@ pub(super) fn multiply_add() -> Option<Kernel> {
     // Where fused multiply-adds are part of the baseline the compiler's vectors are as good.
     let fused = cfg!(target_arch = "aarch64");
     fused.then_some(Kernel { name: "NEON", operations: PORTABLE_SUMS * 2, run: fma_portable })
+}
+
+/// bf16 dot products (`vdpbf16ps`); the reason where there are none.
+pub(super) fn bf16_dot_product() -> Result<Kernel, &'static str> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512f") {
+            // SAFETY: the processor has AVX-512 and its bf16.
+            let run = |n| unsafe { x86::dot_bf16(n) };
+            return Ok(Kernel { name: "AVX-512 BF16", operations: 16 * 32 * 2, run });
+        }
+        Err("the processor has no AVX-512 BF16")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    Err("measured on x86 only")
 }
 
 /// int8 dot products (`vpdpbusd`); the reason where there are none.
@@ -94,6 +109,19 @@ mod x86 {
             }
         }
         black_box(sums.into_iter().fold(_mm256_setzero_ps(), |a, b| _mm256_add_ps(a, b)));
+    }
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub(super) fn dot_bf16(turns: usize) {
+        let by = _mm512_set1_ps(black_box(1.0));
+        let (a, b) = (_mm512_cvtne2ps_pbh(by, by), _mm512_cvtne2ps_pbh(by, by));
+        let mut sums = [_mm512_setzero_ps(); 16];
+        for _ in 0..turns {
+            for sum in &mut sums {
+                *sum = _mm512_dpbf16_ps(*sum, a, b);
+            }
+        }
+        black_box(sums.into_iter().fold(_mm512_setzero_ps(), |a, b| _mm512_add_ps(a, b)));
     }
 
     #[target_feature(enable = "avx512f,avx512vnni")]

@@ -97,7 +97,9 @@ pub fn matrix_rate(ceilings: &Ceilings, dtype: DType, quantize: Quantize) -> Opt
         || of("int8 tiles", ceilings.amx_int8.as_ref().ok()).or(of("int8 dot products", ceilings.vnni.as_ref().ok()));
     let found = match dtype {
         _ if is_integer(quantize) => int8().or(fma),
-        DType::BF16 => of("bf16 tiles", ceilings.amx_bf16.as_ref().ok()).or(fma),
+        DType::BF16 => of("bf16 tiles", ceilings.amx_bf16.as_ref().ok())
+            .or(of("bf16 dot products", ceilings.dot_bf16.as_ref().ok()))
+            .or(fma),
         _ => fma,
     };
     found.map(|(name, rate)| (name, rate.all))
@@ -181,6 +183,8 @@ mod tests {
         assert_eq!(rate(DType::BF16), ("bf16 tiles", 4e12));
         assert_eq!(rate(DType::F32), ("f32 multiply-add", 2e11));
         let without = Ceilings { amx_bf16: Err("none"), ..example() };
+        assert_eq!(matrix_rate(&without, DType::BF16, Quantize::None), Some(("bf16 dot products", 4e11)));
+        let without = Ceilings { dot_bf16: Err("none"), ..without };
         assert_eq!(matrix_rate(&without, DType::BF16, Quantize::None), Some(("f32 multiply-add", 2e11)));
         assert_eq!(matrix_rate(&Ceilings { fma: None, ..without }, DType::BF16, Quantize::None), None);
     }

@@ -145,7 +145,7 @@ fn choose(isa: Option<Isa>, named: Option<&str>) -> Result<KernelSet> {
         (None, Some(name)) => Isa::ALL.into_iter().find(|isa| isa.name() == name).ok_or_else(|| {
             failed(format!("{ISA_VARIABLE}={name} is not a kernel set; use {}", list(Isa::supported())))
         })?,
-        (None, None) => Isa::supported().next().unwrap_or(Isa::Portable),
+        (None, None) => Isa::fastest(),
     };
     KernelSet::new(wanted)
         .ok_or_else(|| failed(format!("this processor has no {}; use {}", wanted.name(), list(Isa::supported()))))

@@ -1,21 +1,19 @@
 //! Tokens that the device chose and the host has not seen: steps submitted ahead compute what they compute when each is
 //! waited for.
-mod common;
-
 use anyfleet_conformance::require::skipped;
 use anyfleet_conformance::rng::{Rng, seed_from_env};
 use anyfleet_cpu::{CpuBackend, CpuOptions};
 use anyfleet_cuda::CudaBackend;
 use anyfleet_executor::{ExecutorOptions, ModelExecutor, plan};
-use anyfleet_models::{Decoder, LoadOptions};
+use anyfleet_models::{Decoder, LoadOptions, open_model};
 use anyfleet_runtime::{
     Batch, Executor, GroupBatch, LogitRow, SampleMode, SeqRows, StepOutput, TableRange, TokenSource,
 };
 use anyfleet_tensor::{Backend, DType, WeightFormat};
 use anyfleet_wgpu::{WgpuBackend, WgpuOptions};
-use common::model;
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::Arc;
 
 /// More than one run of the head.
@@ -35,7 +33,8 @@ fn executor<B: Backend>(device: &Arc<B>, name: &str) -> ModelExecutor<B> {
         max_tokens: SEQUENCES * PROMPT,
         page_size: Some(PAGE),
     };
-    let model = model(name);
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/parity/fixtures");
+    let model = open_model(fixtures.join(name)).expect("a model");
     let plan = plan(&**device, &model.spec, &options).expect("plan");
     let load = LoadOptions { store: options.weights, positions: plan.limits.max_model_len, packs: None };
     let decoder = Decoder::load(&**device, &model, load, &mut |_, _| ControlFlow::Continue(())).expect("load");

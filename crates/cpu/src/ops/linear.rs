@@ -160,6 +160,7 @@ impl LinearOp {
             sums: x.sums_at(blocks.start),
             sums_stride: x.sums_stride,
             w: self.weight.panel(panel).wrapping_add(blocks.start * form.block_bytes()),
+            regrouped: false,
             meanwhile: Meanwhile::Nothing,
             blocks: blocks.len(),
             acc: std::ptr::null_mut(),
@@ -178,14 +179,21 @@ impl LinearOp {
         // Where every row is one packed row, a group's sums become outputs while they are at hand.
         let (part, step) = if ctx.kernels.isa() == Isa::Amx { (blocks, GROUP) } else { (BLOCKS, usize::MAX) };
         let step = if x.rows() == rows.len() { step } else { usize::MAX };
-        let expanded = if form == self.weight.form().unwrap_or(form) { 0 } else { panels.len() * stride / 4 };
+        let regrouped = panels::regroups(ctx.kernels, form);
+        let as_they_are = form == self.weight.form().unwrap_or(form) && !regrouped;
+        let expanded = if as_they_are { 0 } else { panels.len() * stride / 4 };
         with_scratch([x.rows().min(step).next_multiple_of(16) * width, expanded], |[acc, bytes]| {
             let sums = acc.as_mut_ptr();
             let mut first_panel = self.weight.panel(panels.start);
             if expanded > 0 {
                 let (panel_stride, out) = (self.weight.panel_stride(), bytes.as_mut_ptr().cast::<u8>());
-                // The panels are there, and their bytes have room (the promise of `Expand`).
-                ctx.kernels.dots(Expand { w: first_panel, panel_stride, panels: panels.len(), blocks, out });
+                if regrouped {
+                    // SAFETY: the panels are there, and have room.
+                    unsafe { panels::regroup(ctx.kernels, first_panel, panels.len() * stride, out) };
+                } else {
+                    // The panels are there, and their bytes have room (the promise of `Expand`).
+                    ctx.kernels.dots(Expand { w: first_panel, panel_stride, panels: panels.len(), blocks, out });
+                }
                 first_panel = out;
             }
             for first in (0..x.rows()).step_by(step.min(x.rows())) {
@@ -201,6 +209,7 @@ impl LinearOp {
                         x: x.at(block).wrapping_add(first / GROUP * (GROUP / 16) * x.group_bytes),
                         rows: count,
                         w: first_panel.wrapping_add(panel * stride + block * form.block_bytes()),
+                        regrouped,
                         meanwhile: if ctx.kernels.isa() == Isa::Amx {
                             let out = self.out.row::<f32>(row).wrapping_add(column).cast();
                             let later = self.later(later, index, panels.len(), blocks);
@@ -303,6 +312,15 @@ mod tests {
     fn every_set_shape_and_row_count_has_the_naive_bits() {
         for (rows, n, k) in [
             (1, 1, 1),
+            (1, 1, 2),
+            (1, 1, 3),
+            (1, 1, 4),
+            (1, 1, 5),
+            (1, 1, 8),
+            (1, 1, 9),
+            (1, 1, 16),
+            (1, 1, 17),
+            (1, 1, 33),
             (1, 300, 70),
             (2, 17, 257),
             (5, 40, 512),

@@ -105,6 +105,7 @@ fn computes() -> bool {
         sums: std::ptr::null(),
         sums_stride: 0,
         w: ones,
+        regrouped: false,
         meanwhile: Meanwhile::Nothing,
         blocks: 1,
         acc: acc.as_mut_ptr(),

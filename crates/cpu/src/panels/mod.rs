@@ -8,7 +8,8 @@
 //! of odd features of a block are summed separately, each by fused multiply-adds in order from zero; the
 //! two sums are added, and that to the output. So does the matrix unit (`TDPBF16PS`, Intel SDM vol. 2), and
 //! every other kernel set does the same, so all have the same bits (short of sums below 1e-38, which the
-//! unit takes for zero). Products of bf16 are exact in f32.
+//! unit takes for zero). Products of bf16 are exact in f32. Dot products of bf16 ([`chains`]) take two steps of a sum at
+//! once.
 //!
 //! **Bytes** (q8): 64 input features a block, and after the last block 32 f32 scales. Sums are exact in i32.
 //!
@@ -18,6 +19,8 @@
 //! nibbles and multipliers make, which are those of [`Form::Bytes`]: sums are exact in i32 either way.
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
+#[cfg(target_arch = "x86_64")]
+mod chains;
 pub(crate) mod ints;
 pub(crate) mod pack;
 mod pairs;
@@ -116,7 +119,7 @@ pub(crate) struct Product {
     /// Not [`Form::Nibbles`].
     pub(crate) form: Form,
     /// Packed rows from the product's first block on: groups of [`group_rows`] rows, in a group
-    /// `[blocks][rows of a group][ROW bytes]`; pairs that no matrix unit takes are f32.
+    /// `[blocks][rows of a group][ROW bytes]`; pairs as [`pack::Cells`] says.
     pub(crate) x: *const u8,
     /// Bytes from one group of rows to the next.
     pub(crate) group_bytes: usize,
@@ -128,6 +131,8 @@ pub(crate) struct Product {
     pub(crate) sums_stride: usize,
     /// The panel, from the product's first block on.
     pub(crate) w: *const u8,
+    /// Its lines are as [`regroup`] leaves them.
+    pub(crate) regrouped: bool,
     pub(crate) meanwhile: Meanwhile,
     /// How many blocks.
     pub(crate) blocks: usize,
@@ -156,10 +161,16 @@ impl Product {
     /// What vectors ask for while working on line `line` of block `block`.
     #[inline(always)]
     fn ask<S: Simd>(&self, s: S, block: usize, line: usize) {
-        if let Meanwhile::Ask(ahead) = self.meanwhile {
-            let start = block * (self.form.block_bytes() / STREAMS);
-            s.prefetch(ahead[line % STREAMS].wrapping_add(start + line / STREAMS * 64));
+        if let Some(ahead) = self.asked(block, line) {
+            s.prefetch(ahead);
         }
+    }
+
+    #[inline(always)]
+    fn asked(&self, block: usize, line: usize) -> Option<*const u8> {
+        let Meanwhile::Ask(ahead) = self.meanwhile else { return None };
+        let start = block * (self.form.block_bytes() / STREAMS);
+        Some(ahead[line % STREAMS].wrapping_add(start + line / STREAMS * 64))
     }
 }
 
@@ -169,6 +180,26 @@ pub(crate) fn group_rows(kernels: KernelSet) -> usize {
         Isa::Amx => 16,
         _ => pairs::group_rows(kernels),
     }
+}
+
+/// Whether many rows are multiplied with [`regroup`]ed panels of this form.
+pub(crate) fn regroups(kernels: KernelSet, form: Form) -> bool {
+    form == Form::Pairs && kernels.isa() == Isa::Avx512Bf16
+}
+
+/// Brings whole panels of pairs into the order that chains of dot products take, so that not every group of rows has to.
+/// Only where [`regroups`] says so.
+///
+/// # Safety
+/// `bytes` bytes are readable at `from` and writable at `to`, whole blocks of them.
+pub(crate) unsafe fn regroup(kernels: KernelSet, from: *const u8, bytes: usize, to: *mut u8) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(chains) = kernels.chains() {
+        // SAFETY: the caller's promise; the set was seen to be there.
+        return unsafe { chains::regroup(chains, from, bytes, to) };
+    }
+    let _ = (from, bytes, to);
+    unreachable!("{:?} multiplies panels as they are", kernels.isa());
 }
 
 /// Computes products one after the other.
@@ -183,6 +214,12 @@ pub(crate) unsafe fn multiply(kernels: KernelSet, products: impl Iterator<Item =
         return unsafe { amx::multiply(products) };
     }
     for product in products {
+        #[cfg(target_arch = "x86_64")]
+        if let (Form::Pairs, Some(chains)) = (product.form, kernels.chains()) {
+            // SAFETY: the caller's promise.
+            unsafe { chains::multiply(chains, &product) };
+            continue;
+        }
         match product.form {
             // SAFETY: the caller's promise.
             Form::Pairs => unsafe { pairs::multiply(kernels, &product) },

@@ -20,14 +20,39 @@ pub(crate) struct Rows {
     sums: Vec<i32>,
 }
 
+/// How rows of [`Form::Pairs`] are packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cells {
+    /// f32, for multiply-adds.
+    F32,
+    /// bf16, for the matrix unit.
+    Bf16,
+    /// bf16 in the order of [`CHAINED`](crate::simd::CHAINED), for dot products.
+    Chained,
+}
+
+impl Cells {
+    pub(crate) fn of(kernels: KernelSet) -> Cells {
+        match kernels.isa() {
+            Isa::Amx => Cells::Bf16,
+            Isa::Avx512Bf16 => Cells::Chained,
+            _ => Cells::F32,
+        }
+    }
+
+    /// Bytes of a row in a block.
+    pub(crate) fn row_bytes(self) -> usize {
+        if self == Cells::F32 { 2 * ROW } else { ROW }
+    }
+}
+
 /// What is in it.
 #[derive(Clone, Copy)]
 pub(crate) struct Packed<'a> {
     kernels: KernelSet,
     form: Form,
     base: *const u8,
-    /// Bytes of a group of rows: `[blocks][rows of a group]`[`[ROW]`](ROW); pairs that no matrix unit takes
-    /// are f32.
+    /// Bytes of a group of rows: `[blocks][rows of a group]`[`[ROW]`](ROW); pairs as [`Cells`] says.
     pub(crate) group_bytes: usize,
     /// Bytes of one block of a group.
     pub(crate) block_bytes: usize,
@@ -116,7 +141,8 @@ impl Rows {
         let (group, blocks) = (group_rows(ctx.kernels), form.blocks(x.cols()));
         self.measure(ctx, form, x, rows.clone());
         let packed_rows = self.starts.last().map_or(0, |&n| n as usize);
-        let row_bytes = if form == Form::Pairs && ctx.kernels.isa() != Isa::Amx { 2 * ROW } else { ROW };
+        let cells = Cells::of(ctx.kernels);
+        let row_bytes = if form == Form::Pairs { cells.row_bytes() } else { ROW };
         let block_bytes = group * row_bytes;
         let group_bytes = blocks * block_bytes;
         let bytes = packed_rows.div_ceil(group) * group_bytes;
@@ -145,8 +171,8 @@ impl Rows {
                 let (source, k) = (x.row::<f32>(rows.start + i).cast_const(), x.cols());
                 let start = packed.starts[i] as usize;
                 if form == Form::Pairs {
-                    let (target, step, narrow) = (packed.target(start), block_bytes, row_bytes == ROW);
-                    ctx.kernels.run(PackPairs { source, k, target, step, narrow });
+                    let (target, step) = (packed.target(start), block_bytes);
+                    ctx.kernels.run(PackPairs { source, k, target, step, cells });
                     continue;
                 }
                 // SAFETY: `measure` filled the scales of the rows; the packed rows of a row are this task's.
@@ -240,8 +266,7 @@ pub(crate) struct PackPairs {
     pub(crate) target: *mut u8,
     /// Bytes from one block to the next.
     pub(crate) step: usize,
-    /// As bf16, for the matrix unit; as f32 otherwise.
-    pub(crate) narrow: bool,
+    pub(crate) cells: Cells,
 }
 
 impl Kernel for PackPairs {
@@ -254,7 +279,7 @@ impl Kernel for PackPairs {
             // SAFETY: see the type.
             unsafe {
                 let v = load_up_to(s, self.source.wrapping_add(start), self.k.saturating_sub(start));
-                store_pairs(s, place, start % (2 * LANES), self.narrow, v);
+                store_pairs(s, place, start % (2 * LANES), self.cells, v);
             }
         }
     }
@@ -265,13 +290,13 @@ impl Kernel for PackPairs {
 /// # Safety
 /// The row at `place` has these columns.
 #[inline(always)]
-pub(crate) unsafe fn store_pairs<S: Simd>(s: S, place: *mut u8, column: usize, narrow: bool, v: S::V) {
+pub(crate) unsafe fn store_pairs<S: Simd>(s: S, place: *mut u8, column: usize, cells: Cells, v: S::V) {
     // SAFETY: the caller's promise.
     unsafe {
-        if narrow {
-            s.store_bf16(place.cast::<bf16>().add(column), v);
-        } else {
-            s.store(place.cast::<f32>().add(column), s.round_bf16(v));
+        match cells {
+            Cells::F32 => s.store(place.cast::<f32>().add(column), s.round_bf16(v)),
+            Cells::Bf16 => s.store_bf16(place.cast::<bf16>().add(column), v),
+            Cells::Chained => s.store_chained(place.cast::<bf16>().add(column), v),
         }
     }
 }

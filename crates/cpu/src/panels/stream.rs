@@ -5,6 +5,8 @@
 //! is used, past the end of the panels with those that come after them. The sums are those of
 //! [`pairs`](super::pairs) and [`ints`](super::ints), in the same order.
 #![expect(clippy::needless_range_loop, reason = "rows, panels and tiles count places of several arrays")]
+#[cfg(target_arch = "x86_64")]
+use super::chains;
 use super::{Form, PANEL};
 use crate::simd::dots::{DotKernel, Dots};
 use crate::simd::{Isa, Kernel, KernelSet, LANES, Simd};
@@ -61,7 +63,7 @@ impl Stream {
 
     /// The panels' blocks to ask for while working on block `block`.
     #[inline(always)]
-    fn ahead<const P: usize>(&self, block: usize) -> [*const u8; P] {
+    pub(super) fn ahead<const P: usize>(&self, block: usize) -> [*const u8; P] {
         let later = block + Self::distance(self.form);
         let (base, stride, block) = if later < self.blocks {
             (self.w, self.panel_stride, later)
@@ -71,7 +73,7 @@ impl Stream {
         std::array::from_fn(|p| base.wrapping_add(p * stride + block * self.form.block_bytes()))
     }
 
-    fn panel(&self, p: usize, block: usize) -> *const u8 {
+    pub(super) fn panel(&self, p: usize, block: usize) -> *const u8 {
         self.w.wrapping_add(p * self.panel_stride + block * self.form.block_bytes())
     }
 
@@ -83,15 +85,19 @@ impl Stream {
         }
     }
 
-    fn acc(&self, row: usize, panel: usize, tile: usize) -> *mut f32 {
+    pub(super) fn acc(&self, row: usize, panel: usize, tile: usize) -> *mut f32 {
         self.acc.wrapping_add((row * self.panels + panel) * PANEL + tile * LANES)
     }
 
-    fn x(&self, row: usize, block: usize) -> *const u8 {
+    pub(super) fn x(&self, row: usize, block: usize) -> *const u8 {
         self.x.wrapping_add(block * self.x_block + row * self.x_row)
     }
 
     pub(crate) fn run(self, kernels: KernelSet) {
+        #[cfg(target_arch = "x86_64")]
+        if let (Form::Pairs, Some(chains)) = (self.form, kernels.chains()) {
+            return chains::run(chains, &self);
+        }
         match self.form {
             Form::Pairs if kernels.isa() == Isa::Amx => kernels.run(Pairs::<true>(self)),
             Form::Pairs => kernels.run(Pairs::<false>(self)),

@@ -1,5 +1,5 @@
 //! Sixteen lanes in one zmm register.
-use super::{Kernel, Simd};
+use super::{CHAINED, Kernel, Simd};
 use std::arch::x86_64::*;
 
 /// Exists only inside [`run`], that is, where the instructions do.
@@ -143,6 +143,11 @@ impl Simd for Avx512 {
             let bits = _mm512_srli_epi32::<16>(_mm512_castps_si512(self.round_bf16(v)));
             _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(bits));
         }
+    }
+    #[inline(always)]
+    unsafe fn store_chained(self, p: *mut half::bf16, v: __m512) {
+        // SAFETY: and the caller's promise.
+        unsafe { self.store_bf16(p, _mm512_permutexvar_ps(_mm512_loadu_si512(CHAINED.as_ptr().cast()), v)) }
     }
     #[inline(always)]
     unsafe fn store_f16(self, p: *mut half::f16, v: __m512) {

@@ -5,11 +5,11 @@
 //! [`panels`](crate::panels). A row's steps are those of the module above, with sums by pairs of elements
 //! (scores) and by pairs of keys (values); the sum of the weights takes them as rounded.
 use super::{AttentionOp, CHUNK, Cached, CachedRow, Finish, Task, Walk, visible_in};
-use crate::panels::pack::{PackPairs, store_pairs};
-use crate::panels::{self, Form, Meanwhile, PANEL, Product, ROW};
+use crate::panels::pack::{Cells, PackPairs, store_pairs};
+use crate::panels::{self, Form, Meanwhile, PANEL, Product};
 use crate::plan::Context;
 use crate::scratch::with_scratch;
-use crate::simd::{Isa, Kernel, KernelSet, LANES, Simd, math};
+use crate::simd::{Kernel, KernelSet, LANES, Simd, math};
 use half::bf16;
 use std::ops::Range;
 
@@ -24,23 +24,23 @@ pub(super) const KEY_BLOCKS: usize = CHUNK / PANEL;
 #[derive(Clone, Copy)]
 pub(super) struct Rows {
     base: *mut u8,
-    /// Rows of a group, bytes of a row of a block, blocks.
+    /// Rows of a group, how they are packed, blocks.
     group: usize,
-    row_bytes: usize,
+    cells: Cells,
     blocks: usize,
 }
 
 impl Rows {
     fn new(kernels: KernelSet, blocks: usize) -> Rows {
-        let row_bytes = if kernels.isa() == Isa::Amx { ROW } else { 2 * ROW };
-        Rows { base: std::ptr::null_mut(), group: panels::group_rows(kernels), row_bytes, blocks }
+        let cells = Cells::of(kernels);
+        Rows { base: std::ptr::null_mut(), group: panels::group_rows(kernels), cells, blocks }
     }
     /// Rows of f32, one after the other.
     pub(super) fn plain(base: *mut f32) -> Rows {
-        Rows { base: base.cast(), group: 1, row_bytes: 2 * ROW, blocks: KEY_BLOCKS }
+        Rows { base: base.cast(), group: 1, cells: Cells::F32, blocks: KEY_BLOCKS }
     }
     fn block_bytes(&self) -> usize {
-        self.group * self.row_bytes
+        self.group * self.cells.row_bytes()
     }
     fn group_bytes(&self) -> usize {
         self.blocks * self.block_bytes()
@@ -52,11 +52,7 @@ impl Rows {
     /// The place of a row in block `block`.
     fn at(&self, row: usize, block: usize) -> *mut u8 {
         let first = row / self.group * self.group_bytes() + block * self.block_bytes();
-        self.base.wrapping_add(first + row % self.group * self.row_bytes)
-    }
-    /// Whether rows are bf16.
-    fn narrow(&self) -> bool {
-        self.row_bytes == ROW
+        self.base.wrapping_add(first + row % self.group * self.cells.row_bytes())
     }
 }
 
@@ -85,8 +81,8 @@ pub(super) fn tile<C: PairedCell>(op: &AttentionOp, ctx: &Context, walk: Walk<'_
         let weights = Rows { base: weights_area.as_mut_ptr().cast(), ..weights };
         for r in 0..rows {
             let source = op.head::<f32>(&op.q, task, r).cast_const();
-            let (target, step, narrow) = (q.at(r, 0), q.block_bytes(), q.narrow());
-            ctx.kernels.run(PackPairs { source, k: op.size, target, step, narrow });
+            let (target, step, cells) = (q.at(r, 0), q.block_bytes(), q.cells);
+            ctx.kernels.run(PackPairs { source, k: op.size, target, step, cells });
         }
         let mut tile = Tile { op, ctx, task, rows, q, weights, scores, sums, keys, values, max, total };
         op.walk::<C>(ctx, walk, |start, cached, later| {
@@ -155,6 +151,7 @@ impl Tile<'_> {
             sums: std::ptr::null(),
             sums_stride: 0,
             w: std::ptr::null(),
+            regrouped: false,
             meanwhile: Meanwhile::Nothing,
             blocks: x.blocks,
             acc: std::ptr::null_mut(),
@@ -351,7 +348,7 @@ impl Weigh<'_> {
     unsafe fn store<S: Simd>(&self, s: S, key: usize, v: S::V) {
         let place = self.weights.at(self.row, key / PANEL);
         // SAFETY: the caller's promise.
-        unsafe { store_pairs(s, place, key % PANEL, self.weights.narrow(), v) };
+        unsafe { store_pairs(s, place, key % PANEL, self.weights.cells, v) };
     }
 }
 

@@ -67,10 +67,12 @@ impl KernelSet {
         match self.isa() {
             // SAFETY: the set was seen, and so was the extension.
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx | Isa::Avx512 if is_x86_feature_detected!("avx512vnni") => unsafe { avx512::run(kernel) },
+            Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 if is_x86_feature_detected!("avx512vnni") => unsafe {
+                avx512::run(kernel)
+            },
             // SAFETY: as above; AVX-512 without dot products has AVX2.
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx | Isa::Avx512 | Isa::Avx2 => unsafe {
+            Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 | Isa::Avx2 => unsafe {
                 if is_x86_feature_detected!("avxvnni") { avx2::run_vnni(kernel) } else { avx2::run(kernel) }
             },
             #[cfg(target_arch = "aarch64")]
