@@ -1,13 +1,14 @@
 //! Step inputs: one device buffer that one transfer refreshes, and views of it.
 //!
-//! Everything a step is told lies in it without gaps that matter: what the head's first run is told, then the step's own
+//! What a step is told lies in it without gaps that matter: what the head's first run is told, then the step's own
 //! tensors as wide as the step's bucket, then the page tables of all cache groups behind each other. Wider buckets have their
-//! tensors at other places; plans are recorded per bucket.
+//! tensors at other places; plans are recorded per bucket. (Penalties, and rows of logits past the first 64, have buffers of
+//! their own: [`HeadBuffers`](crate::output::HeadBuffers).)
 use crate::head_inputs::{self, HeadInputs};
 use crate::plan::ExecutorOptions;
 use anyfleet_models::{GroupTensors, StepTensors};
 use anyfleet_runtime::{Batch, GroupBatch, Limits, TokenSource};
-use anyfleet_tensor::{Backend, DType, Result, SeqMeta, StepHeader, Tensor};
+use anyfleet_tensor::{Backend, DType, Error, Result, SeqMeta, StepHeader, Tensor};
 
 /// `u32`s of one [`SeqMeta`].
 const SEQ_WORDS: usize = size_of::<SeqMeta>() / 4;
@@ -153,6 +154,13 @@ impl<B: Backend> StepInputs<B> {
         resolve: impl Fn(TokenSource) -> u32,
         head: impl FnOnce(&mut [u32]),
     ) -> Result<()> {
+        let too_large =
+            |host: usize, tensor: usize| Error::Transfer { op: "write", host: 4 * host, tensor: 4 * tensor };
+        for (len, most) in [(batch.tokens.len(), self.most.tokens), (batch.sequences.len(), self.most.sequences)] {
+            if len > most {
+                return Err(too_large(len, most));
+            }
+        }
         let layout = Layout::new(self.bucket(batch), self.groups);
         self.words.clear();
         self.words.resize(layout.table, 0);
@@ -166,11 +174,13 @@ impl<B: Backend> StepInputs<B> {
         let words = &mut self.words;
         put(words, layout.header, bytemuck::cast_slice(bytemuck::bytes_of(&header)));
         words[layout.ids..].iter_mut().zip(&batch.tokens).for_each(|(word, &token)| *word = resolve(token));
+        assert_eq!(batch.positions.len(), batch.tokens.len(), "executor: a position for each token");
         put(words, layout.positions, &batch.positions);
         for (&(slots_at, seqs_at), group) in layout.groups.iter().zip(&batch.groups) {
             let GroupBatch::Pages { slots, table, ranges } = group else {
                 panic!("executor: a recurrent cache group in a model that has none");
             };
+            assert_eq!(slots.len(), batch.tokens.len(), "executor: a slot for each token");
             let before = (words.len() - layout.table) as u32;
             self.seqs.clear();
             self.seqs.extend(batch.sequences.iter().zip(ranges).map(|(seq, range)| SeqMeta {
@@ -184,6 +194,10 @@ impl<B: Backend> StepInputs<B> {
             put(words, slots_at, slots);
             put(words, seqs_at, bytemuck::cast_slice(&self.seqs));
             words.extend_from_slice(table);
+        }
+        let most = layout.table + self.table;
+        if self.words.len() > most {
+            return Err(too_large(self.words.len(), most));
         }
         device.write(&self.tensor(0, &[self.words.len()]), bytemuck::cast_slice(&self.words))
     }

@@ -28,20 +28,29 @@ impl Batch {
     }
 }
 
+/// Token rows of a step.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Rows {
+    pub(crate) prefill: u64,
+    pub(crate) decode: u64,
+}
+
 /// Fills `batch` with what the scheduler planned and notes in the sequences what is now in flight.
-pub(crate) fn assemble(scheduler: &mut Scheduler, batch: &mut Batch) {
+pub(crate) fn assemble(scheduler: &mut Scheduler, batch: &mut Batch) -> Rows {
     batch.clear();
-    let Scheduler { plan, sequences, cache, counters, .. } = scheduler;
+    let mut rows = Rows::default();
+    let Scheduler { plan, sequences, cache, .. } = scheduler;
     for planned in plan.iter() {
         let Some(sequence) = sequences.get_mut(&planned.key) else { continue };
         cache.describe(&sequence.lease, planned.start, planned.rows, &mut batch.groups);
         add_rows(planned, sequence, batch);
         sequence.steps_in_flight += 1;
         match planned.start >= sequence.job.prompt_len() && planned.rows == 1 {
-            true => counters.decode_tokens += 1,
-            false => counters.prefill_tokens += planned.rows as u64,
+            true => rows.decode += 1,
+            false => rows.prefill += planned.rows as u64,
         }
     }
+    rows
 }
 
 fn add_rows(planned: &Planned, sequence: &mut Sequence, batch: &mut Batch) {

@@ -58,7 +58,7 @@ pub struct ExecutorError(pub String);
 pub trait Executor: Send {
     /// What it can take; constant.
     fn limits(&self) -> &Limits;
-    /// Starts a step. Returns as soon as the batch has been copied.
+    /// Starts a step. Returns as soon as the batch has been copied, or, where whole rows of logits are wanted, with them.
     ///
     /// # Errors
     /// The device failed; nothing of the batch's sequences in the cache may be relied on.

@@ -1,4 +1,5 @@
 //! What a finished step means for its sequences.
+use crate::assemble::Rows;
 use crate::output::Piece;
 use crate::scheduler::{Planned, Scheduler};
 use crate::sequence::{SeqKey, Sequence};
@@ -11,7 +12,9 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Step {
     entries: Vec<Entry>,
+    /// Logit rows.
     rows: usize,
+    computed: Rows,
 }
 
 #[derive(Debug)]
@@ -23,7 +26,7 @@ struct Entry {
 }
 
 impl Step {
-    pub(crate) fn new(plan: &[Planned], batch: &Batch) -> Self {
+    pub(crate) fn new(plan: &[Planned], batch: &Batch, computed: Rows) -> Self {
         let mut next = 0;
         let entry = |(planned, rows): (&Planned, &crate::SeqRows)| {
             let start = next;
@@ -33,7 +36,7 @@ impl Step {
             let scores = start..next - usize::from(chooses);
             Entry { planned: planned.clone(), choice: chooses.then(|| next - 1), scores }
         };
-        Step { entries: plan.iter().zip(&batch.sequences).map(entry).collect(), rows: batch.logit_rows.len() }
+        Step { entries: plan.iter().zip(&batch.sequences).map(entry).collect(), rows: batch.logit_rows.len(), computed }
     }
 
     /// The requests in it, each once.
@@ -69,6 +72,8 @@ impl Step {
         eos_token_ids: &[u32],
         events: &mut Vec<Event>,
     ) {
+        scheduler.counters.prefill_tokens += self.computed.prefill;
+        scheduler.counters.decode_tokens += self.computed.decode;
         for Entry { planned, scores, choice } in self.entries {
             let key = planned.key;
             // Cancelled, or finished by the step before: the surplus token is dropped.

@@ -321,8 +321,12 @@ impl Runtime {
     pub fn step(&mut self, executor: &mut dyn Executor) -> Vec<Event> {
         let mut events = Vec::new();
         let depth = self.limits.steps_in_flight.min(MAX_STEPS_IN_FLIGHT);
-        while self.in_flight.len() < depth && self.schedule() {
-            let step = Step::new(&self.scheduler.plan, &self.batch);
+        while self.in_flight.len() < depth {
+            // A step without those that wait for their tokens would part the batch for good.
+            if !self.in_flight.is_empty() && self.scheduler.waits_for_tokens() {
+                break;
+            }
+            let Some(step) = self.schedule() else { break };
             if let Err(error) = executor.submit(&self.batch) {
                 self.fail(&step, &error, executor, &mut events);
                 return events;
@@ -340,15 +344,15 @@ impl Runtime {
         events
     }
 
-    /// Plans the next step and writes its batch; false if nothing can run now.
-    fn schedule(&mut self) -> bool {
+    /// Plans the next step and writes its batch; `None` if nothing can run now.
+    fn schedule(&mut self) -> Option<Step> {
         self.scheduler.plan();
         if self.scheduler.plan.is_empty() {
-            return false;
+            return None;
         }
-        assemble(&mut self.scheduler, &mut self.batch);
+        let rows = assemble(&mut self.scheduler, &mut self.batch);
         self.scheduler.counters.steps += 1;
-        true
+        Some(Step::new(&self.scheduler.plan, &self.batch, rows))
     }
 
     /// Fails the requests of a step and recomputes all others.

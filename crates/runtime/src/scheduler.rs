@@ -148,6 +148,11 @@ impl Scheduler {
         }
     }
 
+    /// Whether a running sequence has a step in flight whose token it must have before it can go on.
+    pub(crate) fn waits_for_tokens(&self) -> bool {
+        self.running.iter().any(|key| self.sequences[key].waits_for_its_token())
+    }
+
     fn place_running(&mut self, phase: Phase) {
         let mut keys = std::mem::take(&mut self.scratch);
         keys.clear();

@@ -149,6 +149,12 @@ impl Sequence {
         self.tokens.len() + self.tokens_in_flight < self.job.max_len && !self.adjustments.follow_output()
     }
 
+    /// Whether it cannot go on before the host has seen the token in flight, though it will then.
+    pub(crate) fn waits_for_its_token(&self) -> bool {
+        let more = self.tokens.len() + self.tokens_in_flight < self.job.max_len;
+        self.tokens_in_flight > 0 && more && self.adjustments.follow_output()
+    }
+
     /// Position of the token that a row at the end of `computed` would choose, if one is to be chosen.
     pub(crate) fn chooses(&self, end: usize) -> bool {
         end == self.tokens.len() + self.tokens_in_flight && end < self.job.max_len

@@ -19,9 +19,9 @@ pub struct Stats {
     pub prefix_hits: u64,
     /// Sequences that lost their pages to an older one and were computed again.
     pub preemptions: u64,
-    /// Token rows computed in prefill (recomputation after preemption included).
+    /// Token rows computed in prefill, in steps that have ended (recomputation after preemption included).
     pub prefill_tokens: u64,
-    /// Token rows computed in decode.
+    /// Token rows computed in decode, likewise.
     pub decode_tokens: u64,
     /// Tokens generated.
     pub generated_tokens: u64,

@@ -314,7 +314,8 @@ impl Context {
     /// A buffer to read `bytes` bytes through.
     pub(crate) fn staging(&self, bytes: u64) -> Result<wgpu::Buffer> {
         let mut free = lock(&self.staging);
-        if let Some(i) = free.iter().position(|buffer| buffer.size() == bytes) {
+        let fits = (0..free.len()).filter(|&i| free[i].size() >= bytes).min_by_key(|&i| free[i].size());
+        if let Some(i) = fits {
             return Ok(free.swap_remove(i));
         }
         drop(free);

@@ -247,7 +247,7 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// All of them, fastest first.
+    /// All of them, fastest first; [`Isa::Avx512Bf16`] is no faster than [`Isa::Avx512`] on Intel's processors.
     pub const ALL: [Isa; 6] = [Isa::Amx, Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Portable];
 
     /// The name `ANYFLEET_CPU` takes.
@@ -274,7 +274,7 @@ impl Isa {
         Isa::supported().find(|&isa| !slow(isa)).unwrap_or(Isa::Portable)
     }
 
-    /// The sets this processor has, fastest first where its maker is AMD; never empty.
+    /// The sets this processor has, in the order of [`Isa::ALL`]; never empty.
     pub fn supported() -> impl Iterator<Item = Isa> {
         Isa::ALL.into_iter().filter(|isa| isa.is_supported())
     }

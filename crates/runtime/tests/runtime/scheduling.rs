@@ -217,6 +217,24 @@ fn decodes_run_ahead_of_their_input_where_only_the_device_needs_it() {
 }
 
 #[test]
+fn who_waits_for_a_token_is_not_left_behind() {
+    let limits = Limits { steps_in_flight: 2, ..limits(4, &[(CacheKind::Paged, 64)]) };
+    for (first, second) in [(0.0, 1.0), (1.0, 1.0)] {
+        let mut executor = NullExecutor::new(limits.clone(), NullOptions::default());
+        // The second prompt takes two steps.
+        let options = RuntimeOptions { max_prefill_chunk: Some(6), ..RuntimeOptions::default() };
+        let mut runtime = Runtime::new(limits.clone(), options).unwrap();
+        let penalised = |presence_penalty| SamplingParams { presence_penalty, ..greedy(20) };
+        runtime.add(request(&prompt(1, 6), penalised(first))).unwrap();
+        runtime.add(request(&prompt(2, 12), penalised(second))).unwrap();
+        finish(&mut runtime, &mut executor, &mut Outcomes::default());
+        // Two of prefill, and a step for each of the second's tokens after the first: not every other.
+        let steps = runtime.stats().steps;
+        assert!(steps <= 23, "{steps} steps for 20 tokens of two sequences");
+    }
+}
+
+#[test]
 fn a_request_without_a_seed_gets_one_of_its_own() {
     let mut seeds = Vec::new();
     for _ in 0..2 {

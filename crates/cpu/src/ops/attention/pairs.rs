@@ -19,8 +19,7 @@ const BLOCK: usize = FORM.block_bytes() / 4;
 /// Blocks of 32 keys in a chunk.
 pub(super) const KEY_BLOCKS: usize = CHUNK / PANEL;
 
-/// Rows in the order products read: groups of them, a block of 32 columns at a time, bf16 for the matrix
-/// unit and f32 elsewhere.
+/// Rows in the order products read: groups of them, a block of 32 columns at a time, each as [`Cells`] says.
 #[derive(Clone, Copy)]
 pub(super) struct Rows {
     base: *mut u8,
