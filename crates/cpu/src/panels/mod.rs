@@ -145,6 +145,7 @@ pub(crate) struct Product {
 }
 
 /// What a product asks for while it works.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only the matrix unit asks for all of it"))]
 #[derive(Clone, Copy)]
 pub(crate) enum Meanwhile {
     /// Everything is at hand.
