@@ -255,7 +255,10 @@ mod tests {
     fn kernel_sets_are_chosen_by_name() {
         assert_eq!(choose(None, Some("portable")).unwrap().isa(), Isa::Portable);
         assert_eq!(choose(Some(Isa::Portable), Some("nonsense")).unwrap().isa(), Isa::Portable);
-        assert_eq!(choose(None, None).unwrap().isa(), Isa::fastest());
+        // The first there is, but for dot products of bf16 where they are no faster.
+        let fastest = choose(None, None).unwrap().isa();
+        let first = Isa::supported().find(|&isa| isa == fastest || isa != Isa::Avx512Bf16);
+        assert_eq!(Some(fastest), first);
         let message = |named| choose(None, Some(named)).unwrap_err().to_string();
         assert!(message("sse9").contains("ANYFLEET_CPU=sse9 is not a kernel set; use"), "{}", message("sse9"));
         let foreign = if cfg!(target_arch = "aarch64") { "avx2" } else { "neon" };

@@ -100,25 +100,29 @@ pub(super) unsafe fn multiply(chains: Chains, product: &Product) {
             acc: product.acc.wrapping_add(first * product.acc_stride),
             product,
         };
+        let kernels = if product.regrouped { REGROUPED } else { AS_THEY_ARE };
         // SAFETY: the set was seen to be there; the caller's promise.
-        unsafe {
-            match (product.rows - first, product.regrouped) {
-                (1, false) => rows::<1, false>(chains, &group),
-                (2, false) => rows::<2, false>(chains, &group),
-                (3, false) => rows::<3, false>(chains, &group),
-                (4, false) => rows::<4, false>(chains, &group),
-                (5, false) => rows::<5, false>(chains, &group),
-                (_, false) => rows::<ROWS, false>(chains, &group),
-                (1, true) => rows::<1, true>(chains, &group),
-                (2, true) => rows::<2, true>(chains, &group),
-                (3, true) => rows::<3, true>(chains, &group),
-                (4, true) => rows::<4, true>(chains, &group),
-                (5, true) => rows::<5, true>(chains, &group),
-                (_, true) => rows::<ROWS, true>(chains, &group),
-            }
-        }
+        unsafe { kernels[(product.rows - first).min(ROWS) - 1](chains, &group) };
     }
 }
+
+/// [`rows`] of one row to [`ROWS`].
+type ByRows = [unsafe fn(Chains, &Group<'_>); ROWS];
+
+const fn by_rows<const REGROUPED: bool>() -> ByRows {
+    [
+        rows::<1, REGROUPED>,
+        rows::<2, REGROUPED>,
+        rows::<3, REGROUPED>,
+        rows::<4, REGROUPED>,
+        rows::<5, REGROUPED>,
+        rows::<ROWS, REGROUPED>,
+    ]
+}
+
+/// For panels that are regrouped, and for those that are not.
+const REGROUPED: ByRows = by_rows::<true>();
+const AS_THEY_ARE: ByRows = by_rows::<false>();
 
 /// A group's rows, `[blocks][ROWS][ROW bytes]`, and their sums.
 struct Group<'a> {
