@@ -129,6 +129,10 @@ pub trait OpCase: Debug {
     fn invariant(&self, _caps: &Caps) -> bool {
         true
     }
+    /// Whether rows have an order among each other, which a selection of them keeps.
+    fn ordered(&self) -> bool {
+        false
+    }
     /// The reference: one [`Expected`] per output, in the order they were staged.
     fn expect(&self, host: &Self::Host, selection: &Selection) -> Vec<Expected>;
     /// Where a row's results are once it ran as row `position` of a batch: what must be the same

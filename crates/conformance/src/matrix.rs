@@ -159,9 +159,18 @@ impl Matrix {
     /// # Errors
     /// The backend's.
     pub fn load<B: Backend>(&self, backend: &B, gated: bool) -> Result<B::Weight> {
+        self.load_stack(backend, 1, gated)
+    }
+
+    /// Packs it as a stack of `stack` matrices.
+    ///
+    /// # Errors
+    /// The backend's.
+    pub fn load_stack<B: Backend>(&self, backend: &B, stack: usize, gated: bool) -> Result<B::Weight> {
         let parts = self.parts.iter().map(|p| HostPart { dtype: p.dtype, rows: p.rows, bytes: &p.bytes[1..] });
         backend.load(HostWeight {
             name: "conformance.weight".into(),
+            stack,
             cols: self.cols,
             parts: parts.collect(),
             store: self.store,

@@ -102,7 +102,10 @@ impl<B: Backend, C: OpCase> Case<B> for RowIndependence<C> {
             batches.push(batch.to_vec());
             left = rest;
         }
-        for rows in batches.into_iter().filter(|b| !b.is_empty()) {
+        for mut rows in batches.into_iter().filter(|b| !b.is_empty()) {
+            if self.0.ordered() {
+                rows.sort_unstable();
+            }
             if !invariant {
                 self.near(backend, (&drawn, rows), rng.bits(), errors)?;
                 continue;

@@ -2,19 +2,22 @@
 use crate::case::{Case, OpCase, Outcome, Types};
 use crate::cases::act_mul::ActMulCase;
 use crate::cases::attention::{AttentionCase, Length};
+use crate::cases::combine::CombineCase;
 use crate::cases::embed::EmbedCase;
 use crate::cases::gather::GatherCase;
+use crate::cases::grouped_linear::{GroupedLinearActMulCase, GroupedLinearCase};
 use crate::cases::linear::{LinearCase, Residual};
 use crate::cases::linear_act_mul::LinearActMulCase;
 use crate::cases::norm::NormCase;
 use crate::cases::rope_kv::RopeKvCase;
+use crate::cases::route::RouteCase;
 use crate::cases::sample::{Logits, SampleCase};
 use crate::large;
 use crate::matrix::Spread;
 use crate::property::{ChunkIndependence, RowIndependence};
 use crate::report::Report;
 use crate::rng::Rng;
-use anyfleet_tensor::ops::Activation;
+use anyfleet_tensor::ops::{Activation, Scoring};
 use anyfleet_tensor::{Backend, Caps, DType, Live, SampleMode, WeightFormat};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -145,16 +148,19 @@ fn small<B: Backend>(caps: &Caps, rng: &mut Rng) -> Cases<B> {
         norm(&mut cases, rng, activation);
         act_mul(&mut cases, rng, activation);
         gather(&mut cases, rng, activation);
+        combine(&mut cases, rng, activation);
         for &weight in &caps.weights {
             embed(&mut cases, rng, activation, weight);
             linear(&mut cases, rng, activation, weight);
             linear_act_mul(&mut cases, rng, activation, weight);
+            grouped_linear(&mut cases, rng, activation, weight);
         }
         for &kv in &caps.kv {
             rope_kv(&mut cases, rng, activation, kv);
             attention(&mut cases, rng, activation, kv);
         }
     }
+    route(&mut cases, rng);
     sample(&mut cases, rng);
     cases
 }
@@ -298,6 +304,53 @@ fn linear_act_mul<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: D
                 LinearActMulCase { rows, padding, width, k, activation, weight, bias, function, spread, live, sampled };
             with_rows(cases, case);
         }
+    }
+}
+
+fn route<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng) {
+    let shapes = [(1, 1, 1), (3, 4, 4), (17, 8, 2), (33, 60, 4), (1, 128, 8), (70, 128, 8), (0, 5, 2), (9, 257, 6)];
+    for (i, (rows, experts, per_token)) in shapes.into_iter().cycle().take(16).enumerate() {
+        let (padding, scoring) = ([0, 2, 5][i % 3], [Scoring::Softmax, Scoring::Sigmoid][i / 8]);
+        let live = live_for(rng, padding, Live::Tokens);
+        let (renormalise, ties) = (i % 2 == 0, i % 4 == 1);
+        let bias = i % 3 == 2 && !ties;
+        with_rows(cases, RouteCase { rows, padding, experts, per_token, scoring, bias, renormalise, ties, live });
+    }
+}
+
+fn combine<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType) {
+    for (rows, padding, per_token, width) in
+        [(1, 0, 1, 1), (3, 2, 2, 17), (17, 0, 8, 80), (0, 2, 3, 8), (33, 3, 4, 515), (5, 0, 6, 64)]
+    {
+        let residual = rng.pick(&[Residual::None, Residual::Other, Residual::InPlace]);
+        let live = live_for(rng, padding, Live::Tokens);
+        with_rows(cases, CombineCase { rows, padding, per_token, width, activation, residual, live });
+    }
+}
+
+/// Both, plain and gated.
+fn grouped_linear<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType, weight: WeightFormat) {
+    let mut shapes = vec![
+        // Pairs, padding, experts, rows of x, output and input features.
+        (1, 0, 1, 0, 1, 1),
+        (8, 0, 8, 1, 33, 64),
+        (6, 10, 3, 5, 17, 80),
+        (0, 4, 4, 3, 16, 16),
+        (40, 0, 60, 9, 40, 70),
+        (150, 6, 2, 0, 70, 97),
+        (200, 0, 5, 60, 31, 130),
+    ];
+    shapes.extend((0..3).map(|_| {
+        let (pairs, tokens) = (rng.range(1, 60), rng.below(12));
+        (pairs, rng.below(4), rng.range(1, 12), tokens, rng.pick(&ODD[..13]), rng.pick(&ODD))
+    }));
+    for (pairs, padding, experts, tokens, n, k) in shapes {
+        let (uneven, spread) = (rng.chance(0.4), spread(rng));
+        let case =
+            GroupedLinearCase { pairs, padding, experts, uneven, tokens, n, k, activation, weight, spread, sampled: 0 };
+        let function = rng.pick(&[Activation::Silu, Activation::GeluTanh]);
+        with_rows(cases, GroupedLinearActMulCase { product: case.clone(), function });
+        with_rows(cases, case);
     }
 }
 

@@ -28,12 +28,26 @@ fn a_backend_that_computes_nothing_fails_every_op() {
     let ops: BTreeSet<_> = all.iter().map(|o| o.0).collect();
     assert_eq!(
         ops.into_iter().collect::<Vec<_>>(),
-        ["act_mul", "attention", "embed", "gather", "linear", "linear_act_mul", "norm", "rope_kv", "sample"]
+        [
+            "act_mul",
+            "attention",
+            "combine",
+            "embed",
+            "gather",
+            "grouped_linear",
+            "grouped_linear_act_mul",
+            "linear",
+            "linear_act_mul",
+            "norm",
+            "rope_kv",
+            "route",
+            "sample"
+        ]
     );
 }
 
 /// Each mutation with the op it breaks and a word of the message that names the damage.
-const MUTATIONS: [(Mutation, &str, &str); 33] = [
+const MUTATIONS: [(Mutation, &str, &str); 46] = [
     (Mutation::EmbedNextRow, "embed", "expected Exact"),
     (Mutation::EmbedIgnoresSampled, "embed", "expected Exact"),
     (Mutation::NormForgetsEps, "norm", "expected Near"),
@@ -65,6 +79,19 @@ const MUTATIONS: [(Mutation, &str, &str); 33] = [
     (Mutation::SampleAdjustsLogprobs, "sample", "logprobs"),
     (Mutation::SampleIgnoresTopP, "sample", "ids"),
     (Mutation::SampleSeedsByRow, "sample", "ids"),
+    (Mutation::RouteForgetsBias, "route", "weights"),
+    (Mutation::RouteTiesToHighest, "route", "expected Exact"),
+    (Mutation::RouteWeighsBiased, "route", "weights"),
+    (Mutation::RouteSortsByToken, "route", "places"),
+    (Mutation::RouteCountsPadding, "route", "is not live but was written"),
+    (Mutation::GroupedTakesFirstExpert, "grouped_linear", "expected Near"),
+    (Mutation::GroupedIgnoresRows, "grouped_linear", "expected Near"),
+    (Mutation::GroupedComputesPadding, "grouped_linear", "is not live but was written"),
+    (Mutation::GroupedOrderDependsOnRows, "grouped_linear", "gave other bits than in a batch"),
+    (Mutation::GroupedSwapsHalves, "grouped_linear_act_mul", "expected Near"),
+    (Mutation::CombineForgetsWeights, "combine", "expected Near"),
+    (Mutation::CombineForgetsResidual, "combine", "expected Near"),
+    (Mutation::CombineReadsInOrder, "combine", "expected Near"),
     (Mutation::PlanKeepsOldCounts, "norm", "live rows gave other bits"),
     (Mutation::Panics, "gather", "the device fell over"),
 ];

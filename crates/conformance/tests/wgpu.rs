@@ -105,7 +105,8 @@ fn product<B: Backend>(device: &B, x: &[Vec<f32>], weight: &[f32], residual: &[f
     let n = weight.len() / k;
     let bytes = bytemuck::cast_slice(weight);
     let parts = vec![HostPart { dtype: DType::F32, rows: n, bytes }];
-    let weight = device.load(HostWeight { name: "weight".into(), cols: k, parts, store, gated: false }).unwrap();
+    let weight =
+        device.load(HostWeight { name: "weight".into(), stack: 1, cols: k, parts, store, gated: false }).unwrap();
     let tensor = |shape: [usize; 2], values: &[f32]| {
         let tensor = Tensor::new(device, DType::F32, &shape).unwrap();
         device.write(&tensor, bytemuck::cast_slice(values)).unwrap();

@@ -75,6 +75,11 @@ impl CpuBackend {
             .map_err(|e| not_started(&e))?;
         let team = Arc::new(Team::new(threads).map_err(|e| not_started(&e))?);
         let floats = [DType::F32, DType::BF16, DType::F16];
+        let operands = [
+            (WeightFormat::Float(DType::BF16), Operand::Rounded(DType::BF16)),
+            (WeightFormat::Q8, Operand::Bytes),
+            (WeightFormat::Q4, Operand::Bytes),
+        ];
         let caps = Caps {
             device: format!(
                 "cpu ({threads} {}, {})",
@@ -89,12 +94,9 @@ impl CpuBackend {
             numerics: NUMERICS.into(),
             activations: vec![DType::F32],
             weights: FORMATS.to_vec(),
-            operands: vec![
-                (WeightFormat::Float(DType::BF16), Operand::Rounded(DType::BF16)),
-                (WeightFormat::Q8, Operand::Bytes),
-                (WeightFormat::Q4, Operand::Bytes),
-            ],
+            operands: operands.to_vec(),
             operand_rows: 0,
+            grouped_operands: operands.to_vec(),
             invariant: true,
             attention_operands: vec![(DType::BF16, DType::BF16), (DType::I8, DType::BF16)],
             kv: [floats.as_slice(), &[DType::I8]].concat(),
@@ -189,6 +191,10 @@ impl Backend for CpuBackend {
 
     fn weight_shape(weight: &CpuWeight) -> (usize, usize) {
         (weight.rows(), weight.cols())
+    }
+
+    fn weight_stack(weight: &CpuWeight) -> usize {
+        weight.stack()
     }
 
     fn weight_bytes(&self, rows: usize, cols: usize, store: WeightFormat) -> usize {

@@ -2,15 +2,21 @@
 use crate::CpuBackend;
 use crate::ops::act_mul::ActMulOp;
 use crate::ops::attention::AttentionOp;
+use crate::ops::combine::CombineOp;
 use crate::ops::embed::EmbedOp;
 use crate::ops::gather::GatherOp;
+use crate::ops::grouped_linear::GroupedLinearOp;
 use crate::ops::linear::LinearOp;
 use crate::ops::norm::NormOp;
 use crate::ops::rope_kv::RopeKvOp;
+use crate::ops::route::RouteOp;
 use crate::ops::sample::SampleOp;
 use crate::plan::{CpuPlan, Step};
 use crate::view::View;
-use anyfleet_tensor::ops::{ActMul, Attention, Embed, Gather, Linear, LinearActMul, Norm, RopeKv, Sample};
+use anyfleet_tensor::ops::{
+    ActMul, Attention, Combine, Embed, Gather, GroupedLinear, GroupedLinearActMul, Linear, LinearActMul, Norm, RopeKv,
+    Route, Sample,
+};
 use anyfleet_tensor::{DType, Error, Live, Recorder, Result, Tensor};
 
 /// Collects operations; the views in it keep their buffers alive.
@@ -37,7 +43,7 @@ impl CpuRecorder {
                     asked = op.weight().form().is_some();
                 }
                 // Reads so much that what was asked for before may be gone.
-                Step::Attention(_) => asked = false,
+                Step::Attention(_) | Step::GroupedLinear(_) => asked = false,
                 _ => {}
             }
         }
@@ -114,5 +120,17 @@ impl Recorder<CpuBackend> for CpuRecorder {
     }
     fn sample(&mut self, op: Sample<'_, CpuBackend>) -> Result<()> {
         self.push("sample", op.live, Step::Sample(SampleOp::new(&op)?))
+    }
+    fn route(&mut self, op: Route<'_, CpuBackend>) -> Result<()> {
+        self.push("route", op.live, Step::Route(RouteOp::new(&op)?))
+    }
+    fn grouped_linear(&mut self, op: GroupedLinear<'_, CpuBackend>) -> Result<()> {
+        self.push("grouped_linear", Live::All, Step::GroupedLinear(GroupedLinearOp::new(&op)?))
+    }
+    fn grouped_linear_act_mul(&mut self, op: GroupedLinearActMul<'_, CpuBackend>) -> Result<()> {
+        self.push("grouped_linear_act_mul", Live::All, Step::GroupedLinear(GroupedLinearOp::gated(&op)?))
+    }
+    fn combine(&mut self, op: Combine<'_, CpuBackend>) -> Result<()> {
+        self.push("combine", op.live, Step::Combine(CombineOp::new(&op)?))
     }
 }

@@ -1,11 +1,14 @@
 //! A recorded list of operations and the loop that executes it.
 use crate::ops::act_mul::ActMulOp;
 use crate::ops::attention::{self, AttentionOp};
+use crate::ops::combine::CombineOp;
 use crate::ops::embed::EmbedOp;
 use crate::ops::gather::GatherOp;
+use crate::ops::grouped_linear::GroupedLinearOp;
 use crate::ops::linear::LinearOp;
 use crate::ops::norm::NormOp;
 use crate::ops::rope_kv::RopeKvOp;
+use crate::ops::route::RouteOp;
 use crate::ops::sample::SampleOp;
 use crate::panels::pack::Rows;
 use crate::simd::KernelSet;
@@ -29,6 +32,9 @@ pub(crate) enum Step {
     Attention(AttentionOp),
     Gather(GatherOp),
     Sample(SampleOp),
+    Route(RouteOp),
+    GroupedLinear(GroupedLinearOp),
+    Combine(CombineOp),
 }
 
 /// Lists that steps fill and reuse.
@@ -65,6 +71,9 @@ impl CpuPlan {
                 Step::Attention(op) => op.execute(&ctx, &mut workspace.attention),
                 Step::Gather(op) => op.execute(&ctx),
                 Step::Sample(op) => op.execute(&ctx),
+                Step::Route(op) => op.execute(&ctx),
+                Step::GroupedLinear(op) => op.execute(&ctx, &mut workspace.rows),
+                Step::Combine(op) => op.execute(&ctx),
             }
         }
     }

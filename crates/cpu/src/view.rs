@@ -158,6 +158,30 @@ impl View {
     }
 }
 
+/// Rows of a view in some order: as they are, or those that a list names.
+#[derive(Clone)]
+pub(crate) struct Chosen {
+    pub(crate) view: View,
+    pub(crate) rows: Option<View>,
+}
+
+impl Chosen {
+    /// Columns.
+    #[inline]
+    pub(crate) fn cols(&self) -> usize {
+        self.view.cols()
+    }
+
+    /// First element of the `i`th row.
+    ///
+    /// # Panics
+    /// When there is no such row: a bug, of this crate or of what made the list.
+    #[inline]
+    pub(crate) fn row<T>(&self, i: usize) -> *mut T {
+        self.view.row(self.rows.as_ref().map_or(i, |rows| rows.u32_at(i) as usize))
+    }
+}
+
 /// Fails when an output shares elements with an input it must not share.
 ///
 /// # Errors

@@ -16,12 +16,19 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use std::sync::Arc;
 
-/// A packed matrix; clones share it.
+/// A packed matrix, or a stack of such; clones share it.
 #[derive(Clone)]
-pub struct CpuWeight(Arc<Packed>);
+pub struct CpuWeight {
+    packed: Arc<Packed>,
+    /// Which matrix of a stack this stands for.
+    member: usize,
+}
 
 struct Packed {
+    /// The panels of each matrix, one matrix after the other.
     memory: Allocation,
+    stack: usize,
+    /// Of each.
     rows: usize,
     cols: usize,
     format: WeightFormat,
@@ -45,6 +52,11 @@ fn panel_bytes(cols: usize, format: WeightFormat) -> Option<usize> {
 /// Bytes kept for a `rows x cols` matrix; `None` when that overflows.
 pub(crate) fn packed_bytes(rows: usize, cols: usize, format: WeightFormat) -> Option<usize> {
     panel_bytes(cols, format)?.checked_mul(rows.div_ceil(panel_rows(format)))
+}
+
+/// Bytes kept for a stack of such.
+fn stack_bytes(stack: usize, rows: usize, cols: usize, format: WeightFormat) -> Option<usize> {
+    packed_bytes(rows, cols, format)?.checked_mul(stack)
 }
 
 /// Whether rows lie beside their gates.
@@ -84,16 +96,20 @@ impl CpuWeight {
             return Err(Error::Weight { name: weight.name.clone(), reason });
         }
         let too_large = || Error::Weight { name: weight.name.clone(), reason: "it is too large".into() };
-        let bytes = packed_bytes(rows, cols, format).ok_or_else(too_large)?;
+        let stack = weight.stack;
+        let bytes = stack_bytes(stack, rows, cols, format).ok_or_else(too_large)?;
         let memory = Allocation::new(bytes, &format!("weight {}", weight.name))?;
         let gated = is_gated(weight.gated, rows, format);
-        let packed = CpuWeight(Arc::new(Packed { memory, rows, cols, format, gated }));
-        (0..packed.panels()).into_par_iter().for_each_init(Scratch::default, |scratch, p| {
+        let packed = Arc::new(Packed { memory, stack, rows, cols, format, gated });
+        let whole = CpuWeight { packed, member: 0 };
+        let panels = whole.panels();
+        (0..stack * panels).into_par_iter().for_each_init(Scratch::default, |scratch, i| {
+            let (packed, p) = (whole.matrix(i / panels), i % panels);
             // SAFETY: every panel is visited once, before anyone else has the weight.
             let panel = unsafe { std::slice::from_raw_parts_mut(packed.panel(p).cast_mut(), packed.panel_stride()) };
             kernels.run(Fill { weight: &packed, parts: &weight.parts, p, scratch, panel });
         });
-        Ok(packed)
+        Ok(whole)
     }
 
     /// Takes bytes that were packed before ([`CpuWeight::all_bytes`]).
@@ -101,9 +117,9 @@ impl CpuWeight {
     /// # Errors
     /// [`Error::Weight`] when they are not as many as the matrix takes, or do not start on a cache line.
     pub(crate) fn adopt(weight: &PackedWeight, bytes: SharedBytes) -> Result<CpuWeight> {
-        let &PackedWeight { rows, cols, store: format, gated, .. } = weight;
+        let &PackedWeight { stack, rows, cols, store: format, gated, .. } = weight;
         let bad = |reason: String| Error::Weight { name: weight.name.clone(), reason };
-        let want = packed_bytes(rows, cols, format).filter(|_| FORMATS.contains(&format));
+        let want = stack_bytes(stack, rows, cols, format).filter(|_| FORMATS.contains(&format));
         if want != Some(bytes.len()) {
             return Err(bad(format!(
                 "{} bytes were kept, which is not what {rows} x {cols} {format} take",
@@ -111,33 +127,50 @@ impl CpuWeight {
             )));
         }
         let memory = Allocation::borrow(bytes).ok_or_else(|| bad("was not kept on a cache line".into()))?;
-        Ok(CpuWeight(Arc::new(Packed { memory, rows, cols, format, gated: is_gated(gated, rows, format) })))
+        let gated = is_gated(gated, rows, format);
+        Ok(CpuWeight { packed: Arc::new(Packed { memory, stack, rows, cols, format, gated }), member: 0 })
     }
 
+    /// Matrices.
+    pub fn stack(&self) -> usize {
+        self.packed.stack
+    }
+    /// Matrix `member` of a stack; everything below is about it.
+    ///
+    /// # Panics
+    /// When there is no such matrix: a bug of this crate.
+    pub(crate) fn matrix(&self, member: usize) -> CpuWeight {
+        assert!(member < self.stack(), "matrix {member} of {}", self.stack());
+        CpuWeight { packed: self.packed.clone(), member }
+    }
+    /// Which matrix of the stack it is.
+    pub(crate) fn member(&self) -> usize {
+        self.member
+    }
     /// Output features.
     pub fn rows(&self) -> usize {
-        self.0.rows
+        self.packed.rows
     }
     /// Input features.
     pub fn cols(&self) -> usize {
-        self.0.cols
+        self.packed.cols
     }
     /// Storage format.
     pub fn format(&self) -> WeightFormat {
-        self.0.format
+        self.packed.format
     }
-    /// Bytes kept, padding included.
+    /// Bytes kept of all matrices, padding included.
     pub fn bytes(&self) -> usize {
-        self.0.memory.len()
+        self.packed.memory.len()
     }
     /// All panels.
     pub(crate) fn all_bytes(&self) -> &[u8] {
         // SAFETY: the allocation has this many bytes, and nobody writes to them once it is packed.
-        unsafe { std::slice::from_raw_parts(self.0.memory.as_ptr(), self.bytes()) }
+        unsafe { std::slice::from_raw_parts(self.packed.memory.as_ptr(), self.bytes()) }
     }
     /// Whether a panel holds gates and what they gate.
     pub(crate) fn is_gated(&self) -> bool {
-        self.0.gated
+        self.packed.gated
     }
     /// How the panels are laid out; nothing for f32 and f16.
     pub(crate) fn form(&self) -> Option<Form> {
@@ -149,7 +182,7 @@ impl CpuWeight {
     }
     /// Bytes from one panel to the next.
     pub(crate) fn panel_stride(&self) -> usize {
-        self.bytes() / self.panels().max(1)
+        self.bytes() / (self.stack() * self.panels()).max(1)
     }
 
     /// The output features of tile `t` of panel `p` of 32: the first and where they end.
@@ -178,8 +211,8 @@ impl CpuWeight {
     /// When there is no such panel: a bug of this crate.
     pub(crate) fn panel(&self, p: usize) -> *const u8 {
         assert!(p < self.panels());
-        // SAFETY: panel `p` lies in the allocation.
-        unsafe { self.0.memory.as_ptr().add(p * self.panel_stride()) }
+        // SAFETY: panel `p` of a matrix of the stack lies in the allocation.
+        unsafe { self.packed.memory.as_ptr().add((self.member * self.panels() + p) * self.panel_stride()) }
     }
 
     /// First element of panel `p` of a float matrix.
@@ -253,7 +286,7 @@ mod tests {
             let bytes = vec![0; cols * 2];
             for store in [WeightFormat::Q8, WeightFormat::Q4, WeightFormat::Float(DType::BF16)] {
                 let parts = vec![HostPart { dtype: DType::BF16, rows: 1, bytes: &bytes }];
-                let packed = pack(&HostWeight { name: "wide".into(), cols, parts, store, gated: false });
+                let packed = pack(&HostWeight { name: "wide".into(), stack: 1, cols, parts, store, gated: false });
                 assert_eq!(packed.is_ok(), fits || store == WeightFormat::Float(DType::BF16), "{cols} {store}");
                 if let Err(error) = packed {
                     let error = error.to_string();
@@ -278,6 +311,7 @@ mod tests {
             let part = |dtype, rows, bytes| HostPart { dtype, rows, bytes };
             let host = HostWeight {
                 name: "w".into(),
+                stack: 1,
                 cols,
                 parts: vec![part(DType::F32, 3, &a[1..]), part(DType::BF16, 15, &b[1..]), part(DType::F16, 2, &c[1..])],
                 store: WeightFormat::Float(store),
@@ -309,6 +343,7 @@ mod tests {
         let bytes = [0u8; 12];
         let host = |cols, dtype, store| HostWeight {
             name: "w".into(),
+            stack: 1,
             cols,
             parts: vec![HostPart { dtype, rows: 1, bytes: &bytes }],
             store: WeightFormat::Float(store),
@@ -326,7 +361,7 @@ mod tests {
             let values: Vec<f32> = (0..rows * cols).map(|i| ((i * 7919 % 1013) as f32 - 500.0) / 77.0).collect();
             for (gated, store) in [false, true].into_iter().flat_map(|g| FORMATS.map(|f| (g, f))) {
                 let part = HostPart { dtype: DType::F32, rows, bytes: bytemuck::cast_slice(&values) };
-                let packed = pack(&HostWeight { name: "w".into(), cols, parts: vec![part], store, gated });
+                let packed = pack(&HostWeight { name: "w".into(), stack: 1, cols, parts: vec![part], store, gated });
                 let packed = packed.unwrap();
                 for (r, row) in values.chunks(cols).enumerate() {
                     let want: Vec<f32> = match store {
@@ -383,7 +418,7 @@ mod tests {
         }
         let part = HostPart { dtype: DType::F32, rows, bytes: bytemuck::cast_slice(&values) };
         for store in [WeightFormat::Q8, WeightFormat::Q4] {
-            let host = HostWeight { name: "w".into(), cols, parts: vec![part], store, gated: false };
+            let host = HostWeight { name: "w".into(), stack: 1, cols, parts: vec![part], store, gated: false };
             let packed = pack(&host).unwrap();
             for (r, row) in values.chunks(cols).enumerate() {
                 let (mut want, mut multipliers) = (vec![0i8; cols], vec![1; cols / quant::GROUP]);
@@ -407,7 +442,7 @@ mod tests {
         let values: Vec<f32> = (0..rows * cols).map(|i| ((i * 7919 % 1013) as f32 - 500.0) / 77.0).collect();
         let part = HostPart { dtype: DType::F32, rows, bytes: bytemuck::cast_slice(&values) };
         let hashes = FORMATS.map(|store| {
-            let host = HostWeight { name: "w".into(), cols, parts: vec![part], store, gated: true };
+            let host = HostWeight { name: "w".into(), stack: 1, cols, parts: vec![part], store, gated: true };
             let packed = pack(&host).unwrap();
             packed.all_bytes().iter().fold(0u64, |hash, &b| hash.wrapping_mul(0x0100_0000_01B3) ^ u64::from(b))
         });
@@ -421,7 +456,7 @@ mod tests {
         let values: Vec<f32> = (0..40 * 33).map(|i| value(i / 33, i % 33)).collect();
         let part = HostPart { dtype: DType::F32, rows: 40, bytes: bytemuck::cast_slice(&values) };
         for store in FORMATS {
-            let host = HostWeight { name: "w".into(), cols: 33, parts: vec![part], store, gated: true };
+            let host = HostWeight { name: "w".into(), stack: 1, cols: 33, parts: vec![part], store, gated: true };
             let packed = pack(&host).unwrap();
             let bytes = [&[0; ALIGN], packed.all_bytes()].concat();
             let skip = bytes.as_ptr().addr().wrapping_neg() % ALIGN;

@@ -72,6 +72,7 @@ impl CudaBackend {
             weights: floats.map(WeightFormat::Float).into_iter().chain(quantized).collect(),
             operands: [bf16].into_iter().chain(quantized.map(|format| (format, Operand::Bytes))).collect(),
             operand_rows: 0,
+            grouped_operands: Vec::new(),
             invariant: true,
             attention_operands: vec![(DType::BF16, DType::BF16), (DType::I8, DType::BF16)],
             kv: vec![DType::BF16, DType::F16, DType::F32, DType::I8],
@@ -191,6 +192,10 @@ impl Backend for CudaBackend {
 
     fn weight_shape(weight: &CudaWeight) -> (usize, usize) {
         (weight.rows(), weight.cols())
+    }
+
+    fn weight_stack(_weight: &CudaWeight) -> usize {
+        1
     }
 
     fn weight_bytes(&self, rows: usize, cols: usize, store: WeightFormat) -> usize {

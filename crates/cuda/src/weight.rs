@@ -333,7 +333,7 @@ mod tests {
 
     fn weight(values: &[f32], cols: usize, store: WeightFormat, gated: bool) -> HostWeight<'_> {
         let part = HostPart { dtype: DType::F32, rows: values.len() / cols, bytes: bytemuck::cast_slice(values) };
-        HostWeight { name: "w".into(), cols, parts: vec![part], store, gated }
+        HostWeight { name: "w".into(), stack: 1, cols, parts: vec![part], store, gated }
     }
 
     #[test]

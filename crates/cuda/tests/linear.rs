@@ -86,7 +86,7 @@ fn devices() -> Vec<CudaBackend> {
 
 fn load(device: &CudaBackend, w: &[f32], k: usize, store: WeightFormat, gated: bool) -> CudaWeight {
     let parts = vec![HostPart { dtype: DType::F32, rows: N, bytes: bytemuck::cast_slice(w) }];
-    device.load(HostWeight { name: "w".into(), cols: k, parts, store, gated }).unwrap()
+    device.load(HostWeight { name: "w".into(), stack: 1, cols: k, parts, store, gated }).unwrap()
 }
 
 /// Of `capacity` rows, of which those of `x` are live; with bias and residual where they are `added`.

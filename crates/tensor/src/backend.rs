@@ -74,8 +74,11 @@ pub struct Caps {
     pub operands: Vec<(WeightFormat, Operand)>,
     /// Rows of capacity from which on `operands` holds; products of fewer take activations as they are.
     pub operand_rows: usize,
+    /// As `operands`, of products with experts' matrices ([`GroupedLinear`](crate::ops::GroupedLinear)), of any number of
+    /// rows.
+    pub grouped_operands: Vec<(WeightFormat, Operand)>,
     /// Rows of products do not depend on the rows around them, bit for bit; not so with [`Gemm::Fast`]. Rows of all
-    /// other operations never do.
+    /// other operations, products with experts' matrices included, never do.
     pub invariant: bool,
     /// KV-cache types whose attention rounds queries and softmax weights first, and to what.
     pub attention_operands: Vec<(DType, DType)>,
@@ -100,6 +103,11 @@ impl Caps {
             return None;
         }
         self.operands.iter().find(|(format, _)| *format == weight).map(|&(_, operand)| operand)
+    }
+
+    /// The form activations are brought into before they meet experts' matrices of this format, if any.
+    pub fn grouped_operand(&self, weight: WeightFormat) -> Option<Operand> {
+        self.grouped_operands.iter().find(|(format, _)| *format == weight).map(|&(_, operand)| operand)
     }
 
     /// What queries and softmax weights are rounded to before they meet keys and values of this type, if
@@ -132,6 +140,10 @@ pub struct StepSizes {
     pub head_size: usize,
     /// The most input features of a product.
     pub widest: usize,
+    /// Rows of products with experts' matrices; 0 where there are none.
+    pub grouped_rows: usize,
+    /// The most input features of such a product.
+    pub grouped_widest: usize,
     /// Positions of a sequence.
     pub positions: usize,
     /// Rows of logits at a time.
@@ -181,10 +193,14 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// [`Error::OutOfMemory`].
     fn load(&self, weight: HostWeight<'_>) -> Result<Self::Weight>;
 
-    /// Rows and columns of a packed weight (`out_features`, `in_features`).
+    /// Rows and columns of a packed weight (`out_features`, `in_features`), of each where it is a stack.
     fn weight_shape(weight: &Self::Weight) -> (usize, usize);
 
-    /// Device bytes [`Backend::load`] will keep for a `rows x cols` matrix, padding included.
+    /// How many matrices a packed weight has: [`HostWeight::stack`].
+    fn weight_stack(weight: &Self::Weight) -> usize;
+
+    /// Device bytes [`Backend::load`] will keep for a `rows x cols` matrix, padding included; a stack takes as many times
+    /// that.
     fn weight_bytes(&self, rows: usize, cols: usize, store: WeightFormat) -> usize;
 
     /// Device bytes the operations of a step of at most these sizes keep between their kernels; 0, the default,

@@ -38,6 +38,14 @@ pub trait Recorder<B: Backend> {
         })?;
         self.act_mul(ActMul { out: op.out, gate_up: op.gate_up, activation: op.activation, live: op.live })
     }
+    /// See [`Route`].
+    fn route(&mut self, op: Route<'_, B>) -> Result<()>;
+    /// See [`GroupedLinear`].
+    fn grouped_linear(&mut self, op: GroupedLinear<'_, B>) -> Result<()>;
+    /// See [`GroupedLinearActMul`].
+    fn grouped_linear_act_mul(&mut self, op: GroupedLinearActMul<'_, B>) -> Result<()>;
+    /// See [`Combine`].
+    fn combine(&mut self, op: Combine<'_, B>) -> Result<()>;
 }
 
 /// Checks operations and hands them to a backend's [`Recorder`]. The first failure is kept,
@@ -98,5 +106,13 @@ impl<'a, B: Backend> Encoder<'a, B> {
         sample: Sample;
         /// [`Linear`] followed by [`ActMul`]: see [`LinearActMul`].
         linear_act_mul: LinearActMul;
+        /// Chooses experts and sorts pairs: see [`Route`].
+        route: Route;
+        /// A product for each expert: see [`GroupedLinear`].
+        grouped_linear: GroupedLinear;
+        /// [`GroupedLinear`] with gated activation: see [`GroupedLinearActMul`].
+        grouped_linear_act_mul: GroupedLinearActMul;
+        /// Adds up what experts made of each row: see [`Combine`].
+        combine: Combine;
     }
 }

@@ -27,6 +27,7 @@ impl Default for NullBackend {
                 weights: floats.map(WeightFormat::Float).to_vec(),
                 operands: Vec::new(),
                 operand_rows: 0,
+                grouped_operands: Vec::new(),
                 invariant: true,
                 attention_operands: Vec::new(),
                 kv: [floats.as_slice(), &[DType::I8]].concat(),
@@ -88,6 +89,7 @@ pub type NullBuffer = Arc<Mutex<Vec<u8>>>;
 pub struct NullWeight {
     rows: usize,
     cols: usize,
+    stack: usize,
 }
 
 /// Collects one line per operation.
@@ -132,6 +134,18 @@ impl Recorder<NullBackend> for NullRecorder {
     fn sample(&mut self, op: Sample<'_, NullBackend>) -> Result<()> {
         self.line("sample", op.logits)
     }
+    fn route(&mut self, op: Route<'_, NullBackend>) -> Result<()> {
+        self.line("route", op.logits)
+    }
+    fn grouped_linear(&mut self, op: GroupedLinear<'_, NullBackend>) -> Result<()> {
+        self.line("grouped_linear", op.out)
+    }
+    fn grouped_linear_act_mul(&mut self, op: GroupedLinearActMul<'_, NullBackend>) -> Result<()> {
+        self.line("grouped_linear_act_mul", op.out)
+    }
+    fn combine(&mut self, op: Combine<'_, NullBackend>) -> Result<()> {
+        self.line("combine", op.out)
+    }
 }
 
 impl NullRecorder {
@@ -157,10 +171,13 @@ impl Backend for NullBackend {
     }
     fn load(&self, weight: HostWeight<'_>) -> Result<NullWeight> {
         weight.check()?;
-        Ok(NullWeight { rows: weight.rows(), cols: weight.cols })
+        Ok(NullWeight { rows: weight.rows(), cols: weight.cols, stack: weight.stack })
     }
     fn weight_shape(weight: &NullWeight) -> (usize, usize) {
         (weight.rows, weight.cols)
+    }
+    fn weight_stack(weight: &NullWeight) -> usize {
+        weight.stack
     }
     fn weight_bytes(&self, rows: usize, cols: usize, store: WeightFormat) -> usize {
         store.bytes(rows, cols)

@@ -20,6 +20,9 @@ macro_rules! rule {
     };
 }
 
+mod experts;
+pub use experts::{Combine, GroupedLinear, GroupedLinearActMul, Route, Routing, Scoring};
+
 fn activation<B: Backend>(device: &B, op: &'static str, operand: &'static str, t: &Tensor<B>) -> Result<()> {
     one_of(device, op, operand, t, &device.caps().activations)
 }
@@ -283,7 +286,9 @@ impl<B: Backend> Embed<'_, B> {
     /// # Errors
     /// [`Error::Shape`] or [`Error::DType`].
     pub fn check(&self, device: &B) -> Result<()> {
-        let (_, width) = B::weight_shape(self.weight);
+        let (rows, width) = B::weight_shape(self.weight);
+        let stack = B::weight_stack(self.weight);
+        rule!("embed", stack == 1, "weight must be one matrix", weight = (rows, width), stack = stack);
         rule!(
             "embed",
             self.out.shape() == [self.ids.len(), width],
@@ -328,6 +333,8 @@ impl<B: Backend> Linear<'_, B> {
     /// [`Error::Shape`] or [`Error::DType`].
     pub fn check(&self, device: &B) -> Result<()> {
         let (n, k) = B::weight_shape(self.weight);
+        let stack = B::weight_stack(self.weight);
+        rule!("linear", stack == 1, "weight must be one matrix", weight = (n, k), stack = stack);
         rule!(
             "linear",
             self.x.shape() == [self.out.rows(), k],

@@ -45,7 +45,9 @@ impl fmt::Debug for SharedBytes {
 pub struct PackedWeight {
     /// Name for messages, as in [`HostWeight`](crate::HostWeight).
     pub name: String,
-    /// Output features.
+    /// How many matrices lie one after the other, as in [`HostWeight`](crate::HostWeight).
+    pub stack: usize,
+    /// Output features of each.
     pub rows: usize,
     /// Input features.
     pub cols: usize,

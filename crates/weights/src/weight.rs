@@ -159,7 +159,7 @@ impl ModelDir {
         if let Some(cut) = &spec.cut {
             cut.apply(spec.cols, &mut parts, copy);
         }
-        let weight = HostWeight { name: spec.name(), cols: spec.cols, parts, store, gated: false };
+        let weight = HostWeight { name: spec.name(), stack: 1, cols: spec.cols, parts, store, gated: false };
         weight.check().map_err(|e| Error::file(&self.files().root(), e.to_string()))?;
         Ok(weight)
     }

@@ -117,6 +117,7 @@ impl WgpuBackend {
                 (false, false) => Vec::new(),
             },
             operand_rows: if fast { linear::TILE.0 } else { 0 },
+            grouped_operands: Vec::new(),
             invariant: !fast,
             weights,
             attention_operands: Vec::new(),
@@ -271,6 +272,10 @@ impl Backend for WgpuBackend {
 
     fn weight_shape(weight: &WgpuWeight) -> (usize, usize) {
         (weight.rows(), weight.cols())
+    }
+
+    fn weight_stack(_weight: &WgpuWeight) -> usize {
+        1
     }
 
     fn weight_bytes(&self, rows: usize, cols: usize, store: WeightFormat) -> usize {

@@ -234,4 +234,20 @@ impl Recorder<WgpuBackend> for WgpuRecorder {
             }
         }
     }
+    fn route(&mut self, _op: Route<'_, WgpuBackend>) -> Result<()> {
+        Err(unsupported("route"))
+    }
+    fn grouped_linear(&mut self, _op: GroupedLinear<'_, WgpuBackend>) -> Result<()> {
+        Err(unsupported("grouped_linear"))
+    }
+    fn grouped_linear_act_mul(&mut self, _op: GroupedLinearActMul<'_, WgpuBackend>) -> Result<()> {
+        Err(unsupported("grouped_linear_act_mul"))
+    }
+    fn combine(&mut self, _op: Combine<'_, WgpuBackend>) -> Result<()> {
+        Err(unsupported("combine"))
+    }
+}
+
+fn unsupported(op: &'static str) -> Error {
+    Error::Shape { op, what: "not there yet", details: String::new(), remedy: "use the CPU" }
 }

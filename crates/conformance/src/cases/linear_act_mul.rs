@@ -44,16 +44,23 @@ pub struct Host {
     columns: u64,
 }
 
-impl LinearActMulCase {
-    /// Value and error scale of one output. The product's error passes through the activation's
-    /// slope; the scale is in units of the product's own error bound.
-    fn want(&self, gate: (f64, f64), up: (f64, f64)) -> Want {
-        let activated = act_mul::reference(self.function, gate.0);
-        let own = act_mul::scale(self.function, gate.0) * act_mul::RELATIVE_ERROR / linear::dot_error(self.k);
-        Want::Near {
-            value: activated * up.0,
-            scale: (act_mul::SLOPE * gate.1 + own) * up.0.abs() + activated.abs() * up.1,
-        }
+/// Value and error scale of one output of products with `k` input features. The product's error passes through the
+/// activation's slope; the scale is in units of the product's own error bound.
+pub(super) fn want_activated(function: Activation, k: usize, gate: (f64, f64), up: (f64, f64)) -> Want {
+    let activated = act_mul::reference(function, gate.0);
+    let own = act_mul::scale(function, gate.0) * act_mul::RELATIVE_ERROR / linear::dot_error(k);
+    Want::Near { value: activated * up.0, scale: (act_mul::SLOPE * gate.1 + own) * up.0.abs() + activated.abs() * up.1 }
+}
+
+/// How close outputs of products with `k` input features must come.
+pub(super) fn tolerance(k: usize, activation: DType) -> Tolerance {
+    // A backend that does not fuse rounds gate and up to the scratch's type in between.
+    let (arithmetic, rounding) = (linear::dot_error(k), unit_roundoff(activation));
+    let scratch = if activation == DType::F32 { 0.0 } else { rounding };
+    Tolerance {
+        nmse: 4.0 * linear::dot_nmse(k) + rounding.powi(2) + 8.0 * scratch.powi(2),
+        arithmetic: arithmetic + scratch,
+        reason: "two f32 dot products, one through the activation's slope, and act_mul's own error",
     }
 }
 
@@ -126,7 +133,7 @@ impl OpCase for LinearActMulCase {
                 let x = &host.x[r * self.k..(r + 1) * self.k];
                 let with_bias = |(sum, absolute): (f64, f64), bias: f64| (sum + bias, absolute + bias.abs());
                 let gate = with_bias(linear::dot(x, &gate), gate_bias);
-                want[column] = self.want(gate, with_bias(linear::dot(x, &up), up_bias));
+                want[column] = want_activated(self.function, self.k, gate, with_bias(linear::dot(x, &up), up_bias));
             }
         }
         // The scratch is the backend's in live rows, and nobody's in the others.
@@ -139,13 +146,6 @@ impl OpCase for LinearActMulCase {
     }
 
     fn tolerance(&self) -> Tolerance {
-        // A backend that does not fuse rounds gate and up to the scratch's type in between.
-        let (arithmetic, rounding) = (linear::dot_error(self.k), unit_roundoff(self.activation));
-        let scratch = if self.activation == DType::F32 { 0.0 } else { rounding };
-        Tolerance {
-            nmse: 4.0 * linear::dot_nmse(self.k) + rounding.powi(2) + 8.0 * scratch.powi(2),
-            arithmetic: arithmetic + scratch,
-            reason: "two f32 dot products, one through the activation's slope, and act_mul's own error",
-        }
+        tolerance(self.k, self.activation)
     }
 }

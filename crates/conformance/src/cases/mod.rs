@@ -2,12 +2,15 @@
 pub mod act_mul;
 pub mod attention;
 mod cache;
+pub mod combine;
 pub mod embed;
 pub mod gather;
+pub mod grouped_linear;
 pub mod linear;
 pub mod linear_act_mul;
 pub mod norm;
 pub mod rope_kv;
+pub mod route;
 pub mod sample;
 
 use crate::expect::Want;

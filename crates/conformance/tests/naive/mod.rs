@@ -1,5 +1,6 @@
 //! A backend that does what the ops' documentation says in the plainest way, and can be told to do
 //! one thing wrong.
+mod experts;
 mod ops;
 
 use anyfleet_tensor::ops::*;
@@ -45,6 +46,19 @@ pub enum Mutation {
     SampleAdjustsLogprobs,
     SampleIgnoresTopP,
     SampleSeedsByRow,
+    RouteForgetsBias,
+    RouteTiesToHighest,
+    RouteWeighsBiased,
+    RouteSortsByToken,
+    RouteCountsPadding,
+    GroupedTakesFirstExpert,
+    GroupedIgnoresRows,
+    GroupedComputesPadding,
+    GroupedOrderDependsOnRows,
+    GroupedSwapsHalves,
+    CombineForgetsWeights,
+    CombineForgetsResidual,
+    CombineReadsInOrder,
     PlanKeepsOldCounts,
     Panics,
 }
@@ -68,6 +82,7 @@ impl Naive {
             weights: [DType::F32, DType::BF16].map(WeightFormat::Float).to_vec(),
             operands: Vec::new(),
             operand_rows: 0,
+            grouped_operands: Vec::new(),
             invariant: true,
             attention_operands: Vec::new(),
             kv: vec![DType::BF16, DType::I8],
@@ -97,6 +112,8 @@ impl Naive {
 
 #[derive(Clone)]
 pub struct Packed {
+    pub stack: usize,
+    /// Of each.
     pub rows: usize,
     pub cols: usize,
     pub values: Arc<Vec<f32>>,
@@ -283,6 +300,44 @@ impl Recorder<Naive> for Plan {
         let mutation = self.mutation;
         self.push(op.live, op.logits.rows(), move |live| ops::sample(mutation, live, &args))
     }
+    fn route(&mut self, op: Route<'_, Naive>) -> Result<()> {
+        let args = experts::RouteArgs {
+            weights: view(&op.routing.weights),
+            places: view(&op.routing.places),
+            rows: view(&op.routing.rows),
+            offsets: view(&op.routing.offsets),
+            hits: view(&op.routing.hits),
+            logits: view(op.logits),
+            bias: op.bias.map(view),
+            scoring: op.scoring,
+            renormalise: op.renormalise,
+            scale: op.scale,
+        };
+        let mutation = self.mutation;
+        self.push(op.live, op.logits.rows(), move |live| experts::route(mutation, live, &args))
+    }
+    fn grouped_linear(&mut self, op: GroupedLinear<'_, Naive>) -> Result<()> {
+        let args = experts::grouped(&op);
+        let (out, mutation) = (view(op.out), self.mutation);
+        self.push(Live::All, op.out.rows(), move |rows| {
+            experts::grouped_linear(mutation, rows, &out, &args);
+        })
+    }
+    fn grouped_linear_act_mul(&mut self, op: GroupedLinearActMul<'_, Naive>) -> Result<()> {
+        let (args, activation) = (experts::grouped(&op.product()), op.activation);
+        let (out, gate_up, mutation) = (view(op.out), view(op.gate_up), self.mutation);
+        self.push(Live::All, op.out.rows(), move |rows| {
+            let live = experts::grouped_linear(mutation, rows, &gate_up, &args);
+            experts::act_mul(mutation, live, &out, &gate_up, activation);
+        })
+    }
+    fn combine(&mut self, op: Combine<'_, Naive>) -> Result<()> {
+        let (out, x, weights, places) = (view(op.out), view(op.x), view(op.weights), view(op.places));
+        let (residual, mutation) = (op.residual.map(view), self.mutation);
+        self.push(op.live, op.out.rows(), move |live| {
+            experts::combine(mutation, live, &out, &x, &weights, &places, residual.as_ref());
+        })
+    }
 }
 
 fn read_header(header: &Tensor<Naive>) -> StepHeader {
@@ -320,10 +375,13 @@ impl Backend for Naive {
                 ops::store(kept, value)
             }));
         }
-        Ok(Packed { rows: weight.rows(), cols: weight.cols, values: Arc::new(values) })
+        Ok(Packed { stack: weight.stack, rows: weight.rows(), cols: weight.cols, values: Arc::new(values) })
     }
     fn weight_shape(weight: &Packed) -> (usize, usize) {
         (weight.rows, weight.cols)
+    }
+    fn weight_stack(weight: &Packed) -> usize {
+        weight.stack
     }
     fn weight_bytes(&self, rows: usize, cols: usize, store: WeightFormat) -> usize {
         store.bytes(rows, cols)

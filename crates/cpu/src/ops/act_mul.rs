@@ -25,7 +25,12 @@ impl ActMulOp {
     }
 
     pub(crate) fn execute(&self, ctx: &Context) {
-        let (rows, cols) = (ctx.live(self.live, self.out.rows()), self.out.cols());
+        self.activate(ctx, ctx.live(self.live, self.out.rows()));
+    }
+
+    /// The first `rows` rows.
+    pub(super) fn activate(&self, ctx: &Context, rows: usize) {
+        let cols = self.out.cols();
         let pieces = cols.div_ceil(COLUMNS);
         // An exponential costs about as much as touching eight elements.
         ctx.split(rows * pieces, 8 * cols.min(COLUMNS), |range| {

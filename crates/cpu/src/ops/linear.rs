@@ -17,16 +17,17 @@ use crate::plan::Context;
 use crate::scratch::with_scratch;
 use crate::simd::Isa;
 use crate::team::{Piece, share};
-use crate::view::{View, check_apart};
+use crate::view::{Chosen, View, check_apart};
 use crate::weight::CpuWeight;
-use anyfleet_tensor::ops::{Activation, Linear, LinearActMul};
+use anyfleet_tensor::ops::{Activation, GroupedLinear, Linear, LinearActMul};
 use anyfleet_tensor::{DType, Live, Result, WeightFormat};
 use half::f16;
 use std::ops::Range;
 
+#[derive(Clone)]
 pub(crate) struct LinearOp {
     out: View,
-    x: View,
+    x: Chosen,
     weight: CpuWeight,
     bias: Option<View>,
     residual: Option<View>,
@@ -61,7 +62,7 @@ impl LinearOp {
         for input in bias.iter().chain(residual.as_ref().filter(|r| !r.same_place(&out))) {
             check_apart("linear", &out, input)?;
         }
-        let (weight, live) = (op.weight.clone(), op.live);
+        let (weight, live, x) = (op.weight.clone(), op.live, Chosen { view: x, rows: None });
         Ok(LinearOp { out, x, weight, bias, residual, activation: None, live, next: None, asked: false })
     }
 
@@ -73,7 +74,7 @@ impl LinearOp {
         for input in bias.iter().chain([&x]) {
             check_apart("linear_act_mul", &out, input)?;
         }
-        let (weight, activation) = (op.weight.clone(), Some(op.activation));
+        let (weight, activation, x) = (op.weight.clone(), Some(op.activation), Chosen { view: x, rows: None });
         Ok(LinearOp { out, x, weight, bias, residual: None, activation, live: op.live, next: None, asked: false })
     }
 
@@ -88,19 +89,42 @@ impl LinearOp {
         self.next = next.filter(|weight| weight.form().is_some());
     }
 
+    /// The same for rows `x`, and `out`, with another matrix: that of an expert.
+    pub(super) fn of_expert(op: &GroupedLinear<'_, CpuBackend>, activation: Option<Activation>) -> Result<Self> {
+        const OP: &str = "grouped_linear";
+        let view = |tensor| View::new(OP, tensor);
+        let (out, x, rows) = (view(op.out)?, view(op.x)?, op.rows.map(view).transpose()?);
+        for input in rows.iter().chain([&x]) {
+            check_apart(OP, &out, input)?;
+        }
+        let (weight, x, live) = (op.weight.clone(), Chosen { view: x, rows }, Live::All);
+        Ok(LinearOp { out, x, weight, bias: None, residual: None, activation, live, next: None, asked: false })
+    }
+
+    /// The same product with matrix `member` of the stack, before one with matrix `next`.
+    pub(super) fn with_matrix(&self, member: usize, next: Option<usize>) -> Self {
+        let next = next.map(|next| self.weight.matrix(next)).filter(|weight| weight.form().is_some());
+        LinearOp { weight: self.weight.matrix(member), next, ..self.clone() }
+    }
+
     pub(crate) fn execute(&self, ctx: &Context, packed: &mut Rows) {
+        self.multiply(ctx, packed, 0..ctx.live(self.live, self.out.rows()));
+    }
+
+    /// These rows.
+    pub(super) fn multiply(&self, ctx: &Context, packed: &mut Rows, rows: Range<usize>) {
         match (self.weight.form(), self.weight.format()) {
-            (Some(form), _) => self.multiply_panels(ctx, form, packed),
-            (None, WeightFormat::Float(DType::F32)) => self.multiply_floats::<f32>(ctx),
-            (None, _) => self.multiply_floats::<f16>(ctx),
+            (Some(form), _) => self.multiply_panels(ctx, form, packed, rows),
+            (None, WeightFormat::Float(DType::F32)) => self.multiply_floats::<f32>(ctx, rows),
+            (None, _) => self.multiply_floats::<f16>(ctx, rows),
         }
     }
 
-    fn multiply_panels(&self, ctx: &Context, form: Form, packed: &mut Rows) {
-        let (rows, panels) = (ctx.live(self.live, self.out.rows()), self.weight.panels());
-        let chunk = self.chunk(form, rows);
-        for first in (0..rows).step_by(chunk) {
-            let chunk = first..rows.min(first + chunk);
+    fn multiply_panels(&self, ctx: &Context, form: Form, packed: &mut Rows, rows: Range<usize>) {
+        let panels = self.weight.panels();
+        let chunk = self.chunk(form, rows.len());
+        for first in rows.clone().step_by(chunk) {
+            let chunk = first..rows.end.min(first + chunk);
             let x = packed.pack(ctx, form, &self.x, chunk.clone());
             if x.rows() <= stream::ROWS {
                 self.stream_rows(ctx, form, &x, chunk);

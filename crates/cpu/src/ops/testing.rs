@@ -86,7 +86,7 @@ pub(super) fn weight_in(
     gated: bool,
 ) -> CpuWeight {
     let part = HostPart { dtype: DType::F32, rows: values.len() / cols, bytes: bytemuck::cast_slice(values) };
-    let host = HostWeight { name: "w".into(), cols, parts: vec![part], store, gated };
+    let host = HostWeight { name: "w".into(), stack: 1, cols, parts: vec![part], store, gated };
     device.load(host).unwrap()
 }
 

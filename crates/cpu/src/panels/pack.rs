@@ -3,7 +3,7 @@ use super::{Form, ROW, group_rows, stream};
 use crate::buffer::Allocation;
 use crate::plan::Context;
 use crate::simd::{Isa, Kernel, KernelSet, LANES, Simd, load_up_to};
-use crate::view::View;
+use crate::view::Chosen;
 use anyfleet_tensor::quant;
 use half::bf16;
 use std::ops::Range;
@@ -137,7 +137,7 @@ impl Rows {
     ///
     /// # Panics
     /// When memory is exhausted.
-    pub(crate) fn pack(&mut self, ctx: &Context, form: Form, x: &View, rows: Range<usize>) -> Packed<'_> {
+    pub(crate) fn pack(&mut self, ctx: &Context, form: Form, x: &Chosen, rows: Range<usize>) -> Packed<'_> {
         let (group, blocks) = (group_rows(ctx.kernels), form.blocks(x.cols()));
         self.measure(ctx, form, x, rows.clone());
         let packed_rows = self.starts.last().map_or(0, |&n| n as usize);
@@ -196,7 +196,7 @@ impl Rows {
     }
 
     /// Finds the scale of every row and which rows have a rest; lists where their packed rows begin.
-    fn measure(&mut self, ctx: &Context, form: Form, x: &View, rows: Range<usize>) {
+    fn measure(&mut self, ctx: &Context, form: Form, x: &Chosen, rows: Range<usize>) {
         self.starts.clear();
         if form == Form::Pairs {
             return self.starts.extend(0..=rows.len() as u32);

@@ -42,7 +42,8 @@ impl Kernel for Fill<'_> {
                 None => (p * LANES, weight.rows().min((p + 1) * LANES)),
             };
             let rows = first..end.max(first);
-            let row = |i: usize| rows.clone().nth(i).map(|row| row_bytes(parts, row, cols));
+            let before = weight.member() * weight.rows();
+            let row = |i: usize| rows.clone().nth(i).map(|row| row_bytes(parts, before + row, cols));
             match (weight.form(), weight.format()) {
                 (Some(Form::Nibbles), _) => {
                     let stride = cols.next_multiple_of(2 * quant::GROUP);

@@ -20,47 +20,47 @@ const PANEL_GROUP: usize = 16;
 const PAIR: usize = 2;
 
 impl LinearOp {
-    pub(super) fn multiply_floats<C: Cell>(&self, ctx: &Context) {
-        let (rows, panels) = (ctx.live(self.live, self.out.rows()), self.weight.panels());
-        if rows == 0 {
+    pub(super) fn multiply_floats<C: Cell>(&self, ctx: &Context, rows: Range<usize>) {
+        let panels = self.weight.panels();
+        if rows.is_empty() {
             return;
         }
-        if rows <= matmul::max_block_rows(ctx.kernels) {
+        if rows.len() <= matmul::max_block_rows(ctx.kernels) {
             let strips = panels.div_ceil(STRIP);
             let elements = STRIP * LANES * self.weight.cols();
             return ctx.split(strips, elements, |range| {
-                self.few_rows::<C>(ctx, rows, range.start * STRIP..panels.min(range.end * STRIP));
+                self.few_rows::<C>(ctx, rows.clone(), range.start * STRIP..panels.min(range.end * STRIP));
             });
         }
-        let row_groups = rows.div_ceil(ROW_GROUP);
+        let row_groups = rows.len().div_ceil(ROW_GROUP);
         let wanted = (ctx.threads * 3).div_ceil(row_groups);
         let width = panels.div_ceil(wanted).next_multiple_of(PAIR).min(PANEL_GROUP);
         let panel_groups = panels.div_ceil(width);
         ctx.each(row_groups * panel_groups, |task| {
-            let (r, p) = (task / panel_groups * ROW_GROUP, task % panel_groups * width);
-            self.many_rows::<C>(ctx, r..rows.min(r + ROW_GROUP), p..panels.min(p + width));
+            let (r, p) = (rows.start + task / panel_groups * ROW_GROUP, task % panel_groups * width);
+            self.many_rows::<C>(ctx, r..rows.end.min(r + ROW_GROUP), p..panels.min(p + width));
         });
     }
 
     /// All of `rows` rows for `panels`, straight from the stored weight.
-    fn few_rows<C: Cell>(&self, ctx: &Context, rows: usize, panels: Range<usize>) {
-        let k = self.weight.cols();
-        let packed = if rows == 1 { 0 } else { packed_k(k) };
-        with_scratch([rows * packed, rows * STRIP * LANES], |[x, acc]| {
-            if rows > 1 {
+    fn few_rows<C: Cell>(&self, ctx: &Context, rows: Range<usize>, panels: Range<usize>) {
+        let (k, first_row, count) = (self.weight.cols(), rows.start, rows.len());
+        let packed = if count == 1 { 0 } else { packed_k(k) };
+        with_scratch([count * packed, count * STRIP * LANES], |[x, acc]| {
+            if count > 1 {
                 // SAFETY: row `r` of x has k columns.
-                unsafe { matmul::pack_rows(ctx.kernels, rows, k, |r| self.x.row(r), x) };
+                unsafe { matmul::pack_rows(ctx.kernels, count, k, |r| self.x.row(first_row + r), x) };
             }
-            let x = if rows == 1 { self.x.row(0) } else { x.as_ptr() };
+            let x = if count == 1 { self.x.row(first_row) } else { x.as_ptr() };
             for first in panels.clone().step_by(STRIP) {
-                let count = STRIP.min(panels.end - first);
-                for (row, size) in matmul::blocks(ctx.kernels, rows) {
+                let width = STRIP.min(panels.end - first);
+                for (row, size) in matmul::blocks(ctx.kernels, count) {
                     let block = Block {
                         x: x.wrapping_add(row * packed),
                         rows: size,
                         w: self.weight.cells::<C>(first),
                         panel_stride: self.weight.panel_stride() / size_of::<C>(),
-                        panels: count,
+                        panels: width,
                         k,
                         acc: acc[row * STRIP * LANES..].as_mut_ptr(),
                         acc_stride: STRIP * LANES,
@@ -69,7 +69,7 @@ impl LinearOp {
                     // SAFETY: x, the panels and the sums have these shapes.
                     unsafe { matmul::multiply(ctx.kernels, &block) };
                 }
-                self.finish_floats(0..rows, first * LANES, count * LANES, acc, STRIP * LANES);
+                self.finish_floats(rows.clone(), first * LANES, width * LANES, acc, STRIP * LANES);
             }
         });
     }

@@ -1,0 +1,197 @@
+//! Choice of experts, and the order of pairs.
+use super::act_mul::RELATIVE_ERROR;
+use crate::case::{OpCase, Piece, Selection, Types, live_of};
+use crate::expect::{Expected, Tolerance, Want};
+use crate::rng::Rng;
+use crate::stage::{Placement, Stage, Staged};
+use anyfleet_tensor::ops::{Route, Routing, Scoring};
+use anyfleet_tensor::{Backend, DType, Encoder, Live, Result, Tensor};
+
+/// Parameters of one case.
+#[derive(Clone, Debug)]
+pub struct RouteCase {
+    /// Live rows.
+    pub rows: usize,
+    /// Rows past them.
+    pub padding: usize,
+    /// Experts there are.
+    pub experts: usize,
+    /// Experts a row takes.
+    pub per_token: usize,
+    /// What a score is.
+    pub scoring: Scoring,
+    /// Adds a bias to the scores that choose.
+    pub bias: bool,
+    /// Divides weights by their sum.
+    pub renormalise: bool,
+    /// Some experts of a row have equal logits.
+    pub ties: bool,
+    /// Which count bounds the rows.
+    pub live: Live,
+}
+
+/// Inputs.
+pub struct Host {
+    logits: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+/// Multiplies the weights.
+const SCALE: f32 = 1.75;
+
+/// Scores that differ do so by this at least: what a device's `exp` may be off does not decide.
+const APART: f64 = 1e-5;
+
+impl RouteCase {
+    /// What experts of a row are chosen by.
+    fn keys(&self, logits: &[f32], bias: &[f32]) -> Vec<f64> {
+        match self.scoring {
+            // Softmax is monotonic where nothing is added to it.
+            Scoring::Softmax if !self.bias => logits.iter().map(|&l| l as f64).collect(),
+            _ => {
+                let add = |(i, score): (usize, f64)| score + bias.get(i).map_or(0.0, |&b| b as f64);
+                self.scores(logits).into_iter().enumerate().map(add).collect()
+            }
+        }
+    }
+
+    fn scores(&self, logits: &[f32]) -> Vec<f64> {
+        let logits = logits.iter().map(|&l| l as f64);
+        match self.scoring {
+            Scoring::Softmax => {
+                let most = logits.clone().fold(f64::NEG_INFINITY, f64::max);
+                let sum: f64 = logits.clone().map(|l| (l - most).exp()).sum();
+                logits.map(|l| (l - most).exp() / sum).collect()
+            }
+            _ => logits.map(|l| 1.0 / (1.0 + (-l).exp())).collect(),
+        }
+    }
+
+    /// Chosen experts, the best first, and their weights.
+    fn choose(&self, logits: &[f32], bias: &[f32]) -> (Vec<usize>, Vec<f64>) {
+        let (keys, scores) = (self.keys(logits, bias), self.scores(logits));
+        let mut experts: Vec<usize> = (0..self.experts).collect();
+        experts.sort_by(|&a, &b| keys[b].total_cmp(&keys[a]).then(a.cmp(&b)));
+        experts.truncate(self.per_token);
+        let sum: f64 = experts.iter().map(|&e| scores[e]).sum();
+        let factor = if self.renormalise { SCALE as f64 / sum } else { SCALE as f64 };
+        let weights = experts.iter().map(|&e| scores[e] * factor).collect();
+        (experts, weights)
+    }
+
+    /// Whether a device that rounds takes the same choice.
+    fn is_clear(&self, logits: &[f32], bias: &[f32]) -> bool {
+        let mut keys: Vec<(f64, u32)> =
+            self.keys(logits, bias).into_iter().zip(logits.iter().map(|l| l.to_bits())).collect();
+        keys.sort_by(|a, b| b.0.total_cmp(&a.0));
+        // Equal logits without a bias are equal in any arithmetic.
+        let equal = |a: &(f64, u32), b: &(f64, u32)| !self.bias && a.1 == b.1;
+        keys.windows(2).take(self.per_token).all(|w| w[0].0 - w[1].0 > APART || equal(&w[0], &w[1]))
+    }
+
+    fn row(&self, rng: &mut Rng, bias: &[f32]) -> Vec<f32> {
+        loop {
+            let mut row: Vec<f32> = rng.normals(self.experts, 2.5);
+            if self.ties {
+                for _ in 0..self.experts.div_ceil(2) {
+                    row[rng.below(self.experts)] = row[rng.below(self.experts)];
+                }
+            }
+            if self.is_clear(&row, bias) {
+                return row;
+            }
+        }
+    }
+}
+
+impl OpCase for RouteCase {
+    const OP: &'static str = "route";
+    type Host = Host;
+
+    fn types(&self) -> Types {
+        Types::LOGITS
+    }
+    fn rows(&self) -> usize {
+        self.rows
+    }
+    fn padding(&self) -> usize {
+        self.padding
+    }
+
+    fn draw(&self, rng: &mut Rng) -> Host {
+        let bias = if self.bias { rng.normals(self.experts, 0.3) } else { Vec::new() };
+        let logits = (0..self.rows).flat_map(|_| self.row(rng, &bias)).collect();
+        Host { logits, bias }
+    }
+
+    fn stage<B: Backend>(
+        &self,
+        backend: &B,
+        host: &Host,
+        selection: &Selection,
+        placement: Placement,
+    ) -> Result<Staged<B>> {
+        let mut stage = Stage::new(backend, placement);
+        let (capacity, experts, per_token) = (selection.capacity(), self.experts, self.per_token);
+        let pairs = capacity * per_token;
+        let rows = selection.gather(&host.logits, experts);
+        let logits = stage.input("logits", DType::F32, &[capacity, experts], &rows)?;
+        let bias = if self.bias { Some(stage.input("bias", DType::F32, &[experts], &host.bias)?) } else { None };
+        // Rows of one element are contiguous, whatever surrounds them.
+        let mut flat = |name, dtype, shape: [usize; 2]| {
+            let list = stage.output(name, dtype, &[shape[0] * shape[1]])?;
+            Ok(Tensor::from_buffer_at(list.buffer().clone(), list.offset(), dtype, &shape))
+        };
+        let routing = Routing {
+            weights: flat("weights", DType::F32, [capacity, per_token])?,
+            places: flat("places", DType::U32, [capacity, per_token])?,
+            rows: stage.output("rows", DType::U32, &[pairs])?,
+            offsets: stage.output("offsets", DType::U32, &[experts + 1])?,
+            hits: stage.output("hits", DType::U32, &[1 + experts.min(pairs)])?,
+        };
+        let live = live_of(self.live, selection.padding);
+        let (scoring, renormalise) = (self.scoring, self.renormalise);
+        let record = Box::new(move |enc: &mut Encoder<'_, B>| {
+            let bias = bias.as_ref();
+            enc.route(Route { routing: &routing, logits: &logits, bias, scoring, renormalise, scale: SCALE, live });
+        });
+        stage.finish(live, selection.rows.len(), record)
+    }
+
+    fn expect(&self, host: &Host, selection: &Selection) -> Vec<Expected> {
+        let logits = |r: usize| &host.logits[r * self.experts..][..self.experts];
+        let chosen: Vec<_> = selection.rows.iter().map(|&r| self.choose(logits(r), &host.bias)).collect();
+        let (mut places, mut rows, mut offsets, mut hits) =
+            (vec![0; chosen.len() * self.per_token], Vec::new(), vec![0], Vec::new());
+        for expert in 0..self.experts {
+            for (row, (experts, _)) in chosen.iter().enumerate() {
+                let Some(j) = experts.iter().position(|&e| e == expert) else { continue };
+                places[row * self.per_token + j] = rows.len();
+                rows.push(row);
+            }
+            if rows.len() > offsets[expert] {
+                hits.push(expert);
+            }
+            offsets.push(rows.len());
+        }
+        hits.insert(0, hits.len());
+        let near = |&value: &f64| vec![Want::Near { value, scale: value }];
+        let exact = |list: Vec<usize>| Expected::dense(list.into_iter().map(|v| vec![Want::Exact(v as f64)]));
+        let weights = Expected::dense(chosen.iter().flat_map(|(_, weights)| weights.iter().map(near)));
+        vec![weights, exact(places), exact(rows), exact(offsets), exact(hits)]
+    }
+
+    fn pieces(&self, _host: &Host, _row: usize, position: usize) -> Vec<Piece> {
+        (position * self.per_token..(position + 1) * self.per_token).map(|i| Piece::row(0, i)).collect()
+    }
+
+    fn tolerance(&self) -> Tolerance {
+        // A logit less the largest, up to some 25 here, is rounded before exp makes a relative error of it.
+        let arithmetic = 3.0 * RELATIVE_ERROR;
+        Tolerance {
+            nmse: arithmetic.powi(2),
+            arithmetic,
+            reason: "exp of f32, a sum of as many as experts, a quotient",
+        }
+    }
+}
