@@ -63,8 +63,10 @@ def randomise(model, spec: Spec) -> None:
             p.copy_(0.4 * noise)
         elif name == "model.embed_tokens.weight" and not tied:
             p.copy_(spec.embedding_std * noise)
+        elif name.endswith("mlp.gate.weight"):
+            p.copy_(spec.router_gain / p.shape[-1] ** 0.5 * noise)
         else:
-            p.copy_(spec.gain / p.shape[1] ** 0.5 * noise)
+            p.copy_(spec.gain / p.shape[-1] ** 0.5 * noise)
 
 
 def save_checkpoint(spec: Spec, folder: pathlib.Path) -> None:
@@ -89,6 +91,9 @@ def save_checkpoint(spec: Spec, folder: pathlib.Path) -> None:
 def load(folder: pathlib.Path, dtype=torch.float32, config=None, attention="eager"):
     """The checkpoint on disk as transformers runs it, rotary frequencies in f32 (f64 for f64)."""
     keys = {"config": config} if config is not None else {}
+    if "num_experts_per_tok" in read_json(folder / "config.json"):
+        # The default takes matrices whose rows are whole vectors only.
+        keys["experts_implementation"] = "eager"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention, **keys)
     frequencies = model.model.rotary_emb.inv_freq.dtype
     # `model.to(bfloat16)` would round the frequencies too, an error no published bf16 run makes.
@@ -200,6 +205,14 @@ def mistakes(config) -> dict:
 
         return apply
 
+    def roll(suffix):
+        @torch.no_grad()
+        def apply(model):
+            hit = [p.copy_(p.roll(1, 0)) for n, p in model.named_parameters() if n.endswith(suffix)]
+            assert hit, suffix
+
+        return apply
+
     found = {
         "rope_theta_5pct": (lambda c: rope(c, rope_theta=1.05 * c.rope_parameters["rope_theta"]), None),
         "eps_x10": (edit(rms_norm_eps=10 * config.rms_norm_eps), None),
@@ -213,7 +226,12 @@ def mistakes(config) -> dict:
         found["no_yarn_attention_factor"] = (lambda c: rope(c, attention_factor=1.0), None)
     if config.rope_parameters.get("truncate") is False:
         found["yarn_truncated"] = (lambda c: rope(c, truncate=True), None)
-    if config.model_type == "qwen3":
+    if getattr(config, "num_experts_per_tok", None):
+        found["one_expert_less"] = (edit(num_experts_per_tok=config.num_experts_per_tok - 1), None)
+        found["experts_rolled"] = (None, roll("mlp.gate.weight"))
+    if config.model_type == "qwen3_moe":
+        found["renormalised_otherwise"] = (edit(norm_topk_prob=not config.norm_topk_prob), None)
+    if config.model_type in ("qwen3", "qwen3_moe"):
         found["qk_norm_weights_one"] = (None, fill("q_norm.weight", "k_norm.weight", value=1.0))
     layers = getattr(config, "layer_types", None) or []
     if getattr(config, "sliding_window", None):

@@ -20,6 +20,8 @@ class Spec:
     # Random matrices are drawn with std = gain / sqrt(fan_in): 0.2 to 0.3 where a row has hidden_size
     # values, enough for sharp attention and for greedy margins that do not vanish.
     gain: float = 1.7
+    # Sharp, so that an expert which bf16 turns to or away from weighs little.
+    router_gain: float = 4.0
     embedding_std: float = 0.3  # untied embeddings; a tied matrix is drawn as a head
 
 
@@ -53,6 +55,14 @@ def _qwen2(**keys) -> dict:
 
 def _qwen3(**keys) -> dict:
     return _config("qwen3", "Qwen3ForCausalLM", **keys)
+
+
+def _mixtral(**keys) -> dict:
+    return _config("mixtral", "MixtralForCausalLM", **keys)
+
+
+def _qwen3_moe(**keys) -> dict:
+    return _config("qwen3_moe", "Qwen3MoeForCausalLM", **keys)
 
 
 SPECS = [
@@ -184,6 +194,40 @@ SPECS = [
             attention_bias=True, use_sliding_window=True, sliding_window=17, max_window_layers=0,
             layer_types=["sliding_attention", "full_attention", "sliding_attention"],
             tie_word_embeddings=False, torch_dtype="bfloat16",
+        ),
+        spelling="v5",
+        embedding_std=0.2,
+    ),
+    Spec(
+        name="mixtral",
+        purpose="Mixtral: 2 of 5 experts in every layer, a window of 24 tokens, f16 weights in shards",
+        config=_mixtral(
+            vocab_size=197, hidden_size=48, intermediate_size=38, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=3,
+            rms_norm_eps=1e-3, rope_theta=1000000.0, sliding_window=24, num_local_experts=5, num_experts_per_tok=2,
+            output_router_logits=False, router_aux_loss_coef=0.02, tie_word_embeddings=False, torch_dtype="float16",
+        ),
+        max_shard_size="80KB",
+        embedding_std=0.2,
+    ),
+    Spec(
+        name="qwen3-moe",
+        purpose="Qwen3 with 3 of 12 experts in all layers but one (mlp_only_layers), weights renormalised, per-head QK-norm, tied",
+        config=_qwen3_moe(
+            vocab_size=263, hidden_size=40, intermediate_size=70, moe_intermediate_size=22, num_hidden_layers=4, num_attention_heads=6,
+            num_key_value_heads=3, head_dim=14, rms_norm_eps=1e-3, rope_theta=1000000.0, attention_bias=False, use_sliding_window=False,
+            sliding_window=None, max_window_layers=4, num_experts=12, num_experts_per_tok=3, norm_topk_prob=True,
+            decoder_sparse_step=1, mlp_only_layers=[2], output_router_logits=False, router_aux_loss_coef=0.001,
+            tie_word_embeddings=True, torch_dtype="bfloat16",
+        ),
+    ),
+    Spec(
+        name="qwen3-moe-plain",
+        purpose="Qwen3 with 3 of 7 experts in every second layer (decoder_sparse_step), weights not renormalised, attention_bias",
+        config=_qwen3_moe(
+            vocab_size=199, hidden_size=36, intermediate_size=50, moe_intermediate_size=18, num_hidden_layers=4, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=10, rms_norm_eps=1e-3, rope_theta=10000.0, attention_bias=True, use_sliding_window=False,
+            sliding_window=None, num_experts=7, num_experts_per_tok=3, norm_topk_prob=False, decoder_sparse_step=2, mlp_only_layers=[],
+            output_router_logits=False, router_aux_loss_coef=0.001, tie_word_embeddings=False, torch_dtype="float32",
         ),
         spelling="v5",
         embedding_std=0.2,

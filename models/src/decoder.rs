@@ -1,6 +1,9 @@
-//! One decoder that executes any [`DecoderSpec`] on any backend: eight operations a layer.
-use crate::{AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, Place, RopeSpec};
-use anyfleet_tensor::ops::{Attention, Embed, Gather, KvScales, Linear, LinearActMul, Norm, QkNorm, Rope, RopeKv};
+//! One decoder that executes any [`DecoderSpec`] on any backend: eight operations a layer, eleven where there are experts.
+use crate::{AttentionSpec, DecoderSpec, ExpertsSpec, LayerSpec, MlpSpec, Place, RopeSpec};
+use anyfleet_tensor::ops::{
+    Attention, Combine, Embed, Gather, GroupedLinear, GroupedLinearActMul, KvScales, Linear, LinearActMul, Norm,
+    QkNorm, Rope, RopeKv, Route, Routing,
+};
 use anyfleet_tensor::{Backend, DType, Encoder, Live, Result, Tensor};
 
 /// The weights of a decoder, or of a [`Shard`](crate::Shard) of one, on a device, and the way through them.
@@ -32,6 +35,8 @@ pub(crate) struct Layer<B: Backend> {
     /// `[D, H*d]`.
     pub(crate) output: Projection<B>,
     pub(crate) mlp_norm: Tensor<B>,
+    /// `[E, D]`, where there are experts; gate and up, and down, are stacks then.
+    pub(crate) router: Option<B::Weight>,
     /// gate and up stacked: `[2F, D]`.
     pub(crate) gate_up: Projection<B>,
     /// `[D, F]`.
@@ -97,7 +102,18 @@ pub struct Scratch<B: Backend> {
     attention: B::Buffer,
     gate_up: B::Buffer,
     act: B::Buffer,
+    experts: Option<ExpertScratch<B>>,
     dtype: DType,
+}
+
+/// What layers of experts need besides.
+struct ExpertScratch<B: Backend> {
+    /// `[T, E]` f32.
+    logits: B::Buffer,
+    /// `[T*k, D]`: what experts make of rows.
+    outputs: B::Buffer,
+    /// Of each number of experts, and of experts a token has, in the order of layers.
+    routings: Vec<((usize, usize), Routing<B>)>,
 }
 
 /// Widest inner shapes over all layers, in elements per token row.
@@ -105,6 +121,11 @@ struct Widths {
     qkv: usize,
     q: usize,
     intermediate: usize,
+    /// Experts, and experts of a token; 0 where no layer has any.
+    experts: usize,
+    per_token: usize,
+    /// Distinct pairs of these.
+    mixtures: Vec<(usize, usize)>,
 }
 
 impl Widths {
@@ -113,9 +134,25 @@ impl Widths {
         Widths {
             qkv: max(&|l| l.attention.qkv_width()),
             q: max(&|l| l.attention.q_width()),
-            intermediate: max(&|l| l.mlp.intermediate_size),
+            // A token is in as many rows as it has experts.
+            intermediate: max(&|l| l.mlp.intermediate_size * l.mlp.experts.map_or(1, |experts| experts.per_token)),
+            experts: max(&|l| l.mlp.experts.map_or(0, |experts| experts.count)),
+            per_token: max(&|l| l.mlp.experts.map_or(0, |experts| experts.per_token)),
+            mixtures: mixtures(spec),
         }
     }
+}
+
+/// The distinct numbers of experts and experts of a token.
+fn mixtures(spec: &DecoderSpec) -> Vec<(usize, usize)> {
+    let mut found = Vec::new();
+    for experts in spec.layers.iter().filter_map(|layer| layer.mlp.experts) {
+        let mixture = (experts.count, experts.per_token);
+        if !found.contains(&mixture) {
+            found.push(mixture);
+        }
+    }
+    found
 }
 
 impl AttentionSpec {
@@ -133,7 +170,10 @@ impl<B: Backend> Scratch<B> {
     /// Bytes [`Scratch::new`] allocates for `tokens` rows of activations of type `dtype`.
     pub fn bytes(spec: &DecoderSpec, dtype: DType, tokens: usize) -> usize {
         let w = Widths::of(spec);
-        tokens * dtype.size() * (2 * spec.hidden_size + w.qkv + 2 * w.q + 3 * w.intermediate)
+        let routings = w.mixtures.iter().map(|&(experts, per_token)| Routing::<B>::bytes(tokens, experts, per_token));
+        let logits = tokens * w.experts * DType::F32.size();
+        let elements = 2 * spec.hidden_size + w.qkv + 2 * w.q + 3 * w.intermediate + w.per_token * spec.hidden_size;
+        tokens * dtype.size() * elements + logits + routings.sum::<usize>()
     }
 
     /// Allocates activations for `tokens` rows.
@@ -143,6 +183,17 @@ impl<B: Backend> Scratch<B> {
     pub fn new(device: &B, spec: &DecoderSpec, dtype: DType, tokens: usize) -> Result<Self> {
         let w = Widths::of(spec);
         let alloc = |cols: usize| device.alloc(tokens * cols * dtype.size());
+        let routing = |&(experts, per_token): &(usize, usize)| {
+            Ok(((experts, per_token), Routing::new(device, tokens, experts, per_token)?))
+        };
+        let experts = match w.mixtures.is_empty() {
+            true => None,
+            false => Some(ExpertScratch {
+                logits: device.alloc(tokens * w.experts * DType::F32.size())?,
+                outputs: alloc(w.per_token * spec.hidden_size)?,
+                routings: w.mixtures.iter().map(routing).collect::<Result<_>>()?,
+            }),
+        };
         Ok(Scratch {
             x: Tensor::new(device, dtype, &[tokens, spec.hidden_size])?,
             normed: alloc(spec.hidden_size)?,
@@ -151,6 +202,7 @@ impl<B: Backend> Scratch<B> {
             attention: alloc(w.q)?,
             gate_up: alloc(2 * w.intermediate)?,
             act: alloc(w.intermediate)?,
+            experts,
             dtype,
         })
     }
@@ -279,6 +331,10 @@ impl<B: Backend> Decoder<B> {
         let (tokens, live) = (x.rows(), Live::Tokens);
         let MlpSpec { intermediate_size, activation, .. } = spec.mlp;
         let normed = scratch.view(&scratch.normed, tokens, x.cols());
+        if let Some((router, experts)) = layer.router.as_ref().zip(spec.mlp.experts) {
+            enc.norm(Norm { out: &normed, x, weight: &layer.mlp_norm, eps: spec.mlp_norm.eps, live });
+            return self.experts(enc, (layer, &spec.mlp), (router, &experts), scratch, x);
+        }
         let gate_up = scratch.view(&scratch.gate_up, tokens, 2 * intermediate_size);
         let act = scratch.view(&scratch.act, tokens, intermediate_size);
         enc.norm(Norm { out: &normed, x, weight: &layer.mlp_norm, eps: spec.mlp_norm.eps, live });
@@ -294,6 +350,45 @@ impl<B: Backend> Decoder<B> {
         });
         let Projection { weight, bias } = &layer.down;
         enc.linear(Linear { out: x, x: &act, weight, bias: bias.as_ref(), residual: self.residual(x), live });
+    }
+
+    /// A mixture of experts over the normed rows: each expert's rows lie together, and are multiplied together.
+    fn experts(
+        &self,
+        enc: &mut Encoder<'_, B>,
+        (layer, mlp): (&Layer<B>, &MlpSpec),
+        (router, experts): (&B::Weight, &ExpertsSpec),
+        scratch: &Scratch<B>,
+        x: &Tensor<B>,
+    ) {
+        let (tokens, live, inner) = (x.rows(), Live::Tokens, mlp.intermediate_size);
+        let &ExpertsSpec { count, per_token, scoring, renormalise, scale, .. } = experts;
+        let own = scratch.experts.as_ref();
+        let routing = own.and_then(|own| own.routings.iter().find(|(mixture, _)| *mixture == (count, per_token)));
+        let Some((own, (_, routing))) = own.zip(routing) else { panic!("decoder: the scratch is of another spec") };
+        let (routing, pairs) = (routing.narrow(tokens), tokens * per_token);
+        let normed = scratch.view(&scratch.normed, tokens, x.cols());
+        let logits = Tensor::from_buffer(own.logits.clone(), DType::F32, &[tokens, count]);
+        let gate_up = scratch.view(&scratch.gate_up, pairs, 2 * inner);
+        let act = scratch.view(&scratch.act, pairs, inner);
+        let outputs = scratch.view(&own.outputs, pairs, x.cols());
+        enc.linear(Linear { out: &logits, x: &normed, weight: router, bias: None, residual: None, live });
+        enc.route(Route { routing: &routing, logits: &logits, bias: None, scoring, renormalise, scale, live });
+        let (rows, offsets, hits) = (&routing.rows, &routing.offsets, &routing.hits);
+        enc.grouped_linear_act_mul(GroupedLinearActMul {
+            out: &act,
+            gate_up: &gate_up,
+            x: &normed,
+            rows: Some(rows),
+            weight: &layer.gate_up.weight,
+            activation: mlp.activation,
+            offsets,
+            hits,
+        });
+        let weight = &layer.down.weight;
+        enc.grouped_linear(GroupedLinear { out: &outputs, x: &act, rows: None, weight, offsets, hits });
+        let (weights, places, residual) = (&routing.weights, &routing.places, self.residual(x));
+        enc.combine(Combine { out: x, x: &outputs, weights, places, residual, live });
     }
 
     /// Records the head for up to `logits.rows()` rows of `x`: gather, final norm, projection.

@@ -6,11 +6,13 @@ mod family;
 mod llama;
 mod load;
 mod mistral;
+mod mixtral;
 mod pack;
 #[cfg(feature = "pocket")]
 mod pocket;
 mod qwen2;
 mod qwen3;
+mod qwen3_moe;
 mod rope;
 mod shard;
 mod spec;

@@ -76,6 +76,7 @@ impl<B: Backend> Loader<'_, B> {
             rope,
             output: self.projection(&weights.output, Role::Output, weights.output_bias.as_ref())?,
             mlp_norm: self.vector(&weights.mlp_norm)?,
+            router: weights.router.as_ref().map(|router| self.matrix(router, Role::Router)).transpose()?,
             gate_up: self.projection(&weights.gate_up, Role::Gated, weights.gate_up_bias.as_ref())?,
             down: self.projection(&weights.down, Role::Plain, weights.down_bias.as_ref())?,
         })
@@ -91,6 +92,8 @@ enum Role {
     Output,
     /// Gates, and what they gate.
     Gated,
+    /// What chooses experts.
+    Router,
     /// Any other.
     Plain,
 }
@@ -102,10 +105,13 @@ const NARROW: usize = 64;
 /// layer averages; the attention's output projection, where four bits cost the most for its size; and narrow
 /// matrices, whose sums have too few terms for their errors to average, and which are small.
 ///
+/// A router is kept in f32: it is small, and what it rounds away changes which experts a token meets.
+///
 /// A part of a matrix has the format of the whole: how a model is split does not decide how it is quantized.
 fn stored_as(store: WeightFormat, role: Role, spec: &MatrixSpec) -> WeightFormat {
     let cols = spec.tensors().next().map_or(spec.cols, |(_, [_, cols])| cols);
     match (store, role) {
+        (_, Role::Router) => WeightFormat::Float(DType::F32),
         (WeightFormat::Q4, Role::Table | Role::Output) => WeightFormat::Q8,
         (WeightFormat::Q4, _) if cols <= NARROW => WeightFormat::Q8,
         _ => store,
@@ -115,7 +121,9 @@ fn stored_as(store: WeightFormat, role: Role, spec: &MatrixSpec) -> WeightFormat
 /// Every matrix with its format, and whether it is gated; embedding and head first.
 pub(crate) fn stored(shard: &Shard, store: WeightFormat) -> impl Iterator<Item = (&MatrixSpec, WeightFormat, bool)> {
     let layers = shard.weights.layers.iter().flat_map(|l| {
-        [(&l.qkv, Role::Plain), (&l.output, Role::Output), (&l.gate_up, Role::Gated), (&l.down, Role::Plain)]
+        let router = l.router.iter().map(|router| (router, Role::Router));
+        let attention = [(&l.qkv, Role::Plain), (&l.output, Role::Output)];
+        attention.into_iter().chain(router).chain([(&l.gate_up, Role::Gated), (&l.down, Role::Plain)])
     });
     let tables = shard.tables().map(|m| (m, Role::Table));
     tables.chain(layers).map(move |(m, role)| (m, stored_as(store, role, m), role == Role::Gated))
@@ -152,7 +160,9 @@ fn distinct_ropes(spec: &DecoderSpec) -> Vec<&RopeSpec> {
 impl<B: Backend> Decoder<B> {
     /// Device bytes of the packed weights of `shard`, norms and biases included.
     pub fn weight_bytes(device: &B, shard: &Shard, store: WeightFormat) -> usize {
-        let bytes = |(m, store, _): (&MatrixSpec, WeightFormat, bool)| device.weight_bytes(m.rows(), m.cols, store);
+        let bytes = |(m, store, _): (&MatrixSpec, WeightFormat, bool)| {
+            m.stack * device.weight_bytes(m.matrix_rows(), m.cols, store)
+        };
         let matrices: usize = stored(shard, store).map(bytes).sum();
         matrices + shard.vector_elements() * DType::F32.size()
     }

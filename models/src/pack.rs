@@ -22,7 +22,8 @@ fn expected(shard: &Shard, store: WeightFormat) -> Vec<PackMatrix> {
 }
 
 fn describe(spec: &MatrixSpec, store: WeightFormat, gated: bool) -> PackMatrix {
-    PackMatrix { name: spec.name(), rows: spec.rows(), cols: spec.cols, store, gated }
+    let (stack, rows) = (spec.stack, spec.matrix_rows());
+    PackMatrix { name: spec.name(), stack, rows, cols: spec.cols, store, gated }
 }
 
 /// What tells the pack of a part from those of other parts: nothing for all of a model.
@@ -46,7 +47,7 @@ impl<B: Backend> Packs<B> {
         let layout = || Some(device.layout()? + &part(shard));
         let place = || PackPlace::new(folder?, dir, &layout()?, store);
         let Some(place) = place() else { return Packs::Off };
-        let bytes = |m: &PackMatrix| device.weight_bytes(m.rows, m.cols, m.store);
+        let bytes = |m: &PackMatrix| m.stack * device.weight_bytes(m.rows, m.cols, m.store);
         match place.open(&expected(shard, store), bytes) {
             Ok(Some(pack)) => {
                 pack.prefetch();
@@ -61,9 +62,9 @@ impl<B: Backend> Packs<B> {
     /// A matrix, if it was kept.
     pub(crate) fn take(&self, device: &B, spec: &MatrixSpec, store: WeightFormat, gated: bool) -> Option<B::Weight> {
         let Packs::Read(pack) = self else { return None };
-        let PackMatrix { name, rows, cols, .. } = describe(spec, store, gated);
+        let PackMatrix { name, stack, rows, cols, .. } = describe(spec, store, gated);
         let bytes = pack.bytes(&name)?;
-        let adopted = device.adopt(&PackedWeight { name, rows, cols, store, gated }, bytes);
+        let adopted = device.adopt(&PackedWeight { name, stack, rows, cols, store, gated }, bytes);
         adopted.inspect_err(|e| tracing::warn!("{e}; it is loaded from the checkpoint")).ok()
     }
 

@@ -9,7 +9,8 @@
 //! | gate and up, and their biases | rows of its inner features |
 //! | output and down projection | the columns that belong to these, so that products are parts of a sum |
 //! | biases of output and down projection | all on rank 0, nothing elsewhere: they are added once |
-//! | norms | all |
+//! | experts | as gate, up and down above, of each expert |
+//! | norms, and the router of experts | all |
 //! | embedding | all, on every rank of the first stage: a lookup needs no arithmetic to share |
 //! | head | all, on rank 0 of the last stage: the other ranks' logits would be the same |
 use crate::{AttentionSpec, DecoderSpec, LayerSpec, LayerWeights, WeightMap};
@@ -96,7 +97,7 @@ impl Shard {
 
     /// All matrices that are loaded, embedding and head first.
     pub fn matrices(&self) -> impl Iterator<Item = &MatrixSpec> {
-        let layers = self.weights.layers.iter().flat_map(|l| [&l.qkv, &l.output, &l.gate_up, &l.down]);
+        let layers = self.weights.layers.iter().flat_map(LayerWeights::matrices);
         self.tables().chain(layers)
     }
 
@@ -162,7 +163,9 @@ impl Share {
     fn weights(&self, layer: &LayerWeights) -> LayerWeights {
         let elements = |heads: &Range<usize>| heads.start * self.head_dim..heads.end * self.head_dim;
         let (q, kv) = (elements(&self.heads), elements(&self.kv_heads));
-        let (qkv, gate_up) = ([q.clone(), kv.clone(), kv], [self.inner.clone(), self.inner.clone()]);
+        let qkv = [q.clone(), kv.clone(), kv];
+        // Of each expert, where there are some.
+        let gate_up = vec![self.inner.clone(); 2 * layer.gate_up.stack];
         LayerWeights {
             qkv: layer.qkv.take_rows(&qkv),
             qkv_bias: layer.qkv_bias.as_ref().map(|bias| bias.take(&qkv)),
@@ -225,7 +228,7 @@ mod tests {
                 rope: None,
             },
             mlp_norm: norm,
-            mlp: MlpSpec { intermediate_size: inner, activation: Activation::Silu, bias: true },
+            mlp: MlpSpec { intermediate_size: inner, activation: Activation::Silu, bias: true, experts: None },
         };
         DecoderSpec {
             family: "test",

@@ -114,13 +114,41 @@ pub enum RopeScaling {
     },
 }
 
-/// Gated MLP: `down(activation(gate(x)) * up(x))`.
+/// Gated MLP: `down(activation(gate(x)) * up(x))`; or the weighted sum of some of many.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MlpSpec {
-    /// Inner width F.
+    /// Inner width F, of each expert where there are some.
     pub intermediate_size: usize,
     /// Activation of the gate.
     pub activation: anyfleet_tensor::ops::Activation,
     /// Biases on all three projections.
     pub bias: bool,
+    /// A mixture of experts.
+    pub experts: Option<ExpertsSpec>,
+}
+
+/// A mixture of experts (Shazeer et al. 2017): a linear router without bias chooses some of them for each token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ExpertsSpec {
+    /// Experts E.
+    pub count: usize,
+    /// Experts k of a token.
+    pub per_token: usize,
+    /// What a score is.
+    pub scoring: anyfleet_tensor::ops::Scoring,
+    /// A token's weights sum to `scale`.
+    pub renormalise: bool,
+    /// Multiplies a token's weights.
+    pub scale: f32,
+    /// What the checkpoint calls their tensors.
+    pub names: ExpertNames,
+}
+
+/// Names of experts' tensors in a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertNames {
+    /// `mlp.gate`, `mlp.experts.0.gate_proj`, `up_proj` and `down_proj`: Qwen.
+    Mlp,
+    /// `block_sparse_moe.gate`, `block_sparse_moe.experts.0.w1`, `w3` and `w2`: Mixtral.
+    BlockSparse,
 }

@@ -1,5 +1,5 @@
 //! Which tensors of a checkpoint make up a decoder, in the names of the Hugging Face hub.
-use crate::{AttentionSpec, DecoderSpec, LayerSpec};
+use crate::{AttentionSpec, DecoderSpec, ExpertNames, ExpertsSpec, LayerSpec};
 use anyfleet_weights::{Config, MatrixSpec, ModelDir, ModelFiles, Result, VectorSpec};
 
 /// Every weight of a decoder: what to load, merge and count.
@@ -34,11 +34,13 @@ pub struct LayerWeights {
     pub output_bias: Option<VectorSpec>,
     /// `[D]`.
     pub mlp_norm: VectorSpec,
-    /// `[2F, D]`, rows of gate and up.
+    /// `[E, D]`, where there are experts.
+    pub router: Option<MatrixSpec>,
+    /// `[2F, D]`, rows of gate and up; of experts a stack.
     pub gate_up: MatrixSpec,
     /// `[2F]`.
     pub gate_up_bias: Option<VectorSpec>,
-    /// `[D, F]`.
+    /// `[D, F]`; of experts a stack.
     pub down: MatrixSpec,
     /// `[D]`.
     pub down_bias: Option<VectorSpec>,
@@ -70,7 +72,7 @@ impl WeightMap {
 
     /// All matrices: embedding, layers, head.
     pub fn matrices(&self) -> impl Iterator<Item = &MatrixSpec> {
-        let layers = self.layers.iter().flat_map(|l| [&l.qkv, &l.output, &l.gate_up, &l.down]);
+        let layers = self.layers.iter().flat_map(LayerWeights::matrices);
         [&self.embed].into_iter().chain(layers).chain(&self.head)
     }
 
@@ -116,6 +118,11 @@ impl LayerWeights {
         let qkv = [("q_proj", q), ("k_proj", kv), ("v_proj", kv)];
         let gate_up = [("gate_proj", inner), ("up_proj", inner)];
         let (output, down) = ([("o_proj", width)], [("down_proj", width)]);
+        let experts = layer.mlp.experts.as_ref().map(|experts| ExpertWeights::new(prefix, experts, inner, width));
+        let (router, expert_gate_up, expert_down) = match experts {
+            Some(ExpertWeights { router, gate_up, down }) => (Some(router), Some(gate_up), Some(down)),
+            None => (None, None, None),
+        };
         let qk_norm = |name| layer.attention.qk_norm.map(|_| norm(name, head_dim));
         LayerWeights {
             input_norm: norm("input_layernorm", width),
@@ -126,11 +133,17 @@ impl LayerWeights {
             output: matrix(&attention("weight", &output), q),
             output_bias: bias(layer.attention.output_bias, attention("bias", &output)),
             mlp_norm: norm("post_attention_layernorm", width),
-            gate_up: matrix(&mlp("weight", &gate_up), width),
+            router,
+            gate_up: expert_gate_up.unwrap_or_else(|| matrix(&mlp("weight", &gate_up), width)),
             gate_up_bias: bias(layer.mlp.bias, mlp("bias", &gate_up)),
-            down: matrix(&mlp("weight", &down), inner),
+            down: expert_down.unwrap_or_else(|| matrix(&mlp("weight", &down), inner)),
             down_bias: bias(layer.mlp.bias, mlp("bias", &down)),
         }
+    }
+
+    /// Matrices of the layer.
+    pub fn matrices(&self) -> impl Iterator<Item = &MatrixSpec> {
+        [&self.qkv, &self.output].into_iter().chain(&self.router).chain([&self.gate_up, &self.down])
     }
 
     /// Norms and biases of the layer.
@@ -138,6 +151,33 @@ impl LayerWeights {
         let optional =
             [&self.qkv_bias, &self.q_norm, &self.k_norm, &self.output_bias, &self.gate_up_bias, &self.down_bias];
         [&self.input_norm, &self.mlp_norm].into_iter().chain(optional.into_iter().flatten())
+    }
+}
+
+/// The matrices of a layer's experts.
+struct ExpertWeights {
+    router: MatrixSpec,
+    gate_up: MatrixSpec,
+    down: MatrixSpec,
+}
+
+impl ExpertWeights {
+    fn new(prefix: &str, experts: &ExpertsSpec, inner: usize, width: usize) -> Self {
+        let (group, [gate, up, down]) = match experts.names {
+            ExpertNames::Mlp => ("mlp", ["gate_proj", "up_proj", "down_proj"]),
+            ExpertNames::BlockSparse => ("block_sparse_moe", ["w1", "w3", "w2"]),
+        };
+        let stack = |names: &[&str], rows: usize, cols: usize| {
+            let of = |expert: usize| {
+                names.iter().map(move |name| (format!("{prefix}{group}.experts.{expert}.{name}.weight"), rows))
+            };
+            MatrixSpec::new((0..experts.count).flat_map(of).collect(), cols).stacked(experts.count)
+        };
+        ExpertWeights {
+            router: matrix(&[(format!("{prefix}{group}.gate.weight"), experts.count)], width),
+            gate_up: stack(&[gate, up], inner, width),
+            down: stack(&[down], width, inner),
+        }
     }
 }
 

@@ -258,6 +258,7 @@ pub(crate) fn plan_placed(
 /// The largest operations of a step with sequences of `positions` tokens.
 pub(crate) fn step_sizes(spec: &DecoderSpec, options: &ExecutorOptions, positions: usize) -> StepSizes {
     let attention = || spec.layers.iter().map(|layer| &layer.attention);
+    let experts = || spec.layers.iter().filter_map(|layer| Some((layer.mlp.intermediate_size, layer.mlp.experts?)));
     StepSizes {
         tokens: options.max_tokens,
         query_width: attention().map(|a| a.heads * a.head_dim).max().unwrap_or(0),
@@ -267,6 +268,8 @@ pub(crate) fn step_sizes(spec: &DecoderSpec, options: &ExecutorOptions, position
             .iter()
             .map(|l| l.mlp.intermediate_size.max(l.attention.q_width()))
             .fold(spec.hidden_size, usize::max),
+        grouped_rows: options.max_tokens * experts().map(|(_, experts)| experts.per_token).max().unwrap_or(0),
+        grouped_widest: experts().map(|(inner, _)| inner.max(spec.hidden_size)).max().unwrap_or(0),
         positions,
         logit_rows: LOGIT_ROWS,
         vocab_size: spec.vocab_size,

@@ -172,6 +172,18 @@ impl<'a> Section<'a> {
             .ok_or_else(|| self.error(key, format!("a whole number in {}..={}", range.start(), range.end())))
     }
 
+    /// A list of whole numbers in `range`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for any other value.
+    pub fn uints(&self, key: &str, range: RangeInclusive<usize>) -> Result<Option<Vec<usize>>> {
+        let Some(value) = self.some(key) else { return Ok(None) };
+        let number = |v: &Value| usize::try_from(v.as_u64()?).ok().filter(|n| range.contains(n));
+        let list: Option<Vec<usize>> = value.as_array().and_then(|list| list.iter().map(number).collect());
+        let expected = || format!("a list of whole numbers in {}..={}", range.start(), range.end());
+        list.map(Some).ok_or_else(|| self.error(key, expected()))
+    }
+
     /// As [`Section::uint`], but the key must be there.
     ///
     /// # Errors

@@ -3,13 +3,16 @@ use crate::{Error, ModelDir, Result};
 use anyfleet_tensor::{DType, HostPart, HostWeight, WeightFormat};
 use std::ops::Range;
 
-/// A matrix made of tensors stacked along the output rows, e.g. q, k and v, or of parts of them.
+/// A matrix made of tensors stacked along the output rows, e.g. q, k and v, or of parts of them; or several such of equal
+/// shape, one after the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MatrixSpec {
     /// Tensor names with the rows (`out_features`) taken of each, first rows first.
     pub parts: Vec<(String, usize)>,
     /// Columns (`in_features`) taken of each.
     pub cols: usize,
+    /// How many matrices the parts make up; 1 but for experts.
+    pub stack: usize,
     /// Which rows and columns, where the tensors have more.
     cut: Option<MatrixCut>,
 }
@@ -33,7 +36,22 @@ struct Span {
 impl MatrixSpec {
     /// Whole tensors: names with their rows, and the columns of each.
     pub fn new(parts: Vec<(String, usize)>, cols: usize) -> Self {
-        MatrixSpec { parts, cols, cut: None }
+        MatrixSpec { parts, cols, stack: 1, cut: None }
+    }
+
+    /// The same tensors as `stack` matrices, each of as many parts.
+    ///
+    /// # Panics
+    /// When they do not share out evenly: a bug of the caller.
+    #[must_use]
+    pub fn stacked(self, stack: usize) -> Self {
+        assert!(stack > 0 && self.parts.len().is_multiple_of(stack), "{} parts as {stack} matrices", self.parts.len());
+        MatrixSpec { stack, ..self }
+    }
+
+    /// Rows of each matrix.
+    pub fn matrix_rows(&self) -> usize {
+        self.rows() / self.stack
     }
 
     /// Rows over all parts.
@@ -41,8 +59,13 @@ impl MatrixSpec {
         self.parts.iter().map(|(_, rows)| rows).sum()
     }
 
-    /// Its tensors' names, joined by `+`.
+    /// Its tensors' names, joined by `+`; of many the first and the last.
     pub fn name(&self) -> String {
+        if let [(first, _), .., (last, _)] = &self.parts[..]
+            && self.stack > 1
+        {
+            return format!("{first}..{last}");
+        }
         self.parts.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join("+")
     }
 
@@ -62,7 +85,7 @@ impl MatrixSpec {
     pub fn take_rows(&self, ranges: &[Range<usize>]) -> Self {
         let cols = Span { first: 0, of: self.cols };
         let (parts, rows) = take(&self.parts, ranges);
-        self.taken(MatrixSpec { parts, cols: self.cols, cut: Some(MatrixCut { rows, cols }) })
+        self.taken(MatrixSpec { parts, cols: self.cols, stack: self.stack, cut: Some(MatrixCut { rows, cols }) })
     }
 
     /// These columns of each tensor.
@@ -74,7 +97,8 @@ impl MatrixSpec {
         assert!(range.start <= range.end && range.end <= self.cols, "columns {range:?} of {}", self.cols);
         let rows = self.parts.iter().map(|&(_, of)| Span { first: 0, of }).collect();
         let cut = MatrixCut { rows, cols: Span { first: range.start, of: self.cols } };
-        self.taken(MatrixSpec { parts: self.parts.clone(), cols: range.len(), cut: Some(cut) })
+        let parts = self.parts.clone();
+        self.taken(MatrixSpec { parts, cols: range.len(), stack: self.stack, cut: Some(cut) })
     }
 
     fn taken(&self, part: Self) -> Self {
@@ -159,7 +183,7 @@ impl ModelDir {
         if let Some(cut) = &spec.cut {
             cut.apply(spec.cols, &mut parts, copy);
         }
-        let weight = HostWeight { name: spec.name(), stack: 1, cols: spec.cols, parts, store, gated: false };
+        let weight = HostWeight { name: spec.name(), stack: spec.stack, cols: spec.cols, parts, store, gated: false };
         weight.check().map_err(|e| Error::file(&self.files().root(), e.to_string()))?;
         Ok(weight)
     }

@@ -4,8 +4,11 @@
 //! because published configs leave out what equals them.
 mod rope;
 
-use crate::{AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, NormSpec, RopeSpec, llama, mistral, qwen2, qwen3};
-use anyfleet_tensor::ops::Activation;
+use crate::{
+    AttentionSpec, DecoderSpec, ExpertNames, ExpertsSpec, LayerSpec, MlpSpec, NormSpec, RopeSpec, llama, mistral,
+    mixtral, qwen2, qwen3, qwen3_moe,
+};
+use anyfleet_tensor::ops::{Activation, Scoring};
 use anyfleet_weights::{Config, Result, Section, quote};
 
 /// A family's name in `model_type` and `architectures`, and its mapping.
@@ -20,8 +23,15 @@ struct Family {
 const FAMILIES: &[Family] = &[
     Family { model_type: "llama", architecture: "LlamaForCausalLM", base: "LlamaModel", spec: llama::spec },
     Family { model_type: "mistral", architecture: "MistralForCausalLM", base: "MistralModel", spec: mistral::spec },
+    Family { model_type: "mixtral", architecture: "MixtralForCausalLM", base: "MixtralModel", spec: mixtral::spec },
     Family { model_type: "qwen2", architecture: "Qwen2ForCausalLM", base: "Qwen2Model", spec: qwen2::spec },
     Family { model_type: "qwen3", architecture: "Qwen3ForCausalLM", base: "Qwen3Model", spec: qwen3::spec },
+    Family {
+        model_type: "qwen3_moe",
+        architecture: "Qwen3MoeForCausalLM",
+        base: "Qwen3MoeModel",
+        spec: qwen3_moe::spec,
+    },
 ];
 
 /// Architectures that [`spec_from_config`] maps, as `architectures` in `config.json` names them.
@@ -86,6 +96,8 @@ pub(crate) struct Variant {
     pub qk_norm: bool,
     /// By layer; empty where no layer has a window.
     pub windows: Vec<Option<usize>>,
+    /// Experts and their inner width by layer; empty where no layer has any.
+    pub experts: Vec<Option<(usize, ExpertsSpec)>>,
 }
 
 /// The keys dense decoders of attention and gated MLP have in common.
@@ -94,7 +106,7 @@ pub(crate) struct Dense {
     vocab_size: usize,
     hidden_size: usize,
     max_positions: usize,
-    intermediate_size: usize,
+    pub intermediate_size: usize,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -112,6 +124,9 @@ pub(crate) mod cap {
     pub(crate) const INNER: usize = 1 << 20;
     pub(crate) const HEADS: usize = 2048;
     pub(crate) const HEAD_DIM: usize = 1024;
+    pub(crate) const EXPERTS: usize = 2048;
+    /// Over all layers.
+    pub(crate) const ALL_EXPERTS: usize = 1 << 17;
     pub(crate) const VOCAB: usize = 1 << 22;
     pub(crate) const POSITIONS: usize = 1 << 24;
 }
@@ -154,10 +169,16 @@ impl Dense {
                 rope: Some(self.rope.clone()),
             },
             mlp_norm: self.norm,
-            mlp: MlpSpec {
-                intermediate_size: self.intermediate_size,
-                activation: self.activation,
-                bias: variant.mlp_bias,
+            mlp: match variant.experts.get(index).copied().flatten() {
+                Some((intermediate_size, experts)) => {
+                    MlpSpec { intermediate_size, activation: self.activation, bias: false, experts: Some(experts) }
+                }
+                None => MlpSpec {
+                    intermediate_size: self.intermediate_size,
+                    activation: self.activation,
+                    bias: variant.mlp_bias,
+                    experts: None,
+                },
             },
         };
         DecoderSpec {
@@ -170,6 +191,29 @@ impl Dense {
             tied_head: self.tied_head,
         }
     }
+}
+
+/// Experts whose weights are the softmax over all experts: how many there are (under one of `keys`), and how many a token
+/// has.
+pub(crate) fn experts(
+    root: &Section<'_>,
+    keys: &[&str],
+    layers: usize,
+    (count, per_token): (usize, usize),
+    (renormalise, names): (bool, ExpertNames),
+) -> Result<ExpertsSpec> {
+    const KEY: &str = "num_experts_per_tok";
+    let found = keys.iter().find(|key| root.has(key));
+    let count = found.map_or(Ok(None), |key| root.uint(key, 1..=cap::EXPERTS))?.unwrap_or(count);
+    let per_token = root.uint(KEY, 1..=cap::EXPERTS)?.unwrap_or(per_token);
+    if count * layers > cap::ALL_EXPERTS {
+        let key = found.copied().unwrap_or(keys[0]);
+        return Err(root.error(key, format!("at most {} experts over all {layers} layers", cap::ALL_EXPERTS)));
+    }
+    if per_token > count {
+        return Err(root.error(KEY, format!("at most as many as there are experts ({count})")));
+    }
+    Ok(ExpertsSpec { count, per_token, scoring: Scoring::Softmax, renormalise, scale: 1.0, names })
 }
 
 fn head_dim(root: &Section<'_>, hidden_size: usize, heads: usize, default: Option<usize>) -> Result<usize> {
@@ -240,7 +284,12 @@ pub(crate) fn windows_by_layer(root: &Section<'_>, layers: usize) -> Result<Vec<
 
 /// `sliding_window`, 4096 where the key is missing and none where it is null.
 pub(crate) fn window(root: &Section<'_>) -> Result<Option<usize>> {
+    window_or(root, Some(4096))
+}
+
+/// `sliding_window`, `default` where the key is missing and none where it is null.
+pub(crate) fn window_or(root: &Section<'_>, default: Option<usize>) -> Result<Option<usize>> {
     const KEY: &str = "sliding_window";
     let window = root.uint(KEY, 1..=cap::POSITIONS)?;
-    Ok(if root.get(KEY).is_none() { Some(4096) } else { window })
+    Ok(if root.get(KEY).is_none() { default } else { window })
 }

@@ -50,7 +50,9 @@ impl PackError {
 pub struct PackMatrix {
     /// Name, see [`MatrixSpec::name`](crate::MatrixSpec::name); no other matrix has it.
     pub name: String,
-    /// Output features.
+    /// How many matrices lie one after the other.
+    pub stack: usize,
+    /// Output features of each.
     pub rows: usize,
     /// Input features.
     pub cols: usize,
@@ -69,6 +71,8 @@ struct Table {
 #[derive(Debug, Serialize, Deserialize)]
 struct Entry {
     name: String,
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    stack: usize,
     rows: usize,
     cols: usize,
     store: String,
@@ -80,9 +84,18 @@ struct Entry {
     sample: String,
 }
 
+fn one() -> usize {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_one(stack: &usize) -> bool {
+    *stack == 1
+}
+
 impl Entry {
     fn is(&self, matrix: &PackMatrix) -> bool {
-        (self.rows, self.cols, self.gated) == (matrix.rows, matrix.cols, matrix.gated)
+        (self.stack, self.rows, self.cols, self.gated) == (matrix.stack, matrix.rows, matrix.cols, matrix.gated)
             && self.name == matrix.name
             && self.store == matrix.store.to_string()
     }
@@ -196,9 +209,9 @@ pub(super) fn table(key: &str, matrices: &[(PackMatrix, &[u8])]) -> (Vec<u8>, u6
         let at = offset;
         end = at + bytes.len() as u64;
         offset = end.next_multiple_of(PAGE);
-        let &PackMatrix { rows, cols, gated, .. } = matrix;
+        let &PackMatrix { stack, rows, cols, gated, .. } = matrix;
         let (name, store) = (matrix.name.clone(), matrix.store.to_string());
-        Entry { name, rows, cols, store, gated, offset: at, len: bytes.len() as u64, sample: sample(bytes) }
+        Entry { name, stack, rows, cols, store, gated, offset: at, len: bytes.len() as u64, sample: sample(bytes) }
     };
     let table = Table { key: key.to_owned(), matrices: matrices.iter().map(entry).collect() };
     let json = serde_json::to_vec(&table).expect("a table of strings and numbers");

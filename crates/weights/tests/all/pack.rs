@@ -20,7 +20,8 @@ impl Case {
     fn new() -> Case {
         let dir = Dir::new();
         dir.write("model.safetensors", &sound(&[("a", &[2, 3], 1.0)]));
-        let matrix = |name: &str, rows, store, gated| PackMatrix { name: name.into(), rows, cols: 3, store, gated };
+        let matrix =
+            |name: &str, rows, store, gated| PackMatrix { name: name.into(), stack: 1, rows, cols: 3, store, gated };
         let matrices = vec![
             (matrix("a+b", 200, STORE, false), (0..1200).map(|i| (i % 251) as u8).collect()),
             (matrix("c", 2, WeightFormat::Q8, true), vec![7; 5000]),
