@@ -1,5 +1,5 @@
 //! `config.json` to `DecoderSpec`: published configs, defaults, both spellings, and what is refused.
-use anyfleet_models::{DecoderSpec, RopeScaling, spec_from_config, supported_architectures};
+use anyfleet_models::{DecoderSpec, ExpertNames, MlpSpec, RopeScaling, spec_from_config, supported_architectures};
 use anyfleet_tensor::ops::Activation;
 use anyfleet_weights::{Config, Error};
 use serde_json::{Map, Value, json};
@@ -64,6 +64,8 @@ fn defaults_of_each_family() {
         ("MistralForCausalLM", "mistral", 131_072, 8, 2, Some(4096), false, false),
         ("Qwen2ForCausalLM", "qwen2", 32_768, 32, 2, None, true, false),
         ("Qwen3ForCausalLM", "qwen3", 32_768, 32, 128, None, false, true),
+        ("MixtralForCausalLM", "mixtral", 131_072, 8, 2, None, false, false),
+        ("Qwen3MoeForCausalLM", "qwen3_moe", 32_768, 4, 2, None, false, true),
     ] {
         let spec = with(architecture, json!({"num_key_value_heads": "remove", "num_attention_heads": 32})).unwrap();
         let attention = &spec.layers[0].attention;
@@ -103,6 +105,45 @@ fn options_of_each_family() {
     let by_type = llama(json!({"architectures": null, "model_type": "qwen3"})).unwrap();
     assert_eq!(by_type.family, "qwen3");
     assert_eq!(with("Qwen3Model", json!({})).unwrap().family, "qwen3");
+}
+
+#[test]
+fn experts_of_each_family() {
+    let names = |spec: &DecoderSpec| spec.layers[0].mlp.experts.map(|experts| experts.names);
+    let sizes = |spec: &DecoderSpec| -> Vec<_> {
+        let of = |mlp: &MlpSpec| mlp.experts.map(|e| (e.count, e.per_token, e.renormalise));
+        spec.layers.iter().map(|layer| (layer.mlp.intermediate_size, of(&layer.mlp))).collect()
+    };
+    let mixtral = with("MixtralForCausalLM", json!({})).unwrap();
+    assert_eq!((names(&mixtral), sizes(&mixtral)), (Some(ExpertNames::BlockSparse), vec![(96, Some((8, 2, true))); 4]));
+    let keys = json!({"num_local_experts": 5, "num_experts_per_tok": 3, "sliding_window": 9});
+    let mixtral = with("MixtralForCausalLM", keys).unwrap();
+    assert_eq!(sizes(&mixtral)[3], (96, Some((5, 3, true))));
+    assert_eq!(windows(&mixtral), [Some(9); 4]);
+
+    let moe = |keys| with("Qwen3MoeForCausalLM", keys);
+    let plain = moe(json!({})).unwrap();
+    assert_eq!((names(&plain), sizes(&plain)), (Some(ExpertNames::Mlp), vec![(768, Some((128, 8, false))); 4]));
+    let keys = json!({"num_experts": 6, "num_experts_per_tok": 2, "norm_topk_prob": true, "moe_intermediate_size": 40,
+                      "mlp_only_layers": [2], "decoder_sparse_step": 1});
+    let some = (40, Some((6, 2, true)));
+    assert_eq!(sizes(&moe(keys).unwrap()), [some, some, (96, None), some]);
+    let keys = json!({"num_local_experts": 6, "decoder_sparse_step": 2, "mlp_only_layers": []});
+    let some = (768, Some((6, 8, false)));
+    refused(moe(keys.clone()), &["num_experts_per_tok", "at most as many as there are experts (6)"]);
+    let keys = json!({"num_local_experts": 9, "decoder_sparse_step": 2, "mlp_only_layers": null});
+    assert_eq!(sizes(&moe(keys).unwrap())[..2], [(96, None), (some.0, Some((9, 8, false)))]);
+    let windowed = moe(json!({"use_sliding_window": true, "sliding_window": 5, "max_window_layers": 2})).unwrap();
+    assert_eq!(windows(&windowed), [Some(5); 4]);
+
+    for (key, value) in [("num_experts", json!(0)), ("num_experts", json!(1e9)), ("num_experts_per_tok", json!(-1))] {
+        refused(moe(json!({key: value})), &[key, "expected a whole number in 1..="]);
+    }
+    refused(
+        moe(json!({"num_experts": 2048, "num_hidden_layers": 1000})),
+        &["num_experts is 2048", "over all 1000 layers"],
+    );
+    refused(moe(json!({"mlp_only_layers": [1.5]})), &["mlp_only_layers", "a list of whole numbers"]);
 }
 
 #[test]
@@ -263,7 +304,17 @@ fn impossible_sizes() {
 #[test]
 fn unsupported_models() {
     let all: Vec<&str> = supported_architectures().collect();
-    assert_eq!(all, ["LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"]);
+    assert_eq!(
+        all,
+        [
+            "LlamaForCausalLM",
+            "MistralForCausalLM",
+            "MixtralForCausalLM",
+            "Qwen2ForCausalLM",
+            "Qwen3ForCausalLM",
+            "Qwen3MoeForCausalLM"
+        ]
+    );
     let listed = all.join(", ");
     refused(with("MambaForCausalLM", json!({})), &["architecture MambaForCausalLM is not supported", &listed]);
     refused(with("LlamaForSequenceClassification", json!({})), &["LlamaForSequenceClassification", &listed]);
@@ -347,12 +398,20 @@ fn agrees(spec: &DecoderSpec, raw: &Value) {
         let attention = &layer.attention;
         assert_eq!((attention.heads, attention.head_dim), (heads, head_dim));
         assert_eq!(Some(attention.kv_heads), size("num_key_value_heads"));
-        assert_eq!(Some(layer.mlp.intermediate_size), size("intermediate_size"));
+        let inner = match layer.mlp.experts {
+            Some(experts) => {
+                assert_eq!(Some(experts.count), size("num_experts").or(size("num_local_experts")));
+                assert_eq!(Some(experts.per_token), size("num_experts_per_tok"));
+                size("moe_intermediate_size").or(size("intermediate_size"))
+            }
+            None => size("intermediate_size"),
+        };
+        assert_eq!(Some(layer.mlp.intermediate_size), inner);
         assert_eq!(layer.input_norm.eps, raw["rms_norm_eps"].as_f64().unwrap() as f32);
         // No published config among these uses its window.
         assert_eq!(attention.window, None);
         assert_eq!(attention.qkv_bias, spec.family == "qwen2");
-        assert_eq!(attention.qk_norm.is_some(), spec.family == "qwen3");
+        assert_eq!(attention.qk_norm.is_some(), spec.family.starts_with("qwen3"));
         let rope = attention.rope.as_ref().unwrap();
         assert_eq!(Some(rope.theta), raw["rope_theta"].as_f64());
         match raw["rope_scaling"]["rope_type"].as_str() {

@@ -2,26 +2,49 @@
 use crate::device::{Ceilings, Rate};
 use crate::options::{Quantize, is_integer};
 use anyfleet::MemoryPlan;
-use anyfleet_models::{DecoderSpec, LayerSpec, WeightMap};
+use anyfleet_models::{DecoderSpec, LayerSpec, LayerWeights, WeightMap};
 use anyfleet_runtime::CacheKind;
 use anyfleet_tensor::DType;
+use anyfleet_weights::MatrixSpec;
 
 /// Bytes and operations of a model as it was loaded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Account {
     /// Bytes of weights that every step reads once: all that was packed, but of an embedding that is not
-    /// also the head only the rows of its tokens.
+    /// also the head only the rows of its tokens, and of experts those that a token has.
     pub weights_per_step: u64,
+    /// Of each layer with experts: their bytes, how many there are, and how many a token has.
+    experts: Vec<ExpertBytes>,
     /// Per layer: keys and values of a token in elements, and the tokens attention looks back.
     kv: Vec<(usize, f64)>,
     /// Bytes of an element of keys and values, scales included.
     kv_element: f64,
-    /// Elements of matrices that every prompt token is multiplied with.
+    /// Elements of matrices that a prompt token is multiplied with.
     layer_elements: u64,
     /// Elements of the head, which the last prompt token alone is multiplied with.
     head_elements: u64,
     /// Per layer: query heads times head size, and the tokens attention looks back.
     attention: Vec<(usize, f64)>,
+}
+
+/// The experts of a layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ExpertBytes {
+    /// Bytes of all.
+    pub bytes: u64,
+    /// How many there are.
+    pub count: usize,
+    /// How many a token has.
+    pub per_token: usize,
+}
+
+impl ExpertBytes {
+    /// Bytes that `tokens` tokens read where routers choose any expert as often as any other: one that none of them has
+    /// is not read.
+    fn read(&self, tokens: usize) -> f64 {
+        let missed = (1.0 - self.per_token as f64 / self.count as f64).powi(tokens as i32);
+        self.bytes as f64 * (1.0 - missed)
+    }
 }
 
 /// The tokens a layer's attention looks back at most.
@@ -30,8 +53,9 @@ fn window(layer: &LayerSpec) -> f64 {
 }
 
 impl Account {
-    /// Of a model that is loaded by `plan`. `embedding` is the bytes its packed embedding takes.
-    pub fn new(spec: &DecoderSpec, plan: &MemoryPlan, embedding: u64) -> Account {
+    /// Of a model that is loaded by `plan`. `embedding` is the bytes its packed embedding takes, `experts` those of its
+    /// layers with experts.
+    pub fn new(spec: &DecoderSpec, plan: &MemoryPlan, embedding: u64, experts: Vec<ExpertBytes>) -> Account {
         let map = WeightMap::new(spec);
         let kv_elements = |layer: &LayerSpec| 2 * layer.attention.kv_heads * layer.attention.head_dim;
         // Bytes of the cache over its elements: whatever type it has, and with whatever scales.
@@ -49,12 +73,21 @@ impl Account {
                 u64::from(pages) * u64::from(cache.page_size) * kv_elements(layer) as u64
             })
             .sum();
-        let matrices = map.layers.iter().flat_map(|l| [&l.qkv, &l.output, &l.gate_up, &l.down]);
+        // A token meets some of a stack of experts.
+        let met = |(layer, weights): (&LayerSpec, &LayerWeights)| -> u64 {
+            let per_token = layer.mlp.experts.map_or(1, |experts| experts.per_token);
+            let elements = |m: &MatrixSpec| m.matrix_rows() * m.cols * if m.stack > 1 { per_token } else { 1 };
+            weights.matrices().map(|m| elements(m) as u64).sum()
+        };
+        let packed = if spec.tied_head { plan.weights } else { plan.weights.saturating_sub(embedding) };
+        let of_experts: u64 = experts.iter().map(|experts| experts.bytes).sum();
+        let of_a_token: f64 = experts.iter().map(|experts| experts.read(1)).sum();
         Account {
-            weights_per_step: if spec.tied_head { plan.weights } else { plan.weights.saturating_sub(embedding) },
+            weights_per_step: packed.saturating_sub(of_experts) + of_a_token as u64,
+            experts,
             kv: spec.layers.iter().map(|l| (kv_elements(l), window(l))).collect(),
             kv_element: plan.kv_cache as f64 / planned.max(1) as f64,
-            layer_elements: matrices.map(|m| (m.rows() * m.cols) as u64).sum(),
+            layer_elements: spec.layers.iter().zip(&map.layers).map(met).sum(),
             head_elements: (spec.vocab_size * spec.hidden_size) as u64,
             attention: spec.layers.iter().map(|l| (l.attention.heads * l.attention.head_dim, window(l))).collect(),
         }
@@ -68,7 +101,8 @@ impl Account {
 
     /// Bytes that a decode step reads at least.
     pub fn bytes_per_step(&self, batch: usize, context: f64) -> f64 {
-        self.weights_per_step as f64 + self.kv_per_step(batch, context)
+        let more: f64 = self.experts.iter().map(|experts| experts.read(batch) - experts.read(1)).sum();
+        self.weights_per_step as f64 + more + self.kv_per_step(batch, context)
     }
 
     /// Operations of the prefill of `prompt` tokens up to its first new token; a multiply-add is two. Half of
@@ -81,7 +115,7 @@ impl Account {
         linear + attention
     }
 
-    /// Matrix elements: parameters without norms and biases, a tied head counted once.
+    /// Matrix elements that a token meets: parameters without norms and biases, a tied head counted once.
     pub fn layer_and_head_elements(&self) -> u64 {
         self.layer_elements + self.head_elements
     }
@@ -121,7 +155,7 @@ mod tests {
         let dir = fixture(name);
         let spec = open_model(&dir).unwrap().spec;
         let plan = Engine::builder(dir.to_str().unwrap()).dtype(dtype).plan().unwrap();
-        let account = Account::new(&spec, &plan, embedding);
+        let account = Account::new(&spec, &plan, embedding, Vec::new());
         (spec, plan, account)
     }
 
@@ -159,7 +193,7 @@ mod tests {
         let spec = open_model(&dir).unwrap().spec;
         let plan = Engine::builder(dir.to_str().unwrap()).kv_dtype(KvDType::I8).plan().unwrap();
         let size = spec.layers[0].attention.head_dim as f64;
-        assert_eq!(Account::new(&spec, &plan, 0).kv_element, (size + 4.0) / size);
+        assert_eq!(Account::new(&spec, &plan, 0, Vec::new()).kv_element, (size + 4.0) / size);
     }
 
     #[test]
@@ -175,6 +209,25 @@ mod tests {
         let attended = 4 * spec.layers.len() * width * (1 + 2 + 3 + 4 + 5);
         assert_eq!(account.prefill_operations(5), (linear + attended) as f64);
         assert_eq!(account.layer_and_head_elements(), (spec.layers.len() * per_layer + head) as u64);
+    }
+
+    #[test]
+    fn experts_are_read_as_far_as_tokens_meet_them() {
+        let dir = fixture("mixtral");
+        let spec = open_model(&dir).unwrap().spec;
+        let plan = Engine::builder(dir.to_str().unwrap()).dtype(DTypeSpec::F32).plan().unwrap();
+        let experts = spec.layers[0].mlp.experts.unwrap();
+        let (count, per_token) = (experts.count, experts.per_token);
+        let layers = vec![ExpertBytes { bytes: 1000, count, per_token }; 2];
+        let account = Account::new(&spec, &plan, 0, layers);
+        assert_eq!(account.weights_per_step, plan.weights - 2000 + 2 * 1000 * 2 / 5);
+        let bytes = |batch| account.bytes_per_step(batch, 0.0) - account.weights_per_step as f64;
+        assert!(bytes(1) == 0.0 && (bytes(2) - 2000.0 * (0.64 - 0.4)).abs() < 1e-6 && (bytes(64) - 1200.0).abs() < 1.0);
+        let dense = 3 * spec.hidden_size * spec.layers[0].mlp.intermediate_size;
+        let router = count * spec.hidden_size;
+        let width = spec.layers[0].attention.q_width() + spec.layers[0].attention.qkv_width();
+        let layer = (per_token * dense + router + spec.hidden_size * width) as u64;
+        assert_eq!(account.layer_and_head_elements(), 2 * layer + (spec.vocab_size * spec.hidden_size) as u64);
     }
 
     #[test]

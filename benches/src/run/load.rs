@@ -1,5 +1,5 @@
 //! Brings a model to where it can be measured, and tells what that took.
-use super::account::Account;
+use super::account::{Account, ExpertBytes};
 use super::case::Case;
 use super::session::Session;
 use crate::Result;
@@ -8,8 +8,9 @@ use crate::memory::{Resident, reset_peak};
 use crate::options::{ModelOptions, Quantize, is_integer};
 use anyfleet::{DTypeSpec, Engine, EngineBuilder, MemoryPlan};
 use anyfleet_cpu::{CpuBackend, CpuOptions};
-use anyfleet_models::{Model, open_model};
+use anyfleet_models::{LayerSpec, LayerWeights, Model, open_model};
 use anyfleet_tensor::{Backend, DType, WeightFormat};
+use anyfleet_weights::MatrixSpec;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -60,7 +61,8 @@ impl Loaded {
         let dtype = dtype(&args.options, &model);
         let builder = builder(dir, args, quantize, cases, &model)?;
         let plan = builder.plan().map_err(|e| e.to_string())?;
-        let account = Account::new(&model.spec, &plan, embedding_bytes(&model, dtype, quantize)?);
+        let experts = expert_bytes(&model, dtype, quantize)?;
+        let account = Account::new(&model.spec, &plan, embedding_bytes(&model, dtype, quantize)?, experts);
         drop(model);
         reset_peak();
         let before = Resident::now();
@@ -127,9 +129,32 @@ fn dtype(options: &ModelOptions, model: &Model) -> DType {
     }
 }
 
+/// A device whose matrices are padded as those of the fastest one.
+fn packer() -> Result<CpuBackend> {
+    CpuBackend::new(CpuOptions { threads: Some(1), isa: None }).map_err(|e| e.to_string())
+}
+
+/// Bytes the experts of each layer that has some take on the device, padding included.
+fn expert_bytes(model: &Model, dtype: DType, quantize: Quantize) -> Result<Vec<ExpertBytes>> {
+    let device = packer()?;
+    let store = match quantize {
+        Quantize::None => WeightFormat::Float(dtype),
+        Quantize::Q8 => WeightFormat::Q8,
+        Quantize::Q4 => WeightFormat::Q4,
+    };
+    let bytes = |m: &MatrixSpec| (m.stack * device.weight_bytes(m.matrix_rows(), m.cols, store)) as u64;
+    let layers = model.spec.layers.iter().zip(&model.weights.layers);
+    let of_layer = |(layer, weights): (&LayerSpec, &LayerWeights)| {
+        let experts = layer.mlp.experts?;
+        let (count, per_token) = (experts.count, experts.per_token);
+        Some(ExpertBytes { bytes: bytes(&weights.gate_up) + bytes(&weights.down), count, per_token })
+    };
+    Ok(layers.filter_map(of_layer).collect())
+}
+
 /// Bytes the embedding takes on the device, padding included.
 fn embedding_bytes(model: &Model, dtype: DType, quantize: Quantize) -> Result<u64> {
-    let device = CpuBackend::new(CpuOptions { threads: Some(1), isa: None }).map_err(|e| e.to_string())?;
+    let device = packer()?;
     let (rows, cols) = (model.spec.vocab_size, model.spec.hidden_size);
     let format = if is_integer(quantize) { WeightFormat::Q8 } else { WeightFormat::Float(dtype) };
     Ok(device.weight_bytes(rows, cols, format) as u64)

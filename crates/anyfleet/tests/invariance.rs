@@ -8,7 +8,7 @@ use common::{fixtures_dir, software_vulkan};
 
 /// Fixtures that cover: full attention, a window in every layer, windows mixed with full attention,
 /// QK-norm with everything else.
-const MODELS: [&str; 4] = ["llama3", "mistral-window", "qwen2-window", "qwen3-mixed"];
+const MODELS: [&str; 5] = ["llama3", "mistral-window", "qwen2-window", "qwen3-moe", "qwen3-mixed"];
 
 /// Types of weights, quantizations, and types of keys.
 const KINDS: [(DTypeSpec, QuantizeSpec, KvDType); 6] = [
@@ -65,7 +65,7 @@ fn chunk_and_page_size(device: &DeviceSpec) {
     let quantized = [QuantizeSpec::Q8, QuantizeSpec::Q4].map(|quantize| (MODELS[0], quantize, KvDType::Auto));
     let plain = |kv| MODELS.map(|model| (model, QuantizeSpec::None, kv));
     let cases: Vec<_> = plain(KvDType::Auto).into_iter().chain(quantized).chain(plain(KvDType::I8)).collect();
-    for &(model, quantize, kv) in if everything(device) { &cases[..] } else { &cases[3..5] } {
+    for &(model, quantize, kv) in if everything(device) { &cases[..] } else { &cases[3..6] } {
         let builder = |model| builder(device, model).quantize(quantize).kv_dtype(kv);
         let requests = requests(12);
         let want = alone(&builder(model).prefix_cache(false).build().expect("engine"), &requests);
@@ -96,7 +96,7 @@ fn small_cache(base: EngineBuilder, most: u32) -> EngineBuilder {
 fn preemption_and_64_streams_on_16_pages(device: &DeviceSpec) {
     let kinds = MODELS.map(|model| (model, KvDType::Auto));
     let cases: Vec<_> = kinds.into_iter().chain([("qwen3-mixed", KvDType::I8)]).collect();
-    for &(model, kv) in if everything(device) { &cases[..] } else { &cases[4..] } {
+    for &(model, kv) in if everything(device) { &cases[..] } else { &cases[5..] } {
         let requests = requests(64);
         let builder = builder(device, model).kv_dtype(kv);
         let want = alone(&builder.clone().prefix_cache(false).build().expect("engine"), &requests);

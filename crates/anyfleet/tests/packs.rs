@@ -102,7 +102,7 @@ fn a_second_start_has_the_same_bits_and_reads_no_matrix() {
         (DTypeSpec::Bf16, QuantizeSpec::Q8),
         (DTypeSpec::F32, QuantizeSpec::Q4),
     ];
-    for fixture in ["qwen3-tied", "llama3", "mistral-window"] {
+    for fixture in ["qwen3-tied", "llama3", "mistral-window", "qwen3-moe"] {
         for kept in formats {
             let case = Case::new(fixture);
             let plain = logits(&case.builder(kept));

@@ -114,6 +114,7 @@ fn cpu_and_wgpu_share_a_model() {
         ("qwen3-mixed", format!("{wgpu},cpu")),
         ("qwen3-tied", format!("cpu,{wgpu}")),
         ("llama2", format!("cpu+{wgpu}")),
+        ("qwen3-moe", format!("cpu,{wgpu}")),
         ("llama-bias", format!("{wgpu}+{wgpu}+cpu")),
     ];
     for (model, device) in cases {
@@ -163,6 +164,7 @@ fn bits_on_ranks_do_not_depend_on_the_company() {
         ("qwen3-mixed", "cpu+cpu+cpu", DTypeSpec::Bf16, none, KvDType::I8),
         ("mistral-full", "cpu+cpu", DTypeSpec::Bf16, QuantizeSpec::Q8, auto),
         ("qwen2-window", "cpu+cpu+cpu,cpu", DTypeSpec::Bf16, QuantizeSpec::Q4, auto),
+        ("mixtral", "cpu+cpu+cpu", DTypeSpec::Bf16, none, auto),
     ] {
         same_bits_in_any_company(model, device, dtype, quantize, kv);
     }

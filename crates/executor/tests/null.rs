@@ -1,5 +1,7 @@
 //! The executor on the null backend: what it records, and that the memory plan is the truth.
 mod common;
+#[path = "common/matrices.rs"]
+mod matrices;
 
 use anyfleet_executor::{ExecutorOptions, MemoryPlan, ModelExecutor, plan};
 use anyfleet_models::{Decoder, LoadOptions};
@@ -7,6 +9,7 @@ use anyfleet_runtime::{Batch, CacheKind, Executor};
 use anyfleet_tensor::null::NullBackend;
 use anyfleet_tensor::{DType, WeightFormat};
 use common::{batch, model};
+use matrices::matrix_bytes;
 use std::sync::Arc;
 
 fn options() -> ExecutorOptions {
@@ -40,7 +43,7 @@ fn setup_with(name: &str, options: ExecutorOptions) -> Setup {
     let model = model(name);
     let device = Arc::new(NullBackend::default());
     let plan = plan(&*device, &model.spec, &options).expect("plan");
-    let matrices = model.weights.matrices().map(|m| options.weights.bytes(m.rows(), m.cols) as u64).sum();
+    let matrices = model.weights.matrices().map(|m| matrix_bytes(m, options.weights)).sum();
     let load = LoadOptions { store: options.weights, positions: plan.limits.max_model_len, packs: None };
     let decoder = Decoder::load(&*device, &model, load, &mut |_, _| std::ops::ControlFlow::Continue(())).expect("load");
     let executor = ModelExecutor::new(device.clone(), decoder, &options, &plan).expect("executor");
@@ -69,8 +72,31 @@ fn a_layer_is_at_most_nine_ops_and_the_head_four() {
 }
 
 #[test]
+fn a_layer_of_experts_is_eleven_ops() {
+    let mut setup = setup("mixtral");
+    step(&mut setup, &batch(2, 3, 1));
+    let log = setup.device.log();
+    let layer: Vec<_> = log[1..12].iter().map(|l| l.split(' ').next().unwrap_or("")).collect();
+    let want = [
+        "norm",
+        "linear",
+        "rope_kv",
+        "attention",
+        "linear",
+        "norm",
+        "linear",
+        "route",
+        "grouped_linear_act_mul",
+        "grouped_linear",
+        "combine",
+    ];
+    assert_eq!(layer, want);
+    assert_eq!(log.len(), 1 + 11 * setup.layers + 4, "{log:#?}");
+}
+
+#[test]
 fn what_is_allocated_is_what_was_planned() {
-    for name in ["llama2", "llama-bias", "mistral-window", "qwen2-window", "qwen3-mixed"] {
+    for name in ["llama2", "llama-bias", "mistral-window", "qwen2-window", "qwen3-mixed", "mixtral", "qwen3-moe"] {
         for kv in [DType::BF16, DType::I8] {
             let setup = setup_with(name, ExecutorOptions { kv, ..options() });
             let allocated: u64 = setup.device.allocations().iter().map(|&b| b as u64).sum();
