@@ -36,6 +36,10 @@ SHARED_DEVICE float warp_max(float x) {
     for (int i = 16; i > 0; i /= 2) x = fmaxf(x, __shfl_xor_sync(EVERY_LANE, x, i));
     return x;
 }
+SHARED_DEVICE u32 warp_max(u32 x) {
+    for (int i = 16; i > 0; i /= 2) x = max_u32(x, __shfl_xor_sync(EVERY_LANE, x, i));
+    return x;
+}
 
 // Of crates/tensor/src/quant.rs: to nearest, ties to even, of magnitudes below 2^22.
 SHARED_DEVICE float round_even(float x) { return (x + 12582912.0f) - 12582912.0f; }

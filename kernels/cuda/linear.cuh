@@ -9,6 +9,7 @@
 #include "weight.cuh"
 
 // Of a row of x as bytes (crates/tensor/src/quant.rs): the scales of it and of its rest, which is below 0 where it has none.
+// Of a row as f16 (crates/tensor/src/halves.rs): what its sums are multiplied with, and no rest.
 struct RowScales {
     float scale;
     float rest;
@@ -23,7 +24,7 @@ struct LinearParams {
     const float* bias;
     const float* residual;
     const u32* live;
-    // Scratch memory: x as the product takes it, and of bytes the rests and scales.
+    // Scratch memory: x as the product takes it, of bytes and f16 the scales, and of bytes the rests.
     u8* copy;
     u8* rests;
     RowScales* row_scales;
@@ -82,22 +83,31 @@ SHARED_DEVICE Floats4 load_x(const LinearParams& p, const float* x, u32 k) {
     return d;
 }
 
+// What a word of weights and of x holds, and what it is multiplied by.
+struct Bf16s {
+    typedef float Sum;
+    static SHARED_DEVICE u32 pack(float low, float high) { return pack_bf16(low, high); }
+    static SHARED_DEVICE void mma(float (&sum)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma_bf16(sum, a, b); }
+};
+struct Halves {
+    typedef float Sum;
+    static SHARED_DEVICE u32 pack(float low, float high) { return pack_f16(low, high); }
+    static SHARED_DEVICE void mma(float (&sum)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma_f16(sum, a, b); }
+};
+struct Bytes {
+    typedef int Sum;
+    static SHARED_DEVICE void mma(int (&sum)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma_s8(sum, a, b); }
+};
+
 // Products of sixteen bytes a lane: of features l/4 and l/4 + 8, and of a row of x. Which of them meet in a product is
 // free, as long as both sides agree.
-SHARED_DEVICE void multiply(float (&sum)[4], const Words4 (&w)[2], const Words4& x) {
+template <class Word>
+SHARED_DEVICE void multiply(typename Word::Sum (&sum)[4], const Words4 (&w)[2], const Words4& x) {
 #pragma unroll
     for (int i = 0; i < 4; i += 2) {
         u32 a[4] = {w[0].v[i], w[1].v[i], w[0].v[i + 1], w[1].v[i + 1]};
         u32 b[2] = {x.v[i], x.v[i + 1]};
-        mma_bf16(sum, a, b);
-    }
-}
-SHARED_DEVICE void multiply(int (&sum)[4], const Words4 (&w)[2], const Words4& x) {
-#pragma unroll
-    for (int i = 0; i < 4; i += 2) {
-        u32 a[4] = {w[0].v[i], w[1].v[i], w[0].v[i + 1], w[1].v[i + 1]};
-        u32 b[2] = {x.v[i], x.v[i + 1]};
-        mma_s8(sum, a, b);
+        Word::mma(sum, a, b);
     }
 }
 

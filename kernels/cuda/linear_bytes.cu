@@ -9,7 +9,7 @@ namespace linear_op {
 const float BYTE = 127.0f;
 const float OUTLIER = 24.0f;
 
-struct Q8 {
+struct Q8 : Unscaled {
     typedef int Sum;
     struct Weights {
         Words4 v[2];
@@ -28,10 +28,12 @@ struct Q8 {
     static SHARED_DEVICE void load_x(X& x, const LinearParams& p, u32 row, bool wanted, bool rest, u32 block, u32 t) {
         x.v = load_if((rest ? p.rests : p.copy) + u64(row) * p.copy_bytes + block * BLOCK + t * 16, wanted);
     }
-    static SHARED_DEVICE void multiply(int (&sum)[4], const Weights& w, const X& x) { linear_op::multiply(sum, w.v, x.v); }
+    static SHARED_DEVICE void multiply(int (&sum)[4], const Weights& w, const X& x) {
+        linear_op::multiply<Bytes>(sum, w.v, x.v);
+    }
 };
 
-struct Q4 {
+struct Q4 : Unscaled {
     typedef int Sum;
     struct Weights {
         Words4 v[2];
@@ -153,7 +155,7 @@ SHARED_DEVICE void bytes_tile(const LinearParams& p) {
         clear<T>(sum);
         Weights weights(p, at);
         const u8* x = pass == 0 ? p.copy : p.rests;
-        tile_products<T>(sum, p, at, weights, x, pass == 0 || warp_rest, stages, [](bool) {});
+        tile_products<T, Bytes>(sum, p, at, weights, x, pass == 0 || warp_rest, stages, [](bool) {});
 #pragma unroll
         for (int n = 0; n < T::NT; n++) {
 #pragma unroll

@@ -41,7 +41,15 @@ SHARED_DEVICE Few few_of(const LinearParams& p, u32 group) {
     return few;
 }
 
-// F is how weights and x meet: see `Bf16` (linear_bf16.cu) for what it has.
+// What a format does that takes rows of x as they come.
+struct Unscaled {
+    // Finds out about the block's rows what is needed to multiply them; all threads come here.
+    SHARED_DEVICE void measure(const LinearParams&, const Few&) {}
+    // What sums of row `row` of the block are multiplied with.
+    SHARED_DEVICE float factor(const LinearParams&, const Few&, u32) const { return 1.0f; }
+};
+
+// F is how weights and x meet: see `Copied` (linear_16bit.cuh) for what it has.
 template <class F, int MT, int NT>
 SHARED_DEVICE void few_rows(const LinearParams& p) {
     typedef typename F::Sum Sum;
@@ -76,6 +84,8 @@ SHARED_DEVICE void few_rows(const LinearParams& p) {
     Few few = few_of<F, NT>(p, group);
     if (few.rows == 0) return;
     if (group > 0) load_first_weights();
+    F format;
+    format.measure(p, few);
 
     typename F::X x[X_AHEAD];
     auto load_x = [&](int slot, int n, u32 block) {
@@ -105,7 +115,7 @@ SHARED_DEVICE void few_rows(const LinearParams& p) {
                     const int slot = (a * TILES + n) % X_AHEAD, next = n + X_AHEAD;
                     if (few.computes(n)) {
 #pragma unroll
-                        for (int m = 0; m < MT; m++) F::multiply(sum[m][n], w[a][m], x[slot]);
+                        for (int m = 0; m < MT; m++) format.multiply(sum[m][n], w[a][m], x[slot]);
                     }
                     // The place of what was multiplied is filled at once.
                     if (block + next / TILES < end) load_x(slot, next % TILES, block + next / TILES);
@@ -137,6 +147,7 @@ SHARED_DEVICE void few_rows(const LinearParams& p) {
                 low += shared.sums[s][n][i][from];
                 high += shared.sums[s][n][i + 2][from];
             }
+            float factor = format.factor(p, few, row);
             row += few.first_row;
             if (F::RESTS) {
                 RowScales scales = p.row_scales[row];
@@ -151,7 +162,7 @@ SHARED_DEVICE void few_rows(const LinearParams& p) {
                 float high_value = with_rest(float(high) * scales.scale, int(high_rest), scales);
                 finish(p, panel, from / 4, row, low_value, high_value);
             } else {
-                finish(p, panel, from / 4, row, float(low), float(high));
+                finish(p, panel, from / 4, row, float(low) * factor, float(high) * factor);
             }
         }
     }

@@ -1,18 +1,8 @@
-// Products with f32 and f16 weights: exact products and sums of f32. Each segment of K is one chain of fused
+// Products with f32 weights: exact products and sums of f32. Each segment of K is one chain of fused
 // multiply-adds per sum, input features ascending, on either path.
 #include "linear.cuh"
 
 namespace linear_op {
-
-struct F32 {
-    // Numbers of a word.
-    static const u32 WIDTH = 1;
-    static SHARED_DEVICE float of(u32 word, u32) { return bits_float(word); }
-};
-struct F16 {
-    static const u32 WIDTH = 2;
-    static SHARED_DEVICE float of(u32 word, u32 i) { return half_float(u16(word >> (16 * i))); }
-};
 
 // Few rows of x: a block takes two panels and eight rows, a warp a segment of K, a lane an output feature. Lanes load lines
 // of 128 bytes together, eight loads of sixteen bytes each while as many are multiplied: 32 KiB a block on its way.
@@ -28,7 +18,6 @@ struct Shared {
     float sums[SEGMENTS][ROWS][WARP];
 };
 
-template <class F>
 SHARED_DEVICE void rows(const LinearParams& p) {
     SHARED(Shared, shared);
     u32 live = live_rows(p.live, p.rows), first_row = blockIdx.x % p.groups * ROWS;
@@ -66,11 +55,11 @@ SHARED_DEVICE void rows(const LinearParams& p) {
         __syncwarp();
         if (byte + WORDS * 4 < end) load_lines(byte + WORDS * 4);
 #pragma unroll 2
-        for (u32 four = 0; four < WORDS * F::WIDTH; four += 4) {
-            u32 k = byte / 4 * F::WIDTH + four;
+        for (u32 four = 0; four < WORDS; four += 4) {
+            u32 k = byte / 4 + four;
             float w[4];
 #pragma unroll
-            for (u32 i = 0; i < 4; i++) w[i] = F::of(lines[lane][(four + i) / F::WIDTH], i % F::WIDTH);
+            for (u32 i = 0; i < 4; i++) w[i] = bits_float(lines[lane][four + i]);
 #pragma unroll
             for (u32 r = 0; r < ROWS; r++) {
                 if (r < count) {
@@ -112,7 +101,6 @@ struct alignas(16) Shared {
     u32 x[2][SIZE][LINE];
 };
 
-template <class F>
 SHARED_DEVICE void rows(const LinearParams& p) {
     SHARED(Shared, shared);
     u32 live = live_rows(p.live, p.rows), first_row = blockIdx.x * SIZE;
@@ -123,7 +111,7 @@ SHARED_DEVICE void rows(const LinearParams& p) {
     const float* x = p.x + u64(first_row) * p.x_stride;
 
     // Vectors of sixteen bytes of a line of weights, and loads of a thread.
-    const u32 VECTORS = DEPTH / 4 / F::WIDTH, LOADS = SIZE * VECTORS / THREADS;
+    const u32 VECTORS = DEPTH / 4, LOADS = SIZE * VECTORS / THREADS;
     Words4 next_w[LOADS];
     Floats4 next_x[2];
     auto load_step = [&](u32 step) {
@@ -150,16 +138,7 @@ SHARED_DEVICE void rows(const LinearParams& p) {
 #pragma unroll
         for (u32 i = 0; i < LOADS; i++) {
             u32 at = threadIdx.x + i * THREADS;
-            u32* to = &shared.w[slot][at / VECTORS][at % VECTORS * 4 * F::WIDTH];
-#pragma unroll
-            for (u32 j = 0; j < 4 * F::WIDTH; j += 4) {
-                Words4 words;
-#pragma unroll
-                for (u32 n = 0; n < 4; n++) {
-                    words.v[n] = float_bits(F::of(next_w[i].v[(j + n) / F::WIDTH], n % F::WIDTH));
-                }
-                store(to + j, words);
-            }
+            store(&shared.w[slot][at / VECTORS][at % VECTORS * 4], next_w[i]);
         }
 #pragma unroll
         for (u32 i = 0; i < 2; i++) {
@@ -230,7 +209,5 @@ SHARED_DEVICE void rows(const LinearParams& p) {
 
 using namespace linear_op;
 
-KERNEL(linear_f32_8, 256, LinearParams) { float_few::rows<F32>(p); }
-KERNEL(linear_f32_small, 256, LinearParams) { float_tile::rows<F32>(p); }
-KERNEL(linear_f16_8, 256, LinearParams) { float_few::rows<F16>(p); }
-KERNEL(linear_f16_small, 256, LinearParams) { float_tile::rows<F16>(p); }
+KERNEL(linear_f32_8, 256, LinearParams) { float_few::rows(p); }
+KERNEL(linear_f32_small, 256, LinearParams) { float_tile::rows(p); }

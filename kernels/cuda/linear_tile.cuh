@@ -84,8 +84,8 @@ struct CopiedWeights {
 };
 
 // Adds to sums the products of a tile over all of K. `ended` is called after each step, with whether it was the last.
-template <class T, class Sum, class Weights, class Ended>
-SHARED_DEVICE void tile_products(Sum (&sum)[T::MT][T::NT][4], const LinearParams& p, const TilePlace<T>& at,
+template <class T, class Word, class Weights, class Ended>
+SHARED_DEVICE void tile_products(typename Word::Sum (&sum)[T::MT][T::NT][4], const LinearParams& p, const TilePlace<T>& at,
                                  Weights& weights, const u8* x, bool wanted, u8* stages, Ended ended) {
     u32 steps = ceil_div(p.copy_bytes, LINE);
     x += u64(at.first_row) * p.copy_bytes;
@@ -121,7 +121,7 @@ SHARED_DEVICE void tile_products(Sum (&sum)[T::MT][T::NT][4], const LinearParams
 #pragma unroll
                 for (int m = 0; m < T::MT; m++) {
 #pragma unroll
-                    for (int n = 0; n < T::NT; n++) multiply(sum[m][n], w[m], rows[n]);
+                    for (int n = 0; n < T::NT; n++) multiply<Word>(sum[m][n], w[m], rows[n]);
                 }
             }
         }

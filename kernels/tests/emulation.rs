@@ -234,24 +234,43 @@ fn missing_barriers_show() {
     }
 }
 
-#[test]
-fn matrices_of_bf16_multiply() {
-    compiled_or_return!();
-    let (warps, rounds) = (8, 3);
-    let (x, w) = (random_bf16(warps * 128, 1), random_bf16(warps * 64, 2));
-    let y: Vec<f32> = random(warps * 128, 3).iter().map(|&x| x as f32 / 1e9).collect();
-    let (a, b, mut expected) = (halves(&x), halves(&w), y.clone());
+/// `kernel` multiplies matrices of eight warps, `x` and `w`, elements of which are `value` of their bits.
+fn matrices_multiply(kernel: &str, x: &[u32], w: &[u32], value: impl Fn(u16) -> f32) {
+    let rounds = 3;
+    let y: Vec<f32> = random(8 * 128, 3).iter().map(|&x| x as f32 / 1e9).collect();
+    let (a, b, mut expected) = (halves(x), halves(w), y.clone());
     for (i, sum) in expected.iter_mut().enumerate() {
         let (warp, row, column) = (i / 128, i / 8 % 16, i % 8);
         for k in (0..rounds).flat_map(|_| 0..16) {
-            *sum += bf16(a[warp * 256 + row * 16 + k]) * bf16(b[warp * 128 + k * 8 + column]);
+            *sum += value(a[warp * 256 + row * 16 + k]) * value(b[warp * 128 + k * 8 + column]);
         }
     }
     let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
     for seed in SEEDS {
-        let launch = Launch { n: rounds, seed, ..Launch::of("test_mma_bf16", 256) };
-        assert_eq!(launch.run(&x, &w, &bits(&y)), Ok(bits(&expected)));
+        let launch = Launch { n: rounds, seed, ..Launch::of(kernel, 256) };
+        assert_eq!(launch.run(x, w, &bits(&y)), Ok(bits(&expected)));
     }
+}
+
+#[test]
+fn matrices_of_bf16_multiply() {
+    compiled_or_return!();
+    matrices_multiply("test_mma_bf16", &random_bf16(8 * 128, 1), &random_bf16(8 * 64, 2), bf16);
+}
+
+#[test]
+fn matrices_of_f16_multiply() {
+    compiled_or_return!();
+    // Finite ones of all magnitudes and signs: those with all bits of the exponent set lose one of them.
+    let finite = |half: u32| if half & 0x7c00 == 0x7c00 { half & !0x4000 } else { half };
+    let random_f16 = |words, seed| -> Vec<u32> {
+        random(words, seed).iter().map(|&x| finite(x & 0xffff) | finite(x >> 16) << 16).collect()
+    };
+    let (mut x, mut w) = (random_f16(8 * 128, 1), random_f16(8 * 64, 2));
+    // A warp's of subnormal numbers, and those of another of the largest.
+    x[..128].iter_mut().chain(&mut w[..64]).for_each(|x| *x &= 0x83ff_83ff);
+    x[128..256].iter_mut().chain(&mut w[64..128]).for_each(|x| *x = (*x & 0x8000_8000) | 0x7bff_7bff);
+    matrices_multiply("test_mma_f16", &x, &w, |x| half(x) as f32);
 }
 
 #[test]
@@ -431,7 +450,7 @@ fn words_are_as_on_a_device() {
             }
             sign | nearest(x, low, half)
         };
-        let word = &y[i * 16..][..14];
+        let word = &y[i * 16..][..15];
         assert_eq!(word[0], x.leading_zeros());
         assert_eq!(word[1], both.leading_zeros());
         assert_eq!(word[2], x.count_ones());
@@ -449,6 +468,7 @@ fn words_are_as_on_a_device() {
         assert_eq!(word[12], x.min(5).wrapping_add(x.max(5)));
         let sum = f32::from_bits(x).mul_add(1.5, f32::from_bits(w));
         assert!(word[13] == sum.to_bits() || sum.is_nan(), "{x:#x} {w:#x}");
+        assert_eq!(word[14], u32::from(to_half(x)) | u32::from(to_half(w)) << 16, "{x:#x} {w:#x}");
     }
 }
 

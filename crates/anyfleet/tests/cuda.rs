@@ -23,10 +23,13 @@ fn log_probabilities_are_those_of_transformers() {
         let reference = expected(&dir);
         let base = builder(&device, model);
         let f32 = worst(&errors_of(&dir, &reference, base.clone().dtype(DTypeSpec::F32), 37));
-        let bf16 = errors_of(&dir, &reference, base.dtype(DTypeSpec::Bf16), 512);
-        println!("{model}: f32 max error {f32:.1e}; bf16 {bf16:.4?}");
+        let bf16 = errors_of(&dir, &reference, base.clone().dtype(DTypeSpec::Bf16), 512);
+        let f16 = errors_of(&dir, &reference, base.dtype(DTypeSpec::F16), 41);
+        println!("{model}: f32 max error {f32:.1e}; bf16 {bf16:.4?}; f16 {f16:.4?}");
         assert!(f32 <= F32_TOLERANCE, "{model}: error {f32} in f32");
         assert_bf16_sized(model, bf16, reference.bf16_error_against_f32);
+        // Eleven bits, where bf16 has eight.
+        assert!(4.0 * worst(&f16) <= worst(&bf16), "{model}: error {} in f16", worst(&f16));
     }
 }
 
@@ -62,6 +65,7 @@ fn bits_do_not_depend_on_company_chunks_pages_and_preemption() {
     let requests: Vec<GenerateRequest> = requests(6).into_iter().map(|request| request.max_tokens(9)).collect();
     for (model, dtype, quantize, kv) in [
         (MODELS[1], DTypeSpec::Bf16, QuantizeSpec::None, KvDType::Auto),
+        (MODELS[0], DTypeSpec::F16, QuantizeSpec::None, KvDType::F16),
         (MODELS[2], DTypeSpec::Bf16, QuantizeSpec::Q4, KvDType::I8),
     ] {
         let what = format!("{model} {dtype} {quantize} {kv}");

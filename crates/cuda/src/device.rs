@@ -58,7 +58,10 @@ impl CudaBackend {
         let description = driver.description();
         let floats = [DType::BF16, DType::F16, DType::F32];
         let quantized = [WeightFormat::Q8, WeightFormat::Q4];
-        let bf16 = (WeightFormat::Float(DType::BF16), Operand::Rounded(DType::BF16));
+        let narrow = [
+            (WeightFormat::Float(DType::BF16), Operand::Rounded(DType::BF16)),
+            (WeightFormat::Float(DType::F16), Operand::Halves),
+        ];
         let caps = Caps {
             device: format!("cuda:{} {} ({})", description.index, description.name, description.driver),
             identity: Identity {
@@ -67,10 +70,10 @@ impl CudaBackend {
                 kernels: anyfleet_kernels::cuda::hash(),
             },
             // Sums in matrix units differ between generations of them.
-            numerics: format!("cuda-1 sm_{}", description.capability),
+            numerics: format!("cuda-2 sm_{}", description.capability),
             activations: vec![DType::F32],
             weights: floats.map(WeightFormat::Float).into_iter().chain(quantized).collect(),
-            operands: [bf16].into_iter().chain(quantized.map(|format| (format, Operand::Bytes))).collect(),
+            operands: narrow.into_iter().chain(quantized.map(|format| (format, Operand::Bytes))).collect(),
             operand_rows: 0,
             grouped_operands: Vec::new(),
             invariant: true,

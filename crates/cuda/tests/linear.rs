@@ -1,9 +1,11 @@
-//! Products of bytes have the bits that `quant.rs` states, and all products the same in every kernel.
+//! Products of bytes have the bits that `quant.rs` states, those of f16 weights take x as `halves.rs` states, and all products
+//! have the same bits in every kernel.
 #![cfg(feature = "emulate")]
 use anyfleet_cuda::{CudaBackend, CudaOptions, CudaWeight};
 use anyfleet_tensor::ops::Linear;
 use anyfleet_tensor::quant::{self, ByteRow};
-use anyfleet_tensor::{Backend, DType, HostPart, HostWeight, Live, Readback, StepHeader, Tensor, WeightFormat};
+use anyfleet_tensor::{Backend, DType, HostPart, HostWeight, Live, Readback, StepHeader, Tensor, WeightFormat, halves};
+use half::f16;
 
 const N: usize = 88;
 
@@ -135,6 +137,72 @@ fn products_of_bytes_have_the_bits_that_are_stated() {
                 for (n, (&got, want)) in got.iter().zip(expected(x, &weights, &bias, residual)).enumerate() {
                     let place = format!("{format}, K {k}, row {i} of {count}, feature {n}");
                     assert!(same(got, want), "{place}: {got:e}, expected {want:e}");
+                }
+            }
+        }
+    }
+}
+
+/// Where rows have their largest number: in what different threads see, and at different times.
+fn places(k: usize) -> [usize; 3] {
+    [0, k * 5 / 8, k - 1]
+}
+
+/// Rows whose largest magnitude stands far above the others: these are subnormal, or just not, as f16.
+fn rows_of_small_numbers(k: usize) -> Vec<Vec<f32>> {
+    let row = |seed: u32| {
+        let mut row: Vec<f32> = noise(seed, k).into_iter().map(|v| v * 2f32.powi(-24 - seed as i32 % 6)).collect();
+        row[places(k)[seed as usize / 3 % 3]] = 1.0;
+        row.iter().map(|v| v * [1.0, 1e30, 1e-20][seed as usize % 3]).collect()
+    };
+    (20..32).map(row).collect()
+}
+
+/// What a row stands for as f16. The largest floats round to 2^128, which `halves::values` has no float for.
+fn as_halves(x: &[f32]) -> Vec<f64> {
+    let exponent = halves::exponent(x);
+    x.iter().map(|v| f16::from_f32(v * 2f32.powi(exponent)).to_f64() * 2f64.powi(-exponent)).collect()
+}
+
+/// Features of f16 around one, of subnormal and of the largest numbers, and of zeros; every third has none where a row's largest
+/// number may be.
+fn halves_of_all_sizes(k: usize) -> Vec<f32> {
+    let feature = |n: usize| {
+        let scale = [1.0, 1e-6, 6e4, 0.0][n % 4];
+        let mut w = noise(200 + n as u32, k);
+        places(k).into_iter().filter(|_| n.is_multiple_of(3)).for_each(|place| w[place] = 0.0);
+        w.into_iter().map(move |v| f16::from_f32(v * scale).to_f32())
+    };
+    (0..N).flat_map(feature).collect()
+}
+
+#[test]
+fn products_with_f16_weights_have_the_values_that_are_stated() {
+    for (device, k) in devices().iter().flat_map(|device| [130, 1000, 2052].map(|k| (device, k))) {
+        let w = halves_of_all_sizes(k);
+        let weight = load(device, &w, k, WeightFormat::Float(DType::F16), false);
+        let rows = [rows(k), rows_of_small_numbers(k)].concat();
+        for count in [1, 2, 3, 4, 5, 6, 7, 8, 13, 40, 64, 65, 200] {
+            // All of them come to be the only row of a product, and one of two.
+            let most = if count < 3 { rows.len() } else { 1 };
+            for first in 0..most {
+                let x: Vec<f32> =
+                    rows.iter().cycle().skip(first * count + count).take(count).flatten().copied().collect();
+                let got = product(device, &weight, &x, count, false);
+                for (i, (x, got)) in x.chunks(k).zip(got.chunks(N)).enumerate() {
+                    let x = as_halves(x);
+                    for (n, (&got, w)) in got.iter().zip(w.chunks(k)).enumerate() {
+                        let products = x.iter().zip(w).map(|(&x, &w)| x * f64::from(w));
+                        let (want, size) = products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()));
+                        // Rounding errors of sums, and half a subnormal number when they are multiplied back.
+                        let limit = size * (4.0 + 2.0 * (k as f64).sqrt()) / f64::from(1 << 24) + 1e-45;
+                        let beyond = !(want as f32).is_finite();
+                        let near = if beyond { same(got, want as f32) } else { (f64::from(got) - want).abs() <= limit };
+                        assert!(
+                            near,
+                            "K {k}, row {i} of {count} from {first}, feature {n}: {got:e}, expected {want:e}"
+                        );
+                    }
                 }
             }
         }

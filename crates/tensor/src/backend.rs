@@ -125,7 +125,7 @@ pub enum Operand {
     /// Signed bytes with one scale a row, as [`quant::ByteRow`](crate::quant::ByteRow) states.
     Bytes,
     /// f16 times a power of two a row, as [`halves`](crate::halves) states. Floats of the weight take the same form, by
-    /// output feature.
+    /// output feature; those that are f16 already may stay as they lie.
     Halves,
 }
 

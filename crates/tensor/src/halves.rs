@@ -4,6 +4,9 @@
 //! holds, and then rounded to f16: eleven bits of every element within 2^-28 of the largest, and half a unit of 2^-24
 //! for those below, which is 2^-39 of the largest. Products and sums are taken of the rounded numbers; the powers of
 //! two leave again at the end, exactly.
+//!
+//! Numbers that are f16 already keep their values, but for subnormal ones in a row with magnitudes from 2^15 on, which may lose
+//! their last bit.
 use half::f16;
 
 /// Exponent of the largest magnitude of a scaled row.
@@ -40,6 +43,18 @@ mod tests {
                 assert!((value - v).abs() <= v.abs() / 2048.0, "{v} became {value}");
             }
         }
+    }
+
+    #[test]
+    fn rows_of_f16_stay() {
+        let all: Vec<f32> = (0..0x7c00).map(|bits| f16::from_bits(bits).to_f32()).collect();
+        for largest in (0..15).map(|exponent| 2f32.powi(exponent) * 1.999) {
+            let largest = f16::from_f32(largest).to_f32();
+            let row: Vec<f32> = all.iter().copied().filter(|&v| v <= largest).collect();
+            assert_eq!(values(&row), row, "up to {largest}");
+        }
+        let (unit, largest) = (2f32.powi(-24), 65504.0);
+        assert_eq!(values(&[largest, 2.0 * unit, unit, 2f32.powi(-14)]), [largest, 2.0 * unit, 0.0, 2f32.powi(-14)]);
     }
 
     #[test]

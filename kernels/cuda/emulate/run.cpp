@@ -30,7 +30,7 @@ const u32 CANARY = 0xa5c3965au, CANARY_BYTES = 64;
 const char* const NAMES[] = {
     "__syncthreads",   "__syncthreads_or", "__syncthreads_and", "__syncthreads_count", "__syncwarp", "__shfl_sync",
     "__shfl_xor_sync", "__shfl_down_sync", "__shfl_up_sync",    "__ballot_sync",       "__any_sync", "__all_sync",
-    "mma_bf16",        "mma_s8",           "ldmatrix",          "ldmatrix_transposed",
+    "mma_bf16",        "mma_f16",          "mma_s8",            "ldmatrix",            "ldmatrix_transposed",
 };
 const char* name_of(Wait wait) { return NAMES[u32(wait)]; }
 
@@ -473,7 +473,11 @@ void mma(Wait wait, void* d, const u32* a, const u32* b) {
     r.a[f.lane] = a;
     r.b[f.lane] = b;
     gather(wait, EVERY, false, [wait](Warp& w, u32) {
-        wait == Wait::MmaBf16 ? multiply_bf16(w.registers) : multiply_s8(w.registers);
+        switch (wait) {
+            case Wait::MmaBf16: return multiply_floats<Bf16s>(w.registers);
+            case Wait::MmaF16: return multiply_floats<Halves>(w.registers);
+            default: return multiply_bytes(w.registers);
+        }
     });
 }
 

@@ -65,7 +65,8 @@ KERNEL(test_warp_reverse, 32, TestParams) {
 }
 
 // Each warp: d[16][8] += a[16][16] b[16][8], of x, w and y, row by row; lanes as machine.cuh says.
-KERNEL(test_mma_bf16, 256, TestParams) {
+template <class Multiply>
+SHARED_DEVICE void test_mma(const TestParams& p, Multiply multiply) {
     u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, row = lane / 4, pair = lane % 4;
     const u32* x = p.x + warp * 16 * 8;
     const u16* w = reinterpret_cast<const u16*>(p.w) + warp * 16 * 8;
@@ -78,9 +79,15 @@ KERNEL(test_mma_bf16, 256, TestParams) {
     float d[4];
 #pragma unroll
     for (u32 i = 0; i < 4; i++) d[i] = bits_float(y[(row + i / 2 * 8) * 8 + pair * 2 + i % 2]);
-    for (u32 i = 0; i < p.n; i++) mma_bf16(d, a, b);
+    for (u32 i = 0; i < p.n; i++) multiply(d, a, b);
 #pragma unroll
     for (u32 i = 0; i < 4; i++) y[(row + i / 2 * 8) * 8 + pair * 2 + i % 2] = float_bits(d[i]);
+}
+KERNEL(test_mma_bf16, 256, TestParams) {
+    test_mma(p, [](float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma_bf16(d, a, b); });
+}
+KERNEL(test_mma_f16, 256, TestParams) {
+    test_mma(p, [](float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma_f16(d, a, b); });
 }
 
 // The same of bytes: a[16][32] and b[32][8].
@@ -235,6 +242,7 @@ KERNEL(test_words, 32, TestParams) {
         y[11] = float_bits(half_float(u16(x)));
         y[12] = min(x, 5) + max(int(x), 5u);
         y[13] = float_bits(fmaf(bits_float(x), 1.5f, bits_float(w)));
+        y[14] = pack_f16(bits_float(x), bits_float(w));
     }
 }
 

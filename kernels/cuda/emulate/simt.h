@@ -60,6 +60,7 @@ enum class Wait : u8 {
     Any,
     All,
     MmaBf16,
+    MmaF16,
     MmaS8,
     Ldmatrix,
     LdmatrixTransposed,
@@ -157,10 +158,15 @@ SHARED_DEVICE u16 float_half(float x) {
     return u16(sign | (rest - 0x38000000u + 0xfffu + (rest >> 13 & 1u)) >> 13);
 }
 
+SHARED_DEVICE u32 pack_f16(float low, float high) { return float_half(low) | u32(float_half(high)) << 16; }
+
 // Products are exact in float; from the accumulator on, they are added one by one, columns of `a` ascending. A device
 // adds several at once and rounds less often.
 SHARED_DEVICE void mma_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     emulate::mma(emulate::Wait::MmaBf16, d, a, b);
+}
+SHARED_DEVICE void mma_f16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    emulate::mma(emulate::Wait::MmaF16, d, a, b);
 }
 SHARED_DEVICE void mma_s8(int (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     emulate::mma(emulate::Wait::MmaS8, d, a, b);

@@ -32,17 +32,32 @@ void multiply(float (&d)[16][8], const float (&a)[16][K], const float (&b)[K][8]
     }
 }
 
-inline void unpack(float (&to)[2], u32 word) {
-    to[0] = bits_float(word << 16);
-    to[1] = bits_float(word & 0xffff0000u);
-}
-inline void unpack(float (&to)[4], u32 word) {
-    for (u32 i = 0; i < 4; i++) to[i] = float(i8(word >> (8 * i)));
-}
+// What a word holds.
+struct Bf16s {
+    static const u32 COUNT = 2;
+    static void unpack(float (&to)[2], u32 word) {
+        to[0] = bits_float(word << 16);
+        to[1] = bits_float(word & 0xffff0000u);
+    }
+};
+struct Halves {
+    static const u32 COUNT = 2;
+    static void unpack(float (&to)[2], u32 word) {
+        to[0] = half_float(u16(word));
+        to[1] = half_float(u16(word >> 16));
+    }
+};
+struct Bytes {
+    static const u32 COUNT = 4;
+    static void unpack(float (&to)[4], u32 word) {
+        for (u32 i = 0; i < 4; i++) to[i] = float(i8(word >> (8 * i)));
+    }
+};
 
-// The matrices of which each lane has words of P elements.
-template <u32 P>
+// The matrices of which each lane has words.
+template <class Word>
 struct Tiles {
+    static const u32 P = Word::COUNT;
     float a[16][8 * P], b[8 * P][8], d[16][8];
 
     explicit Tiles(const Registers& w) {
@@ -54,8 +69,8 @@ struct Tiles {
             put(row, column + 4 * P, la[2]);
             put(row + 8, column + 4 * P, la[3]);
             float low[P], high[P];
-            unpack(low, lb[0]);
-            unpack(high, lb[1]);
+            Word::unpack(low, lb[0]);
+            Word::unpack(high, lb[1]);
             for (u32 i = 0; i < P; i++) {
                 b[column + i][row] = low[i];
                 b[column + 4 * P + i][row] = high[i];
@@ -64,13 +79,14 @@ struct Tiles {
     }
     void put(u32 row, u32 column, u32 word) {
         float values[P];
-        unpack(values, word);
+        Word::unpack(values, word);
         memcpy(&a[row][column], values, sizeof values);
     }
 };
 
-inline void multiply_bf16(const Registers& w) {
-    Tiles<2> t(w);
+template <class Word>
+void multiply_floats(const Registers& w) {
+    Tiles<Word> t(w);
     for (u32 lane = 0; lane < 32; lane++) {
         const float* ld = static_cast<const float*>(w.d[lane]);
         memcpy(&t.d[lane / 4][lane % 4 * 2], ld, 8);
@@ -85,8 +101,8 @@ inline void multiply_bf16(const Registers& w) {
 }
 
 // Sums of 32 products of bytes are below 2^24: floats hold them exactly.
-inline void multiply_s8(const Registers& w) {
-    Tiles<4> t(w);
+inline void multiply_bytes(const Registers& w) {
+    Tiles<Bytes> t(w);
     memset(t.d, 0, sizeof t.d);
     multiply(t.d, t.a, t.b);
     for (u32 lane = 0; lane < 32; lane++) {

@@ -9,7 +9,7 @@ use anyfleet_tensor::ops::{Activation, Linear, LinearActMul};
 use anyfleet_tensor::{DType, Live, Result, StepSizes, Tensor, WeightFormat};
 use bytemuck::{Pod, Zeroable};
 
-/// The most rows that are few; of floats that are computed as they are, which are multiplied by no matrix unit.
+/// The most rows that are few; of f32 weights, which are multiplied by no matrix unit.
 const FEW: usize = 64;
 const FEW_FLOATS: usize = 32;
 /// Parts of K that are summed by themselves: `SEGMENTS` of `linear.cuh`.
@@ -75,7 +75,7 @@ const fn large(name: &'static str) -> Tile {
 const fn small(name: &'static str) -> Tile {
     Tile { name, size: 64, threads: 128, shared: 3 * 128 * 128 }
 }
-/// Of floats as they are.
+/// Of f32 weights.
 const fn floats(name: &'static str) -> Tile {
     Tile { name, size: 64, threads: 256, shared: 0 }
 }
@@ -90,14 +90,18 @@ struct Kernels {
 
 const F32: Kernels =
     Kernels { module: "linear_float", few: &[few("linear_f32_8", 8, 2)], tiles: &[floats("linear_f32_small")] };
-const F16: Kernels =
-    Kernels { module: "linear_float", few: &[few("linear_f16_8", 8, 2)], tiles: &[floats("linear_f16_small")] };
 /// What rounds x where it is multiplied, from whole vectors.
 const BF16_DIRECT: Kernels = Kernels { module: "linear_bf16", few: &[few("linear_bf16_8", 8, 1)], tiles: &[] };
 const BF16: Kernels = Kernels {
     module: "linear_bf16",
     few: &[few("linear_bf16_16", 16, 1), few("linear_bf16_32", 32, 2), few("linear_bf16_64", 64, 2)],
     tiles: &[large("linear_bf16_large"), small("linear_bf16_small")],
+};
+const F16_DIRECT: Kernels = Kernels { module: "linear_f16", few: &[few("linear_f16_8", 8, 1)], tiles: &[] };
+const F16: Kernels = Kernels {
+    module: "linear_f16",
+    few: &[few("linear_f16_16", 16, 1), few("linear_f16_32", 32, 2), few("linear_f16_64", 64, 2)],
+    tiles: &[large("linear_f16_large"), small("linear_f16_small")],
 };
 const Q8: Kernels = Kernels {
     module: "linear_bytes",
@@ -124,7 +128,7 @@ struct Product<'a> {
 /// The most that a product asks of scratch memory.
 pub(crate) fn scratch_bytes(sizes: &StepSizes) -> usize {
     let rows = sizes.tokens.max(sizes.logit_rows);
-    Scratch::of_bytes(rows, sizes.widest).bytes.max(Scratch::of_bf16(rows, sizes.widest).bytes)
+    Scratch::of_bytes(rows, sizes.widest).bytes.max(Scratch::of_16bit(rows, sizes.widest).bytes)
 }
 
 /// Where what a kernel makes of x is in scratch memory.
@@ -137,9 +141,10 @@ struct Scratch {
 }
 
 impl Scratch {
-    fn of_bf16(rows: usize, width: usize) -> Scratch {
+    /// Rows of bf16, and of f16 with their scales.
+    fn of_16bit(rows: usize, width: usize) -> Scratch {
         let row = width.next_multiple_of(64) * 2;
-        Scratch { row, rests: 0, row_scales: 0, bytes: rows * row }
+        Scratch { row, rests: 0, row_scales: rows * row, bytes: rows * (row + ROW_SCALES) }
     }
     /// Rows of whole blocks of q4, which are whole ones of q8, too.
     fn of_bytes(rows: usize, width: usize) -> Scratch {
@@ -172,17 +177,21 @@ fn product(recorder: &mut CudaRecorder, op: &Product<'_>) -> Result<()> {
     let mut params = params(recorder, op)?;
     match weight.format() {
         WeightFormat::Float(DType::F32) => launch(recorder, &F32, FEW_FLOATS, params),
-        WeightFormat::Float(DType::BF16) if rows <= BF16_DIRECT.few[0].rows && params.vectors == 1 => {
-            launch(recorder, &BF16_DIRECT, FEW, params)
-        }
-        WeightFormat::Float(DType::BF16) => {
-            let scratch = Scratch::of_bf16(rows, weight.cols());
+        WeightFormat::Float(dtype) => {
+            let (direct, kernels, x) = match dtype {
+                DType::BF16 => (&BF16_DIRECT, &BF16, "linear_bf16_x"),
+                _ => (&F16_DIRECT, &F16, "linear_f16_x"),
+            };
+            if rows <= direct.few[0].rows && params.vectors == 1 {
+                return launch(recorder, direct, FEW, params);
+            }
+            let scratch = Scratch::of_16bit(rows, weight.cols());
             params.copy = recorder.scratch(scratch.bytes)?;
+            params.row_scales = params.copy + scratch.row_scales as u64;
             params.copy_bytes = scratch.row as u32;
-            recorder.launch((BF16.module, "linear_bf16_x"), [rows, 1, 1], THREADS, 0, &params)?;
-            launch(recorder, &BF16, FEW, params)
+            recorder.launch((kernels.module, x), [rows, 1, 1], THREADS, 0, &params)?;
+            launch(recorder, kernels, FEW, params)
         }
-        WeightFormat::Float(_) => launch(recorder, &F16, FEW_FLOATS, params),
         format => {
             let (kernels, x) = if format == WeightFormat::Q8 { (&Q8, "linear_q8_x") } else { (&Q4, "linear_q4_x") };
             let scratch = Scratch::of_bytes(rows, weight.cols());

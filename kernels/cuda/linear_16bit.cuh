@@ -1,0 +1,123 @@
+// Products with weights of sixteen bits a number, as they lie in a checkpoint: x takes the same type, sums are f32.
+//
+// Sums on matrix units are in the order in which they are asked for, and so that is the same on every path: of a block of
+// 32 input features lane t has 8t..8t+7, the first four in one product and the others in the next; blocks ascend; and
+// each segment of K begins at zero.
+#include "linear_few.cuh"
+#include "linear_tile.cuh"
+
+namespace linear_op {
+
+// Input features of a block.
+const u32 BLOCK_FEATURES = 32;
+
+// x from the copy that another kernel made before.
+template <class Word>
+struct Copied : Unscaled {
+    typedef float Sum;
+    struct Weights {
+        Words4 v[2];
+    };
+    struct X {
+        Words4 v;
+    };
+    static const bool RESTS = false;
+    static const int AHEAD = 4;
+    static const int X_REGISTERS = 32;
+    static SHARED_DEVICE void load(Weights& w, const LinearParams& p, u32 panel, u32 block, u32 g, u32 t) {
+        const u8* row = p.weight + (u64(panel * PANEL + g) * p.blocks + block) * BLOCK + t * 16;
+        w.v[0] = load_once(row);
+        w.v[1] = load_once(row + u64(8) * p.blocks * BLOCK);
+    }
+    static SHARED_DEVICE void load_x(X& x, const LinearParams& p, u32 row, bool wanted, bool, u32 block, u32 t) {
+        x.v = load_if(p.copy + u64(row) * p.copy_bytes + block * BLOCK + t * 16, wanted);
+    }
+    static SHARED_DEVICE void multiply(float (&sum)[4], const Weights& w, const X& x) {
+        linear_op::multiply<Word>(sum, w.v, x.v);
+    }
+};
+
+// x as it is, of whole vectors, rounded where it is multiplied: no kernel has to run before this one.
+template <class Word>
+struct Direct : Copied<Word> {
+    typedef typename Copied<Word>::Weights Weights;
+    struct X {
+        Floats4 v[2];
+    };
+    // Of this lane's row of x.
+    float up = 1.0f;
+    static SHARED_DEVICE void load_x(X& x, const LinearParams& p, u32 row, bool wanted, bool, u32 block, u32 t) {
+        const float* from = p.x + u64(row) * p.x_stride;
+        u32 k = block * BLOCK_FEATURES + t * 8;
+        x.v[0] = load_vector(p, from, k, wanted);
+        x.v[1] = load_vector(p, from, k + 4, wanted);
+    }
+    SHARED_DEVICE void multiply(float (&sum)[4], const Weights& w, const X& x) const {
+        Words4 rounded;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const Floats4& from = x.v[i / 2];
+            rounded.v[i] = Word::pack(from.v[i % 2 * 2] * up, from.v[i % 2 * 2 + 1] * up);
+        }
+        linear_op::multiply<Word>(sum, w.v, rounded);
+    }
+};
+
+// x times `up`, rounded, zeros up to a whole number of blocks: a block of 256 threads a row.
+template <class Word>
+SHARED_DEVICE void round_row(const LinearParams& p, u32 row, float up) {
+    const float* x = p.x + u64(row) * p.x_stride;
+    u8* copy = p.copy + u64(row) * p.copy_bytes;
+    for (u32 at = threadIdx.x * 16; at < p.copy_bytes; at += 256 * 16) {
+        Words4 words;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            Floats4 four = load_x(p, x, at / 2 + i * 4);
+            words.v[2 * i] = Word::pack(four.v[0] * up, four.v[1] * up);
+            words.v[2 * i + 1] = Word::pack(four.v[2] * up, four.v[3] * up);
+        }
+        store(copy + at, words);
+    }
+}
+
+// `factor(row)` is what sums of a row are multiplied with.
+template <class T, class Word, class Factor>
+SHARED_DEVICE void tile_16bit(const LinearParams& p, Factor factor) {
+    SHARED_BYTES(stages);
+    TilePlace<T> at = tile_place<T>(p);
+    if (at.rows == 0) return;
+    float sum[T::MT][T::NT][4], total[T::MT][T::NT][4];
+    clear<T>(sum);
+    clear<T>(total);
+    CopiedWeights<T> weights(p, at);
+    u32 segment = p.segment * BLOCK / LINE, left = segment;
+    tile_products<T, Word>(sum, p, at, weights, p.copy, true, stages, [&](bool last) {
+        if (--left > 0 && !last) return;
+        left = segment;
+#pragma unroll
+        for (int m = 0; m < T::MT; m++) {
+#pragma unroll
+            for (int n = 0; n < T::NT; n++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) total[m][n][i] += sum[m][n][i];
+            }
+        }
+        clear<T>(sum);
+    });
+#pragma unroll
+    for (int n = 0; n < T::NT; n++) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            u32 row = (at.warp_n * T::NT + n) * 8 + at.t * 2 + i;
+            float down = factor(at.first_row + min_u32(row, at.rows - 1));
+#pragma unroll
+            for (int m = 0; m < T::MT; m++) {
+                total[m][n][i] *= down;
+                total[m][n][i + 2] *= down;
+            }
+        }
+    }
+    finish_tile<T>(total, p, at, stages);
+}
+
+}
