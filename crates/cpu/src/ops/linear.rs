@@ -3,7 +3,7 @@
 //! bf16, q8 and q4 weights go the way of [`panels`](crate::panels): a few rows read the panels once, as
 //! streams from memory; more keep panels, or parts of them, in a cache while all rows use them. f32 and f16 weights are in
 //! [`floats`].
-mod few;
+pub(super) mod few;
 mod finish;
 mod floats;
 
@@ -109,6 +109,17 @@ impl LinearOp {
 
     pub(crate) fn execute(&self, ctx: &Context, packed: &mut Rows) {
         self.multiply(ctx, packed, 0..ctx.live(self.live, self.out.rows()));
+    }
+
+    /// The form of its weights, and rows packed in it for products of a row or two each; nothing for weights without one.
+    pub(super) fn packed_for_streams<'a>(
+        &self,
+        ctx: &Context,
+        packed: &'a mut Rows,
+        rows: Range<usize>,
+    ) -> Option<(Form, Packed<'a>)> {
+        let form = self.weight.form()?;
+        Some((form, packed.pack_for_streams(ctx, form, &self.x, rows)))
     }
 
     /// These rows.

@@ -102,7 +102,23 @@ impl Packed<'_> {
         }
     }
 
+    /// The packed rows of rows `rows`.
+    pub(crate) fn packed(&self, rows: Range<usize>) -> Range<usize> {
+        self.starts[rows.start] as usize..self.starts[rows.end] as usize
+    }
+
+    /// Whether these packed rows are in one group.
+    pub(crate) fn together(&self, packed: &Range<usize>) -> bool {
+        let group = group_rows(self.kernels);
+        packed.start / group == packed.end.saturating_sub(1) / group
+    }
+
     /// Where packed row `row` begins.
+    #[inline]
+    pub(crate) fn place(&self, row: usize) -> *const u8 {
+        self.target(row)
+    }
+
     #[inline]
     fn target(&self, row: usize) -> *mut u8 {
         let group = group_rows(self.kernels);
@@ -138,6 +154,19 @@ impl Rows {
     /// # Panics
     /// When memory is exhausted.
     pub(crate) fn pack(&mut self, ctx: &Context, form: Form, x: &Chosen, rows: Range<usize>) -> Packed<'_> {
+        self.pack_for(ctx, form, x, rows, stream::ROWS)
+    }
+
+    /// As [`Rows::pack`], for products of which each takes a row or two ([`stream::ROWS`]).
+    ///
+    /// # Panics
+    /// When memory is exhausted.
+    pub(crate) fn pack_for_streams(&mut self, ctx: &Context, form: Form, x: &Chosen, rows: Range<usize>) -> Packed<'_> {
+        self.pack_for(ctx, form, x, rows, usize::MAX)
+    }
+
+    /// Up to `streamed` packed rows are not for the matrix unit.
+    fn pack_for(&mut self, ctx: &Context, form: Form, x: &Chosen, rows: Range<usize>, streamed: usize) -> Packed<'_> {
         let (group, blocks) = (group_rows(ctx.kernels), form.blocks(x.cols()));
         self.measure(ctx, form, x, rows.clone());
         let packed_rows = self.starts.last().map_or(0, |&n| n as usize);
@@ -151,7 +180,7 @@ impl Rows {
             self.memory = Some(Allocation::new(bytes, "packed activations").unwrap_or_else(|e| panic!("{e}")));
         }
         // The matrix unit, which takes all but a row or two, multiplies signed bytes.
-        let tiles = ctx.kernels.isa() == Isa::Amx && packed_rows > stream::ROWS;
+        let tiles = ctx.kernels.isa() == Isa::Amx && packed_rows > streamed;
         let sums_stride = if form == Form::Pairs || tiles { 0 } else { 2 * blocks };
         self.sums.resize(packed_rows * sums_stride, 0);
         let (sums, scales) = (Places(self.sums.as_mut_ptr()), Places(self.scales.as_mut_ptr()));

@@ -33,6 +33,58 @@ impl Stage {
     }
 }
 
+/// An expert with a row or two.
+pub(in crate::ops) struct FewRows {
+    /// The product with its matrix.
+    pub(in crate::ops) op: LinearOp,
+    pub(in crate::ops) rows: Range<usize>,
+    /// Packed rows, at most [`stream::ROWS`], in one group.
+    pub(in crate::ops) packed: Range<usize>,
+}
+
+/// A row or two of each of several experts times their panels, all of which the threads share out as if they were one
+/// matrix. `x` has all rows from the first on.
+pub(in crate::ops) fn stream_experts(ctx: &Context, form: Form, x: &Packed<'_>, experts: &[FewRows]) {
+    let Some(first) = experts.first() else { return };
+    let panels = first.op.weight.panels();
+    let panel = |item: usize| experts[item / panels].op.weight.panel(item % panels);
+    let width = |left| stream::width(ctx.kernels, left);
+    let all = experts.len() * panels;
+    ctx.each_share(all, width, |piece| {
+        let mut item = piece.items.start;
+        while item < piece.items.end {
+            let FewRows { op, rows, packed } = &experts[item / panels];
+            let first = item % panels;
+            // As many as are left of this matrix, of a size there is.
+            let count = width((panels - first).min(piece.items.end - item));
+            let after = item + count;
+            with_scratch([stream::ROWS * count * PANEL], |[acc]| {
+                let stream = Stream {
+                    form,
+                    rows: packed.len(),
+                    x: x.place(packed.start),
+                    x_block: x.block_bytes,
+                    x_row: x.row_bytes(),
+                    sums: x.sums.wrapping_add(packed.start * x.sums_stride),
+                    sums_stride: x.sums_stride,
+                    w: panel(item),
+                    panel_stride: op.weight.panel_stride(),
+                    panels: count,
+                    blocks: form.blocks(op.weight.cols()),
+                    next: panel(if after < all { after } else { item }),
+                    next_stride: op.weight.panel_stride(),
+                    acc: acc.as_mut_ptr(),
+                };
+                // The promise of `Stream` holds: x, the panels and the sums have these shapes.
+                stream.run(ctx.kernels);
+                let done = Done { x, first: packed.start, rows: rows.clone(), start: 0 };
+                op.finish(ctx, done, first..first + count, acc);
+            });
+            item = after;
+        }
+    });
+}
+
 impl LinearOp {
     /// A row or two times panels that are read once, several at a time, each thread its share.
     pub(super) fn stream_rows(&self, ctx: &Context, form: Form, x: &Packed<'_>, rows: Range<usize>) {
