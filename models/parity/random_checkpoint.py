@@ -6,7 +6,7 @@
 
 Needs numpy only. Weights stream to disk in pieces of a few MiB, shard by shard. Each tensor has its own random
 stream, keyed by seed and name, so its values do not depend on how the checkpoint is cut into shards.
-Families: llama, mistral, qwen2, qwen3.
+Families: llama, mistral, mixtral, qwen2, qwen3, qwen3_moe.
 """
 
 import argparse
@@ -49,8 +49,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 def tensor_shapes(config: dict) -> dict[str, list[int]]:
     """Every tensor of the checkpoint, in the order of a forward pass; matrices are [out, in]."""
     family = config["model_type"]
-    if family not in ("llama", "mistral", "qwen2", "qwen3"):
-        raise SystemExit(f"model_type {family!r} is none of llama, mistral, qwen2, qwen3")
+    families = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe")
+    if family not in families:
+        raise SystemExit(f"model_type {family!r} is none of {', '.join(families)}")
     d, f, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
     head_dim = config.get("head_dim") or (128 if family == "qwen3" else d // heads)
     q, kv = heads * head_dim, (config.get("num_key_value_heads") or heads) * head_dim
@@ -60,17 +61,17 @@ def tensor_shapes(config: dict) -> dict[str, list[int]]:
     projections = [
         ("self_attn.q_proj", q, d, qkv_bias), ("self_attn.k_proj", kv, d, qkv_bias), ("self_attn.v_proj", kv, d, qkv_bias),
         ("self_attn.o_proj", d, q, o_bias),
-        ("mlp.gate_proj", f, d, mlp_bias), ("mlp.up_proj", f, d, mlp_bias), ("mlp.down_proj", d, f, mlp_bias),
     ]  # fmt: skip
+    mlp = [("mlp.gate_proj", f, d, mlp_bias), ("mlp.up_proj", f, d, mlp_bias), ("mlp.down_proj", d, f, mlp_bias)]
     shapes = {"model.embed_tokens.weight": [config["vocab_size"], d]}
     for i in range(config["num_hidden_layers"]):
         layer = f"model.layers.{i}."
         shapes[layer + "input_layernorm.weight"] = [d]
-        for name, rows, columns, bias in projections:
+        for name, rows, columns, bias in projections + (experts(config, i) or mlp):
             shapes[f"{layer}{name}.weight"] = [rows, columns]
             if bias:
                 shapes[f"{layer}{name}.bias"] = [rows]
-        if family == "qwen3":
+        if family in ("qwen3", "qwen3_moe"):
             shapes[layer + "self_attn.q_norm.weight"] = [head_dim]
             shapes[layer + "self_attn.k_norm.weight"] = [head_dim]
         shapes[layer + "post_attention_layernorm.weight"] = [d]
@@ -78,6 +79,21 @@ def tensor_shapes(config: dict) -> dict[str, list[int]]:
     if not config.get("tie_word_embeddings", False):
         shapes["lm_head.weight"] = [config["vocab_size"], d]
     return shapes
+
+
+def experts(config: dict, layer: int) -> list[tuple]:
+    """Router and experts of a layer as (name, rows, columns, bias); nothing for a dense one."""
+    family, d = config["model_type"], config["hidden_size"]
+    if family == "mixtral":
+        prefix, names, count, f = "block_sparse_moe", ("w1", "w3", "w2"), config["num_local_experts"], config["intermediate_size"]
+    elif family == "qwen3_moe" and (layer + 1) % config.get("decoder_sparse_step", 1) == 0 and layer not in config.get("mlp_only_layers", []):
+        prefix, names, count, f = "mlp", ("gate_proj", "up_proj", "down_proj"), config["num_experts"], config["moe_intermediate_size"]
+    else:
+        return []
+    gate, up, down = names
+    shapes = [(gate, f, d), (up, f, d), (down, d, f)]
+    matrices = [(f"{prefix}.experts.{e}.{name}", rows, columns, False) for e in range(count) for name, rows, columns in shapes]
+    return [(f"{prefix}.gate", count, d, False), *matrices]
 
 
 def to_bytes(values: np.ndarray, dtype: str) -> bytes:
