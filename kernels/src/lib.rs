@@ -52,13 +52,21 @@ pub mod wgsl {
     pub const ATTENTION: &str = include_str!("../wgsl/attention.wgsl");
     /// The second half of `attention` where segments are computed apart.
     pub const ATTENTION_MERGE: &str = include_str!("../wgsl/attention_merge.wgsl");
+    /// `route`, up to the choice of experts.
+    pub const ROUTE: &str = include_str!("../wgsl/route.wgsl");
+    /// The second half of `route`: the order of pairs.
+    pub const ROUTE_SORT: &str = include_str!("../wgsl/route_sort.wgsl");
+    /// What makes [`LINEAR`] a product for each expert.
+    pub const EXPERTS: &str = include_str!("../wgsl/experts.wgsl");
+    /// `combine`.
+    pub const COMBINE: &str = include_str!("../wgsl/combine.wgsl");
     /// `gather`.
     pub const GATHER: &str = include_str!("../wgsl/gather.wgsl");
     /// `sample`.
     pub const SAMPLE: &str = include_str!("../wgsl/sample.wgsl");
 
     /// All of them.
-    pub const ALL: [&str; 20] = [
+    pub const ALL: [&str; 24] = [
         COMMON,
         WEIGHT,
         KV,
@@ -77,6 +85,10 @@ pub mod wgsl {
         ROPE_KV,
         ATTENTION,
         ATTENTION_MERGE,
+        ROUTE,
+        ROUTE_SORT,
+        EXPERTS,
+        COMBINE,
         GATHER,
         SAMPLE,
     ];

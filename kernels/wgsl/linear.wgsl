@@ -16,8 +16,28 @@ const WIDTH: u32 = PANELS * LANES;
 var<workgroup> parts: array<f32, ROWS * LANES>;
 var<workgroup> tile_w: array<f32, DEPTH * WIDTH>;
 var<workgroup> tile_x: array<f32, DEPTH * ROWS>;
+#if X_ROWS
+// Where the activations of each row begin.
+var<workgroup> firsts: array<u32, ROWS>;
+#endif
 #else
 var<workgroup> parts: array<f32, ROWS * SPLITS * LANES>;
+#endif
+
+// What a workgroup computes: up to ROWS rows from `first` on and below `end`, with the matrix whose first panel is `panel`.
+struct Work {
+    first: u32,
+    end: u32,
+    panel: u32,
+}
+#if !EXPERTS
+fn work_of(run: u32) -> Work {
+    return Work(run * ROWS, live_rows(p.rows, p.live), 0u);
+}
+
+fn x_first(row: u32) -> u32 {
+    return p.x + row * p.x_stride;
+}
 #endif
 
 #if TILED
@@ -28,11 +48,15 @@ fn main(
     @builtin(local_invocation_index) thread: u32,
 ) {
     let first_panel = grid_index(group) * PANELS;
-    let rows = live_rows(p.rows, p.live);
-    let first_row = group.z * ROWS;
-    if first_panel >= p.panels || first_row >= rows {
+    let work = work_of(group.z);
+    if first_panel >= p.panels || work.first >= work.end {
         return;
     }
+#if X_ROWS
+    for (var r = thread; r < ROWS; r += LANES * THREAD_ROWS) {
+        firsts[r] = x_first(min(work.first + r, work.end - 1u));
+    }
+#endif
     let run = (p.steps + SPLITS - 1u) / SPLITS;
     var totals: array<f32, PANELS * SHARE>;
     for (var i = 0u; i < PANELS * SHARE; i++) {
@@ -51,7 +75,7 @@ fn main(
                     break;
                 }
                 workgroupBarrier();
-                load_tiles(thread, first_panel, first_row, rows, s, part * DEPTH);
+                load_tiles(thread, first_panel, work, s, part * DEPTH);
                 workgroupBarrier();
                 for (var i = 0u; i < min(DEPTH, p.width - k); i++) {
                     var w: array<f32, PANELS>;
@@ -78,20 +102,20 @@ fn main(
         }
         workgroupBarrier();
         for (var i = thread; i < ROWS * LANES; i += LANES * THREAD_ROWS) {
-            let row = first_row + i / LANES;
-            if row < rows && first_panel + panel < p.panels {
-                finish(first_panel + panel, row, i / LANES, i % LANES);
+            let row = work.first + i / LANES;
+            if row < work.end && first_panel + panel < p.panels {
+                finish(work.panel + first_panel + panel, row, i / LANES, i % LANES);
             }
         }
     }
 }
 
 // Input features from `first` of step `s` on, of all lanes and rows of the workgroup.
-fn load_tiles(thread: u32, first_panel: u32, first_row: u32, rows: u32, s: u32, first: u32) {
+fn load_tiles(thread: u32, first_panel: u32, work: Work, s: u32, first: u32) {
     for (var at = thread; at < DEPTH * WIDTH; at += LANES * THREAD_ROWS) {
         let i = at / WIDTH;
         // Panels past the last are read again and dropped.
-        let panel = min(first_panel + at % WIDTH / LANES, p.panels - 1u);
+        let panel = work.panel + min(first_panel + at % WIDTH / LANES, p.panels - 1u);
         let place = (panel * p.steps + s) * LANES + at % LANES;
         var w = element(weight[place], first + i);
         if FORMAT == Q4 {
@@ -100,11 +124,15 @@ fn load_tiles(thread: u32, first_panel: u32, first_row: u32, rows: u32, s: u32, 
         tile_w[at] = w;
     }
     for (var at = thread; at < DEPTH * ROWS; at += LANES * THREAD_ROWS) {
-        let row = min(first_row + at / DEPTH, rows - 1u);
         let i = at % DEPTH;
         // Beside each other in memory: threads next to each other take the features of a row.
         let k = min(s * ELEMENTS + first + i, p.width - 1u);
-        tile_x[i * ROWS + at / DEPTH] = load_x(p.x + row * p.x_stride, k);
+#if X_ROWS
+        let begin = firsts[at / DEPTH];
+#else
+        let begin = x_first(min(work.first + at / DEPTH, work.end - 1u));
+#endif
+        tile_x[i * ROWS + at / DEPTH] = load_x(begin, k);
     }
 }
 #else
@@ -114,21 +142,21 @@ fn main(
     @builtin(local_invocation_id) local: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let panel = grid_index(group);
-    let rows = live_rows(p.rows, p.live);
-    let first_row = group.z * ROWS;
-    if panel >= p.panels || first_row >= rows {
+    let own = grid_index(group);
+    let work = work_of(group.z);
+    if own >= p.panels || work.first >= work.end {
         return;
     }
+    let panel = work.panel + own;
     let lane = local.x;
     let split = local.y;
     let run = (p.steps + SPLITS - 1u) / SPLITS;
     let end = min(p.steps, (split + 1u) * run);
-    var x_first: array<u32, ROWS>;
+    var firsts: array<u32, ROWS>;
     var sums: array<f32, ROWS>;
     for (var r = 0u; r < ROWS; r++) {
         // Rows past the last are computed again and dropped.
-        x_first[r] = p.x + min(first_row + r, rows - 1u) * p.x_stride;
+        firsts[r] = x_first(min(work.first + r, work.end - 1u));
         sums[r] = 0.0;
     }
     let whole = p.width / ELEMENTS;
@@ -147,7 +175,7 @@ fn main(
                     element(step, i), element(step, i + 1u), element(step, i + 2u), element(step, i + 3u),
                 ) * multiplier;
                 for (var r = 0u; r < ROWS; r++) {
-                    let v = x[(x_first[r] + k + i) / 4u];
+                    let v = x[(firsts[r] + k + i) / 4u];
                     sums[r] = fma(v.w, w.w, fma(v.z, w.z, fma(v.y, w.y, fma(v.x, w.x, sums[r]))));
                 }
             }
@@ -155,7 +183,7 @@ fn main(
             for (var i = 0u; i < ELEMENTS; i++) {
                 let w = element(step, i) * multiplier;
                 for (var r = 0u; r < ROWS; r++) {
-                    sums[r] = fma(x[x_first[r] + k + i], w, sums[r]);
+                    sums[r] = fma(x[firsts[r] + k + i], w, sums[r]);
                 }
             }
 #endif
@@ -163,7 +191,7 @@ fn main(
             for (var i = 0u; i < p.width - k; i++) {
                 let w = element(step, i) * multiplier;
                 for (var r = 0u; r < ROWS; r++) {
-                    sums[r] = fma(load_x(x_first[r], k + i), w, sums[r]);
+                    sums[r] = fma(load_x(firsts[r], k + i), w, sums[r]);
                 }
             }
         }
@@ -174,9 +202,9 @@ fn main(
     workgroupBarrier();
     for (var i = thread; i < ROWS * LANES; i += SPLITS * LANES) {
         let r = i / LANES;
-        let row = first_row + r;
+        let row = work.first + r;
         let column = i % LANES;
-        if row < rows {
+        if row < work.end {
             finish(panel, row, r, column);
         }
     }

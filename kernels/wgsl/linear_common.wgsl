@@ -19,7 +19,19 @@ struct Params {
     bias: u32,
     residual: u32,
     residual_stride: u32,
+    // Panels of each matrix.
     panels: u32,
+#if EXPERTS
+    // Experts of the part, of `stack`.
+    first_expert: u32,
+    experts: u32,
+    stack: u32,
+    offsets: u32,
+    hits: u32,
+    most_hits: u32,
+    index: u32,
+    x_rows: u32,
+#endif
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> weight: array<vec4<u32>>;
@@ -45,9 +57,15 @@ fn total(panel: u32, r: u32, lane: u32, feature: u32) -> f32 {
 }
 
 fn finish(panel: u32, row: u32, r: u32, lane: u32) {
-    var feature = p.first + panel * LANES + lane;
+#if EXPERTS
+    // Matrices lie one after the other.
+    let own = panel % p.panels;
+#else
+    let own = panel;
+#endif
+    var feature = p.first + own * LANES + lane;
     if p.gated != 0u {
-        feature = (p.first / LANES + panel) * (LANES / 2u) + lane % (LANES / 2u);
+        feature = (p.first / LANES + own) * (LANES / 2u) + lane % (LANES / 2u);
         if feature >= p.total / 2u {
             return;
         }

@@ -2,6 +2,7 @@
 use crate::cases::act_mul::ActMulCase;
 use crate::cases::attention::{AttentionCase, Length};
 use crate::cases::embed::EmbedCase;
+use crate::cases::grouped_linear::{GroupedLinearActMulCase, GroupedLinearCase};
 use crate::cases::linear::{LinearCase, Residual};
 use crate::cases::linear_act_mul::LinearActMulCase;
 use crate::cases::norm::NormCase;
@@ -31,6 +32,10 @@ pub(crate) fn cases<B: Backend>(caps: &Caps) -> Cases<B> {
         cases.push(Box::new(in_place));
     }
     cases.push(Box::new(gate_up(activation, weight)));
+    for (tokens, sampled) in [(1, 0), (8, 40), (512, 4)] {
+        let (product, function) = (experts(tokens, sampled, activation, weight), Activation::Silu);
+        cases.push(Box::new(GroupedLinearActMulCase { product, function, gated: true }));
+    }
     // The vocabulary head, at the widths of an 8B model.
     let head = LinearCase { sampled: 400, f32_out: true, ..LinearCase::plain(3, VOCAB, 4096, activation, weight) };
     cases.push(Box::new(head.clone()));
@@ -106,6 +111,13 @@ fn gate_up(activation: DType, weight: WeightFormat) -> LinearActMulCase {
         live: Live::All,
         sampled: 100,
     }
+}
+
+/// The first product of a layer with 128 small experts, eight of them for each of `tokens` rows.
+fn experts(tokens: usize, sampled: usize, activation: DType, weight: WeightFormat) -> GroupedLinearCase {
+    let (pairs, padding, experts, uneven, n, k) = (8 * tokens, 0, 128, false, 768, 2048);
+    let spread = Spread::Normal;
+    GroupedLinearCase { pairs, padding, experts, uneven, tokens, n, k, activation, weight, spread, sampled }
 }
 
 fn norm(activation: DType) -> NormCase {

@@ -10,7 +10,7 @@ use crate::cases::linear::{LinearCase, Residual};
 use crate::cases::linear_act_mul::LinearActMulCase;
 use crate::cases::norm::NormCase;
 use crate::cases::rope_kv::RopeKvCase;
-use crate::cases::route::RouteCase;
+use crate::cases::route::{AnyLogits, RouteCase};
 use crate::cases::sample::{Logits, SampleCase};
 use crate::large;
 use crate::matrix::Spread;
@@ -308,13 +308,32 @@ fn linear_act_mul<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: D
 }
 
 fn route<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng) {
-    let shapes = [(1, 1, 1), (3, 4, 4), (17, 8, 2), (33, 60, 4), (1, 128, 8), (70, 128, 8), (0, 5, 2), (9, 257, 6)];
-    for (i, (rows, experts, per_token)) in shapes.into_iter().cycle().take(16).enumerate() {
-        let (padding, scoring) = ([0, 2, 5][i % 3], [Scoring::Softmax, Scoring::Sigmoid][i / 8]);
+    let shapes = [
+        (1, 1, 1),
+        (3, 4, 4),
+        (17, 8, 2),
+        (33, 60, 4),
+        (1, 128, 8),
+        (70, 128, 8),
+        (0, 5, 2),
+        (9, 257, 6),
+        (4, 1024, 4),
+        (300, 16, 3),
+    ];
+    for (i, (rows, experts, per_token)) in shapes.into_iter().cycle().take(2 * shapes.len()).enumerate() {
+        let (padding, scoring) = ([0, 2, 5][i % 3], [Scoring::Softmax, Scoring::Sigmoid][i / shapes.len()]);
         let live = live_for(rng, padding, Live::Tokens);
         let (renormalise, ties) = (i % 2 == 0, i % 4 == 1);
         let bias = i % 3 == 2 && !ties;
         with_rows(cases, RouteCase { rows, padding, experts, per_token, scoring, bias, renormalise, ties, live });
+    }
+    for (i, (rows, experts, per_token)) in
+        [(20, 9, 9), (31, 60, 4), (7, 1024, 33), (3, 200, 200)].into_iter().enumerate()
+    {
+        let (scoring, bias) = ([Scoring::Softmax, Scoring::Sigmoid][i % 2], i > 1);
+        let (padding, renormalise, ties, live) = (i, true, false, Live::Tokens);
+        let case = RouteCase { rows, padding, experts, per_token, scoring, bias, renormalise, ties, live };
+        cases.push(Box::new(AnyLogits(case)));
     }
 }
 
@@ -339,6 +358,7 @@ fn grouped_linear<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: D
         (40, 0, 60, 9, 40, 70),
         (150, 6, 2, 0, 70, 97),
         (200, 0, 5, 60, 31, 130),
+        (20, 3, 200, 7, 24, 40),
     ];
     shapes.extend((0..3).map(|_| {
         let (pairs, tokens) = (rng.range(1, 60), rng.below(12));
@@ -349,7 +369,7 @@ fn grouped_linear<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: D
         let case =
             GroupedLinearCase { pairs, padding, experts, uneven, tokens, n, k, activation, weight, spread, sampled: 0 };
         let function = rng.pick(&[Activation::Silu, Activation::GeluTanh]);
-        with_rows(cases, GroupedLinearActMulCase { product: case.clone(), function });
+        with_rows(cases, GroupedLinearActMulCase { product: case.clone(), function, gated: rng.chance(0.7) });
         with_rows(cases, case);
     }
 }

@@ -5,10 +5,13 @@ use anyfleet_conformance::rng::{Rng, seed_from_env};
 use anyfleet_conformance::suite::{Options, Tier, suite};
 use anyfleet_conformance::support;
 use anyfleet_cpu::{CpuBackend, CpuOptions};
-use anyfleet_tensor::ops::Linear;
+use anyfleet_tensor::ops::{GroupedLinear, Linear};
 use anyfleet_tensor::quant::{ByteRow, OUTLIER};
 use anyfleet_tensor::{Backend, DType, Gemm, HostPart, HostWeight, Live, Readback, Tensor, WeightFormat};
 use anyfleet_wgpu::{Variant, WgpuBackend, WgpuOptions};
+
+/// Operations with weights whose kernels depend on the variant or may be mistaken for such.
+const PRODUCTS: [&str; 4] = ["linear", "linear_act_mul", "grouped_linear", "grouped_linear_act_mul"];
 
 /// The software adapter, where the machine has its driver.
 fn software(variant: Variant) -> Option<WgpuBackend> {
@@ -56,7 +59,7 @@ fn software_vulkan_passes_on_matrix_units() {
         return;
     }
     let device = WgpuBackend::new(&options).unwrap();
-    for op in ["linear", "linear_act_mul"] {
+    for op in PRODUCTS {
         let options = Options { op: Some(op.into()), ..Options::new(Tier::Small, seed_from_env().unwrap()) };
         let report = suite(&device, &options);
         assert!(report.passed(), "{}", report.failure_text());
@@ -65,7 +68,7 @@ fn software_vulkan_passes_on_matrix_units() {
 
 #[test]
 fn software_vulkan_passes_with_packed_bytes() {
-    ["linear", "linear_act_mul"].into_iter().for_each(|op| drop(passes(Variant::Packed, Some(op), Some("weight: Q"))));
+    PRODUCTS.into_iter().for_each(|op| drop(passes(Variant::Packed, Some(op), Some("weight: Q"))));
 }
 
 /// Rows of `k` activations that are quantized in every way there is.
@@ -157,6 +160,76 @@ fn packed_bytes_have_the_bits_of_the_cpu() {
                     "{store}, {count} rows of {k}, row {row}, output {}: {got}, on the CPU {want}",
                     i % n
                 );
+            }
+        }
+    }
+}
+
+/// A tensor of `values`.
+fn tensor<B: Backend>(device: &B, dtype: DType, shape: &[usize], values: &[u32]) -> Tensor<B> {
+    let tensor = Tensor::new(device, dtype, shape).unwrap();
+    device.write(&tensor, bytemuck::cast_slice(values)).unwrap();
+    tensor
+}
+
+/// `linear` by itself is held to the reference: an expert's rows must have its bits, wherever the expert's matrix lies.
+#[test]
+fn stacks_larger_than_a_binding_have_the_bits_of_single_matrices() {
+    let Some(device) = software(Variant::Portable) else { return };
+    let most = device.caps().max_buffer.expect("a limit");
+    // Some experts in each part, and parts of an expert.
+    for (experts, n, k) in [(5, 1280, 8192), (2, 4352, 8192)] {
+        let values =
+            (0..(experts * n * k) as u32).map(|i| f32::from((i.wrapping_mul(2_654_435_761) >> 20) as i16 - 2048));
+        let values: Vec<f32> = values.collect();
+        let load = |stack, values: &[f32]| {
+            let bytes = bytemuck::cast_slice(values);
+            let parts = vec![HostPart { dtype: DType::F32, rows: stack * n, bytes }];
+            let store = WeightFormat::Float(DType::F32);
+            device.load(HostWeight { name: "experts".into(), stack, cols: k, parts, store, gated: true }).unwrap()
+        };
+        let before = device.counts().bytes;
+        let weight = load(experts, &values);
+        let bytes = device.counts().bytes - before;
+        assert_eq!(bytes, (experts * device.weight_bytes(n, k, WeightFormat::Float(DType::F32))) as u64);
+        if bytes <= most {
+            eprintln!("SKIPPED: {} binds {most} bytes, more than a stack of {bytes}", device.caps().device);
+            return;
+        }
+        // Pairs of the first, third and last expert, or of both of two.
+        let of_pair: Vec<usize> = [0, 0, 2, 2, 2, 4].into_iter().map(|e: usize| e.min(experts - 1)).collect();
+        let rows = [1u32, 2, 0, 1, 2, 0];
+        let mut rng = Rng::new(seed_from_env().unwrap());
+        let x = rng.normals(3 * k, 1.0);
+        let offsets: Vec<u32> = (0..=experts).map(|e| of_pair.iter().filter(|&&of| of < e).count() as u32).collect();
+        let mut hit = of_pair.clone();
+        hit.dedup();
+        let mut hits = vec![hit.len() as u32];
+        hits.extend(hit.iter().map(|&e| e as u32));
+        hits.resize(1 + experts.min(rows.len()), 0);
+        let lists = [&rows[..], &offsets, &hits].map(|list| tensor(&device, DType::U32, &[list.len()], list));
+        let [rows_on, offsets, hits] = &lists;
+        let x_on = tensor(&device, DType::F32, &[3, k], bytemuck::cast_slice(&x));
+        let out = Tensor::new(&device, DType::F32, &[rows.len(), n]).unwrap();
+        let (x, rows_on, weight) = (&x_on, Some(rows_on), &weight);
+        device
+            .run(|enc| enc.grouped_linear(GroupedLinear { out: &out, x, rows: rows_on, weight, offsets, hits }))
+            .unwrap();
+        let read = |tensor: &Tensor<WgpuBackend>| {
+            let mut bits = vec![0u32; tensor.len()];
+            device.read(tensor).unwrap().wait(bytemuck::cast_slice_mut(&mut bits)).unwrap();
+            bits
+        };
+        let got = read(&out);
+        for &expert in &hit {
+            let single = load(1, &values[expert * n * k..][..n * k]);
+            let out = Tensor::new(&device, DType::F32, &[3, n]).unwrap();
+            let (weight, bias, residual, live) = (&single, None, None, Live::All);
+            device.run(|enc| enc.linear(Linear { out: &out, x, weight, bias, residual, live })).unwrap();
+            let want = read(&out);
+            for (place, _) in of_pair.iter().enumerate().filter(|&(_, &of)| of == expert) {
+                let (got, want) = (&got[place * n..][..n], &want[rows[place] as usize * n..][..n]);
+                assert!(got == want, "{experts} experts of {n} x {k}: pair {place} differs from expert {expert} alone");
             }
         }
     }

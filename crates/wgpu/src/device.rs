@@ -274,8 +274,8 @@ impl Backend for WgpuBackend {
         (weight.rows(), weight.cols())
     }
 
-    fn weight_stack(_weight: &WgpuWeight) -> usize {
-        1
+    fn weight_stack(weight: &WgpuWeight) -> usize {
+        weight.stack()
     }
 
     fn weight_bytes(&self, rows: usize, cols: usize, store: WeightFormat) -> usize {
@@ -284,7 +284,8 @@ impl Backend for WgpuBackend {
 
     fn scratch_bytes(&self, sizes: &StepSizes) -> usize {
         let halves = self.context.matrices.map_or(0, |_| ops::linear_matrix::scratch_bytes(sizes));
-        let bytes = [ops::attention::scratch_bytes(sizes), ops::sample::scratch_bytes(sizes), halves];
+        let (attention, sample) = (ops::attention::scratch_bytes(sizes), ops::sample::scratch_bytes(sizes));
+        let bytes = [attention, sample, ops::route::scratch_bytes(sizes), halves];
         bytes.into_iter().max().unwrap_or(0).next_multiple_of(16)
     }
 

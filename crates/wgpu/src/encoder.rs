@@ -131,7 +131,12 @@ impl WgpuRecorder {
                 remedy: "bind the step header before this operation",
             });
         };
-        let (range, first) = self.range(call.name, header)?;
+        self.live_word(call, header, word)
+    }
+
+    /// The same of a word of any tensor.
+    pub(crate) fn live_word(&self, call: &mut Call, words: &Tensor<WgpuBackend>, word: u32) -> Result<u32> {
+        let (range, first) = self.range(call.name, words)?;
         call.header = Some(range);
         Ok(first + word)
     }
@@ -149,6 +154,15 @@ impl WgpuRecorder {
     pub(crate) fn finish(self) -> Result<WgpuPlan> {
         let WgpuRecorder { context, calls, .. } = self;
         let align = context.limits.min_uniform_buffer_offset_alignment.max(16) as usize;
+        let most = context.limits.max_compute_workgroups_per_dimension;
+        if let Some(call) = calls.iter().find(|call| call.groups.iter().any(|&n| n > most)) {
+            return Err(Error::Shape {
+                op: call.name,
+                what: "the device runs no grid of this size",
+                details: format!("{:?} workgroups, of at most {most} in a dimension", call.groups),
+                remedy: "use fewer tokens a step",
+            });
+        }
         let mut arena: Vec<u8> = Vec::new();
         let mut places = Vec::with_capacity(calls.len());
         for call in &calls {
@@ -234,20 +248,16 @@ impl Recorder<WgpuBackend> for WgpuRecorder {
             }
         }
     }
-    fn route(&mut self, _op: Route<'_, WgpuBackend>) -> Result<()> {
-        Err(unsupported("route"))
+    fn route(&mut self, op: Route<'_, WgpuBackend>) -> Result<()> {
+        ops::route::record(self, &op)
     }
-    fn grouped_linear(&mut self, _op: GroupedLinear<'_, WgpuBackend>) -> Result<()> {
-        Err(unsupported("grouped_linear"))
+    fn grouped_linear(&mut self, op: GroupedLinear<'_, WgpuBackend>) -> Result<()> {
+        ops::grouped_linear::record(self, &op)
     }
-    fn grouped_linear_act_mul(&mut self, _op: GroupedLinearActMul<'_, WgpuBackend>) -> Result<()> {
-        Err(unsupported("grouped_linear_act_mul"))
+    fn grouped_linear_act_mul(&mut self, op: GroupedLinearActMul<'_, WgpuBackend>) -> Result<()> {
+        ops::grouped_linear::record_gated(self, &op)
     }
-    fn combine(&mut self, _op: Combine<'_, WgpuBackend>) -> Result<()> {
-        Err(unsupported("combine"))
+    fn combine(&mut self, op: Combine<'_, WgpuBackend>) -> Result<()> {
+        ops::combine::record(self, &op)
     }
-}
-
-fn unsupported(op: &'static str) -> Error {
-    Error::Shape { op, what: "not there yet", details: String::new(), remedy: "use the CPU" }
 }

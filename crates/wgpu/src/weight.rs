@@ -1,9 +1,10 @@
-//! Packed weights: see `kernels/wgsl/weight.wgsl` for their order.
+//! Packed weights: see `kernels/wgsl/weight.wgsl` for their order. Each matrix of a stack has whole panels of its own.
 use crate::context::Context;
 use crate::encoder::Range;
 use anyfleet_tensor::{DType, Error, HostPart, HostWeight, Result, WeightFormat, halves, quant};
 use half::{bf16, f16};
 use rayon::prelude::*;
+use std::ops;
 use std::sync::Arc;
 
 /// Output features of a panel: `LANES` of `weight.wgsl`.
@@ -11,11 +12,12 @@ const LANES: usize = 16;
 /// Bytes of a step of one lane.
 const STEP: usize = 16;
 
-/// A matrix on the device, cut into parts of as many panels as the device binds.
+/// A matrix or a stack of such on the device, dealt out to parts of no more panels than the device binds.
 #[derive(Clone)]
 pub struct WgpuWeight(Arc<Matrix>);
 
 struct Matrix {
+    stack: usize,
     rows: usize,
     cols: usize,
     format: WeightFormat,
@@ -23,29 +25,64 @@ struct Matrix {
     parts: Vec<Part>,
 }
 
-/// Some panels.
+/// All panels of some matrices, or some of one.
 pub(crate) struct Part {
     buffer: Arc<wgpu::Buffer>,
-    first_panel: usize,
-    panels: usize,
+    what: Span,
     /// Places of the multipliers and scales, in units of sixteen bytes.
     multipliers: usize,
     scales: usize,
+}
+
+/// What a part holds, matrix after matrix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Span {
+    matrices: ops::Range<usize>,
+    /// Of each.
+    panels: ops::Range<usize>,
+}
+
+impl Span {
+    /// Deals out `stack` matrices of `panels` panels to parts of at most `most` panels.
+    fn deal(stack: usize, panels: usize, most: usize) -> Vec<Span> {
+        if panels <= most {
+            let together = most / panels.max(1);
+            let span = |first: usize| Span { matrices: first..stack.min(first + together), panels: 0..panels };
+            return (0..stack).step_by(together).map(span).collect();
+        }
+        let cut = |matrix: usize| {
+            let span =
+                move |first: usize| Span { matrices: matrix..matrix + 1, panels: first..panels.min(first + most) };
+            (0..panels).step_by(most).map(span)
+        };
+        (0..stack).flat_map(cut).collect()
+    }
+
+    /// Panels of all matrices.
+    fn count(&self) -> usize {
+        self.matrices.len() * self.panels.len()
+    }
 }
 
 impl Part {
     pub(crate) fn range(&self) -> Range {
         Range { buffer: self.buffer.clone(), offset: 0, size: self.buffer.size() }
     }
-    /// The first output feature, as lanes count them.
+    /// The matrices of the stack.
+    pub(crate) fn matrices(&self) -> ops::Range<usize> {
+        self.what.matrices.clone()
+    }
+    /// The first output feature of each matrix, as lanes count them.
     pub(crate) fn first_lane(&self) -> usize {
-        self.first_panel * LANES
+        self.what.panels.start * LANES
     }
+    /// Lanes of each matrix.
     pub(crate) fn lanes(&self) -> usize {
-        self.panels * LANES
+        self.panels() * LANES
     }
+    /// Panels of each matrix.
     pub(crate) fn panels(&self) -> usize {
-        self.panels
+        self.what.panels.len()
     }
     pub(crate) fn multipliers(&self) -> usize {
         self.multipliers
@@ -79,18 +116,17 @@ fn panel_bytes(context: &Context, cols: usize, format: WeightFormat) -> usize {
     cols.div_ceil(elements(format)) * LANES * STEP + multipliers + scales
 }
 
-/// Panels of a matrix; a gated one has its two halves side by side.
-fn panels(rows: usize, gated: bool) -> usize {
-    if gated { (rows / 2).div_ceil(LANES / 2) } else { rows.div_ceil(LANES) }
-}
-
-/// Device bytes of a matrix.
+/// Device bytes of a matrix, which has as many panels where it is gated.
 pub(crate) fn bytes(context: &Context, rows: usize, cols: usize, format: WeightFormat) -> usize {
-    // A gated matrix may have one more panel, whose halves are not full.
-    (panels(rows, false) + 1) * panel_bytes(context, cols, format)
+    rows.div_ceil(LANES) * panel_bytes(context, cols, format)
 }
 
 impl WgpuWeight {
+    /// Matrices.
+    pub(crate) fn stack(&self) -> usize {
+        self.0.stack
+    }
+    /// Output features of each.
     pub(crate) fn rows(&self) -> usize {
         self.0.rows
     }
@@ -123,7 +159,7 @@ impl WgpuWeight {
 
     pub(crate) fn load(context: &Context, weight: &HostWeight<'_>) -> Result<WgpuWeight> {
         weight.check()?;
-        let (rows, cols, format) = (weight.rows(), weight.cols, weight.store);
+        let (stack, rows, cols, format) = (weight.stack, weight.rows(), weight.cols, weight.store);
         let gated = weight.gated && rows.is_multiple_of(2);
         if let WeightFormat::Float(dtype) = format
             && !dtype.is_float()
@@ -131,21 +167,29 @@ impl WgpuWeight {
             let reason = format!("{} keeps no matrices of {dtype}", context.name());
             return Err(Error::Weight { name: weight.name.clone(), reason });
         }
-        let (all, size) = (panels(rows, gated), panel_bytes(context, cols, format));
+        let size = panel_bytes(context, cols, format);
         let most = context.limits.max_storage_buffer_binding_size.min(context.limits.max_buffer_size) as usize / size;
         if most == 0 {
             let reason = format!("sixteen rows take {size} bytes, more than {} binds", context.name());
             return Err(Error::Weight { name: weight.name.clone(), reason });
         }
-        let packer = Packer { weight, rows, cols, format, gated };
-        let parts = (0..all).step_by(most).map(|first| packer.part(context, first, most.min(all - first)));
-        Ok(WgpuWeight(Arc::new(Matrix { rows, cols, format, gated, parts: parts.collect::<Result<_>>()? })))
+        let mut ends = Vec::with_capacity(weight.parts.len());
+        ends.extend(weight.parts.iter().scan(0, |end, part| {
+            *end += part.rows;
+            Some(*end)
+        }));
+        let packer = Packer { weight, ends, rows, cols, format, gated };
+        let spans = Span::deal(stack, rows.div_ceil(LANES), most).into_iter();
+        let parts = spans.map(|what| packer.part(context, what)).collect::<Result<_>>()?;
+        Ok(WgpuWeight(Arc::new(Matrix { stack, rows, cols, format, gated, parts })))
     }
 }
 
 /// Brings rows of the checkpoint into panels.
 struct Packer<'a> {
     weight: &'a HostWeight<'a>,
+    /// Where each of the weight's parts ends, in output rows.
+    ends: Vec<usize>,
     rows: usize,
     cols: usize,
     format: WeightFormat,
@@ -160,7 +204,7 @@ struct Row {
 }
 
 impl Packer<'_> {
-    /// The output feature of lane `lane` of panel `panel`, if there is one.
+    /// The output feature of lane `lane` of panel `panel` of a matrix, if there is one.
     fn row_of(&self, panel: usize, lane: usize) -> Option<usize> {
         if !self.gated {
             return Some(panel * LANES + lane).filter(|&row| row < self.rows);
@@ -170,7 +214,8 @@ impl Packer<'_> {
         (row < half).then_some(if lane < width { row } else { half + row })
     }
 
-    fn part(&self, context: &Context, first_panel: usize, panels: usize) -> Result<Part> {
+    fn part(&self, context: &Context, what: Span) -> Result<Part> {
+        let panels = what.count();
         let steps = self.cols.div_ceil(elements(self.format));
         let data = panels * steps * LANES * STEP;
         let (multipliers, scales) = extras(context, self.cols, self.format);
@@ -189,9 +234,11 @@ impl Packer<'_> {
             groups: vec![0; self.cols.div_ceil(quant::GROUP)],
         };
         work.into_par_iter().enumerate().for_each_init(scratch, |row, (panel, ((data, multipliers), scales))| {
+            let matrix = what.matrices.start + panel / what.panels.len();
+            let panel = what.panels.start + panel % what.panels.len();
             for lane in 0..LANES {
-                if let Some(feature) = self.row_of(first_panel + panel, lane) {
-                    self.pack(feature, lane, row, data, multipliers, scales);
+                if let Some(feature) = self.row_of(panel, lane) {
+                    self.pack(matrix * self.rows + feature, lane, row, data, multipliers, scales);
                 }
             }
         });
@@ -202,14 +249,13 @@ impl Packer<'_> {
         context.queue.submit([]);
         Ok(Part {
             buffer: Arc::new(buffer),
-            first_panel,
-            panels,
+            what,
             multipliers: data / STEP,
             scales: (data + panels * multipliers) / STEP,
         })
     }
 
-    /// Puts output feature `feature` into a panel's lane.
+    /// Puts output row `feature` of the stack into a panel's lane.
     fn pack(
         &self,
         feature: usize,
@@ -267,16 +313,12 @@ impl Packer<'_> {
         }
     }
 
-    /// Output row `row` as the checkpoint has it.
-    fn cells(&self, mut row: usize) -> (&HostPart<'_>, &[u8]) {
-        for part in &self.weight.parts {
-            if row < part.rows {
-                let size = self.cols * part.dtype.size();
-                return (part, &part.bytes[row * size..][..size]);
-            }
-            row -= part.rows;
-        }
-        unreachable!("the weight was checked: it has row {row}")
+    /// Output row `row` of the stack as the checkpoint has it.
+    fn cells(&self, row: usize) -> (&HostPart<'_>, &[u8]) {
+        let i = self.ends.partition_point(|&end| end <= row);
+        let part = &self.weight.parts[i];
+        let (size, first) = (self.cols * part.dtype.size(), self.ends[i] - part.rows);
+        (part, &part.bytes[(row - first) * size..][..size])
     }
 }
 
@@ -304,5 +346,29 @@ fn widen(dtype: DType, cells: &[u8], values: &mut [f32]) {
             DType::BF16 => bytemuck::pod_read_unaligned::<bf16>(cell).to_f32(),
             _ => bytemuck::pod_read_unaligned::<f16>(cell).to_f32(),
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn matrices_are_dealt_out_to_parts() {
+        let deal = |stack, panels, most| {
+            let spans = Span::deal(stack, panels, most);
+            let ends = |range: ops::Range<usize>| (range.start, range.end);
+            spans.into_iter().map(|span| (ends(span.matrices), ends(span.panels))).collect::<Vec<_>>()
+        };
+        assert_eq!(deal(1, 7, 7), [((0, 1), (0, 7))]);
+        assert_eq!(deal(1, 7, 3), [((0, 1), (0, 3)), ((0, 1), (3, 6)), ((0, 1), (6, 7))]);
+        assert_eq!(deal(5, 3, 7), [((0, 2), (0, 3)), ((2, 4), (0, 3)), ((4, 5), (0, 3))]);
+        assert_eq!(deal(2, 3, 2), [((0, 1), (0, 2)), ((0, 1), (2, 3)), ((1, 2), (0, 2)), ((1, 2), (2, 3))]);
+        assert_eq!(deal(1, 0, 4), [((0, 1), (0, 0))]);
+        for (stack, panels, most) in [(128, 96, 1000), (9, 5, 4), (3, 1, 1)] {
+            let spans = Span::deal(stack, panels, most);
+            assert_eq!(spans.iter().map(Span::count).sum::<usize>(), stack * panels);
+            assert!(spans.iter().all(|span| span.count() <= most));
+        }
     }
 }

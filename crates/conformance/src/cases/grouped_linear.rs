@@ -44,6 +44,8 @@ pub struct GroupedLinearActMulCase {
     pub product: GroupedLinearCase,
     /// Applied to the gate half.
     pub function: Activation,
+    /// Whether the device is told which rows are gates: it may keep them beside what they gate.
+    pub gated: bool,
 }
 
 /// Inputs.
@@ -233,7 +235,7 @@ impl OpCase for GroupedLinearActMulCase {
     ) -> Result<Staged<B>> {
         let (product, activation) = (&self.product, self.function);
         let mut stage = Stage::new(backend, placement);
-        let Operands { x, rows, weight, offsets, hits } = product.operands(&mut stage, host, selection, true)?;
+        let Operands { x, rows, weight, offsets, hits } = product.operands(&mut stage, host, selection, self.gated)?;
         let capacity = selection.capacity();
         let gate_up = stage.output("gate_up", product.activation, &[capacity, 2 * product.n])?;
         let out = stage.output("out", product.activation, &[capacity, product.n])?;

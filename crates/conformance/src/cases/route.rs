@@ -1,7 +1,7 @@
 //! Choice of experts, and the order of pairs.
 use super::act_mul::RELATIVE_ERROR;
-use crate::case::{OpCase, Piece, Selection, Types, live_of};
-use crate::expect::{Expected, Tolerance, Want};
+use crate::case::{Case, OpCase, Piece, Selection, Types, device, execute, live_of};
+use crate::expect::{Errors, Expected, Tolerance, Want};
 use crate::rng::Rng;
 use crate::stage::{Placement, Stage, Staged};
 use anyfleet_tensor::ops::{Route, Routing, Scoring};
@@ -193,5 +193,91 @@ impl OpCase for RouteCase {
             arithmetic,
             reason: "exp of f32, a sum of as many as experts, a quotient",
         }
+    }
+}
+
+/// Rows of logits that are not numbers, infinite, or all the same: whichever experts these get, they are `k` different ones,
+/// and pairs are in order.
+#[derive(Debug)]
+pub struct AnyLogits(pub RouteCase);
+
+/// Logits that no model should have.
+const ODD: [f32; 6] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, 0.0, -0.0];
+
+impl AnyLogits {
+    fn draw(&self, rng: &mut Rng) -> Host {
+        let RouteCase { rows, experts, bias, .. } = self.0;
+        let row = |rng: &mut Rng| {
+            let (odd, share) = (rng.pick(&ODD), rng.pick(&[0.1, 0.7, 1.0]));
+            (0..experts).map(|_| if rng.chance(share) { odd } else { rng.normal() }).collect::<Vec<f32>>()
+        };
+        let logits = (0..rows).flat_map(|_| row(rng)).collect();
+        Host { logits, bias: if bias { rng.normals(experts, 0.3) } else { Vec::new() } }
+    }
+
+    /// Says what is wrong with a routing, from its lists without the weights.
+    fn wrong(&self, [places, order, offsets, hits]: [&[usize]; 4]) -> Option<String> {
+        let RouteCase { rows, experts, per_token, .. } = self.0;
+        let pairs = rows * per_token;
+        let ascending = offsets.windows(2).all(|w| w[0] <= w[1]);
+        if !ascending || offsets[0] != 0 || offsets[experts] != pairs {
+            return Some(format!("offsets {offsets:?} do not divide {pairs} pairs"));
+        }
+        let hit: Vec<usize> = (0..experts).filter(|&e| offsets[e] < offsets[e + 1]).collect();
+        if hits[0] != hit.len() || hits[1..=hit.len()] != hit {
+            return Some(format!("hits {hits:?} are not the experts that have pairs, {hit:?}"));
+        }
+        let mut taken = vec![false; pairs];
+        for (row, places) in places[..pairs].chunks(per_token).enumerate() {
+            let mut chosen = Vec::new();
+            for &place in places {
+                if place >= pairs || std::mem::replace(&mut taken[place], true) {
+                    return Some(format!("row {row} has place {place} of {pairs}, which does not exist or is taken"));
+                }
+                if order[place] != row {
+                    return Some(format!("place {place} of row {row} is said to be of row {}", order[place]));
+                }
+                chosen.push(offsets.partition_point(|&offset| offset <= place) - 1);
+            }
+            chosen.sort_unstable();
+            chosen.dedup();
+            if chosen.len() < per_token {
+                return Some(format!("row {row} got {per_token} experts that are not different: {chosen:?}"));
+            }
+        }
+        let sorted = |e: usize| order[offsets[e]..offsets[e + 1]].is_sorted();
+        (0..experts).find(|&e| !sorted(e)).map(|e| format!("the rows of expert {e} are not in order"))
+    }
+}
+
+impl<B: Backend> Case<B> for AnyLogits {
+    fn op(&self) -> &'static str {
+        RouteCase::OP
+    }
+    fn types(&self) -> Types {
+        OpCase::types(&self.0)
+    }
+    fn label(&self) -> String {
+        format!("{self:?}")
+    }
+    fn largest_buffer(&self) -> u64 {
+        0
+    }
+
+    fn check(&self, backend: &B, rng: &mut Rng, errors: &mut Errors) -> Result<(), String> {
+        let host = self.draw(rng);
+        let selection = Selection::all(self.0.rows, self.0.padding);
+        let staged = self.0.stage(backend, &host, &selection, Placement::Scattered(rng.bits())).map_err(device)?;
+        let after = execute(backend, &staged, self.0.rows, None)?;
+        let lists: Vec<Vec<usize>> = staged
+            .outputs(&after)
+            .map(|(operand, snapshot)| {
+                let words = operand.rows().into_iter().filter_map(|row| operand.row(snapshot, row));
+                words.map(|bytes| u32::from_le_bytes(bytes.try_into().expect("a word")) as usize).collect()
+            })
+            .collect();
+        let [_, places, order, offsets, hits] = &lists[..] else { return Err("a routing has five lists".into()) };
+        errors.compared += self.0.rows * self.0.per_token;
+        self.wrong([places, order, offsets, hits]).map_or(Ok(()), Err)
     }
 }

@@ -1,4 +1,5 @@
 //! `linear` and `linear_act_mul`.
+use super::grouped_linear::Experts;
 use super::linear_matrix::{self, Halves};
 use super::{check_apart, function, same_place};
 use crate::encoder::{Call, WgpuRecorder};
@@ -9,7 +10,7 @@ use anyfleet_tensor::ops::{Activation, Linear, LinearActMul};
 use anyfleet_tensor::{Live, Result, Tensor, quant};
 
 /// Rows a workgroup computes at most where there are few; fewer where there are fewer.
-const ROWS: usize = 8;
+pub(super) const ROWS: usize = 8;
 /// Rows and panels of a workgroup that shares tiles: `PANELS` of the kernels, and `SHARE` times `THREAD_ROWS`;
 /// those of `linear_matrix.wgsl` are the same.
 pub(crate) const TILE: (usize, usize) = (64, 4);
@@ -26,6 +27,9 @@ enum Factors {
 
 impl Factors {
     fn choose(recorder: &mut WgpuRecorder, op: &Product<'_>, tiled: bool) -> Result<Factors> {
+        if op.experts.is_some() {
+            return Ok(Factors::Floats);
+        }
         if let Some(matrices) = recorder.context.matrices.filter(|_| tiled) {
             return Ok(Factors::Halves(matrices, Halves::record(recorder, op)?));
         }
@@ -55,19 +59,22 @@ impl Factors {
 }
 
 pub(super) struct Product<'a> {
-    name: &'static str,
+    pub(super) name: &'static str,
     pub(super) out: &'a Tensor<WgpuBackend>,
     pub(super) x: &'a Tensor<WgpuBackend>,
-    weight: &'a WgpuWeight,
-    bias: Option<&'a Tensor<WgpuBackend>>,
-    residual: Option<&'a Tensor<WgpuBackend>>,
-    activation: Option<Activation>,
+    pub(super) weight: &'a WgpuWeight,
+    pub(super) bias: Option<&'a Tensor<WgpuBackend>>,
+    pub(super) residual: Option<&'a Tensor<WgpuBackend>>,
+    pub(super) activation: Option<Activation>,
+    /// Which rows each matrix of a stack has.
+    pub(super) experts: Option<Experts<'a>>,
     pub(super) live: Live,
 }
 
 pub(crate) fn record(recorder: &mut WgpuRecorder, op: &Linear<'_, WgpuBackend>) -> Result<()> {
     let Linear { out, x, weight, bias, residual, live } = *op;
-    product(recorder, &Product { name: "linear", out, x, weight, bias, residual, activation: None, live })
+    let (activation, experts) = (None, None);
+    product(recorder, &Product { name: "linear", out, x, weight, bias, residual, activation, experts, live })
 }
 
 /// The fused form; false where the weight is not kept so.
@@ -76,15 +83,19 @@ pub(crate) fn record_gated(recorder: &mut WgpuRecorder, op: &LinearActMul<'_, Wg
         return Ok(false);
     }
     let LinearActMul { out, x, weight, bias, activation, live, .. } = *op;
-    let activation = Some(activation);
-    product(recorder, &Product { name: "linear_act_mul", out, x, weight, bias, residual: None, activation, live })?;
+    let (activation, residual, experts) = (Some(activation), None, None);
+    product(recorder, &Product { name: "linear_act_mul", out, x, weight, bias, residual, activation, experts, live })?;
     Ok(true)
 }
 
-fn product(recorder: &mut WgpuRecorder, op: &Product<'_>) -> Result<()> {
+pub(super) fn product(recorder: &mut WgpuRecorder, op: &Product<'_>) -> Result<()> {
     check_apart(op.name, op.out, op.x)?;
-    let tiled = op.out.rows() >= TILE.0;
-    let rows = if tiled { TILE.0 } else { ROWS.min(op.out.rows().max(1).next_power_of_two()) };
+    let rows = match &op.experts {
+        Some(experts) => experts.rows_together(),
+        None if op.out.rows() >= TILE.0 => TILE.0,
+        None => ROWS.min(op.out.rows().max(1).next_power_of_two()),
+    };
+    let tiled = rows == TILE.0;
     let factors = Factors::choose(recorder, op, tiled)?;
     for part in op.weight.parts() {
         let mut call = factors.call(op.name, tiled);
@@ -145,8 +156,13 @@ fn product(recorder: &mut WgpuRecorder, op: &Product<'_>) -> Result<()> {
             residual_stride,
             part.panels() as u32,
         ];
+        let mut runs = op.out.rows().div_ceil(rows);
+        if let Some(experts) = &op.experts {
+            experts.state(recorder, &mut call, op, part)?;
+            runs = experts.runs(part, rows);
+        }
         let panels = if tiled { part.panels().div_ceil(TILE.1) } else { part.panels() };
-        call.grid(panels, op.out.rows().div_ceil(rows));
+        call.grid(panels, runs);
         recorder.push(call);
     }
     Ok(())

@@ -1,12 +1,15 @@
 //! One file for each operation: what its kernel is given.
 pub(crate) mod act_mul;
 pub(crate) mod attention;
+pub(crate) mod combine;
 pub(crate) mod embed;
 pub(crate) mod gather;
+pub(crate) mod grouped_linear;
 pub(crate) mod linear;
 pub(crate) mod linear_matrix;
 pub(crate) mod norm;
 pub(crate) mod rope_kv;
+pub(crate) mod route;
 pub(crate) mod sample;
 
 use crate::WgpuBackend;
