@@ -21,9 +21,7 @@ struct Setup {
     plan: MemoryPlan,
     /// Of each device: weight matrices, which the null backend drops.
     matrices: Vec<u64>,
-    /// Of each device.
-    layers: Vec<usize>,
-    /// Operations of these layers; the null backend does not fuse `linear_act_mul`, which counts as two.
+    /// Of each device: operations of its layers; the null backend does not fuse `linear_act_mul`, which counts as two.
     ops: Vec<usize>,
     groups: usize,
 }
@@ -58,12 +56,11 @@ fn setup(name: &str, stages: &[usize], kv: DType) -> Setup {
     let plan = plan_parts(&model.spec, &parts).expect("plan");
     let bytes = |m: &MatrixSpec| matrix_bytes(m, WeightFormat::Float(DType::BF16));
     let matrices = parts.iter().map(|part| part.shard.matrices().map(bytes).sum()).collect();
-    let layers = parts.iter().map(|part| part.shard.spec.layers.len()).collect();
     let ops_of = |layer: &LayerSpec| if layer.mlp.experts.is_some() { 11 } else { 9 };
     let ops = parts.iter().map(|part| part.shard.spec.layers.iter().map(ops_of).sum()).collect();
     let go_on = &mut |_, _| ControlFlow::Continue(());
     let executor = SplitExecutor::load(&model, parts, &plan, |_| None, go_on).expect("load");
-    Setup { devices, executor, matrices, layers, ops, groups: plan.limits.cache.groups.len(), plan }
+    Setup { devices, executor, matrices, ops, groups: plan.limits.cache.groups.len(), plan }
 }
 
 fn step(setup: &mut Setup, sequences: u32, rows: u32) -> Result<usize, anyfleet_runtime::ExecutorError> {

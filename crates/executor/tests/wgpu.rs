@@ -76,6 +76,8 @@ fn a_warm_step_is_one_submission_and_makes_nothing() {
         ("mistral-window", WeightFormat::Q4, Variant::Portable),
         ("qwen3-mixed", WeightFormat::Q8, Variant::Packed),
         ("mistral-window", WeightFormat::Q4, Variant::Packed),
+        ("qwen3-moe", WeightFormat::Float(DType::BF16), Variant::Portable),
+        ("mixtral", WeightFormat::Q4, Variant::Packed),
     ] {
         let Some(device) = software(variant) else { return };
         let mut setup = setup(&device, name, weights, 1 << 20);
@@ -113,9 +115,11 @@ fn a_decode_step_runs_eight_kernels_a_layer_and_is_given_what_it_must_read() {
 #[test]
 fn what_is_made_on_the_device_is_what_the_plan_says() {
     let formats = [WeightFormat::Float(DType::BF16), WeightFormat::Q8, WeightFormat::Q4];
-    for (name, weights) in formats.map(|format| ("pocket", format)) {
+    let pocket = formats.map(|format| ("pocket", format, 8 << 20));
+    let experts = ("qwen3-moe", WeightFormat::Float(DType::BF16), 4 << 20);
+    for (name, weights, kv) in pocket.into_iter().chain([experts]) {
         let Some(device) = software(Variant::Portable) else { return };
-        let setup = setup(&device, name, weights, 8 << 20);
+        let setup = setup(&device, name, weights, kv);
         let (made, planned) = (device.counts().bytes, setup.plan.total());
         println!("{name} {weights}: {made} bytes made, {planned} planned");
         // Parameters of kernels come on top: a few words for each of a bucket's.
