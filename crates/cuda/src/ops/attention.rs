@@ -116,6 +116,16 @@ fn tiles(tokens: usize, sequences: usize, heads: usize, tile: usize) -> usize {
     ((tokens * heads + sequences * (tile - 1)) / tile).min(tokens * heads.div_ceil(tile))
 }
 
+/// Segments that a row may see, of a table with room for `held` tokens.
+fn slots(longest: usize, held: usize, window: Option<u32>) -> usize {
+    let tokens = match window {
+        None => longest.min(held),
+        // It begins and ends within segments, and the table may have the pages from its first on.
+        Some(window) => longest.min(held.min(window as usize) + SEGMENT - 1),
+    };
+    tokens.div_ceil(SEGMENT).max(1)
+}
+
 pub(crate) fn record(recorder: &mut CudaRecorder, op: &Attention<'_, CudaBackend>) -> Result<()> {
     const OP: &str = "attention";
     const THREADS: usize = 128;
@@ -131,9 +141,7 @@ pub(crate) fn record(recorder: &mut CudaRecorder, op: &Attention<'_, CudaBackend
     let wide = rows > SPLIT_ROWS && rows * group_heads > 2 * NARROW * sequences.min(rows);
     let (kernel, tile, shared) = kernel(op.k_cache.dtype(), size, wide);
     let tiles = tiles(rows, sequences, group_heads, tile);
-    let longest = op.longest.min(op.table.len() * page_size).div_ceil(SEGMENT).max(1);
-    // A window begins and ends within segments.
-    let slots = op.window.map_or(longest, |window| longest.min((window as usize + SEGMENT - 2) / SEGMENT + 1));
+    let slots = slots(op.longest, op.table.len() * page_size, op.window);
     let record_bytes = record_bytes(rows, heads, size, slots);
     let wanted = BLOCKS * recorder.device.driver().description().processors as usize;
     let splits = match rows <= SPLIT_ROWS && record_bytes <= RECORDS {
