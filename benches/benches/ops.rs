@@ -53,6 +53,8 @@ fn attention(criterion: &mut Criterion, device: &CpuBackend) {
             size,
             page: device.caps().page_size,
             window: None,
+            softcap: None,
+            sinks: false,
             drop_pages: false,
             gaps: false,
             activation: DType::F32,

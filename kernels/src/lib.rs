@@ -24,6 +24,8 @@ pub mod wgsl {
     pub const KV: &str = include_str!("../wgsl/kv.wgsl");
     /// Activations of gated MLPs.
     pub const ACTIVATION: &str = include_str!("../wgsl/activation.wgsl");
+    /// The hyperbolic tangent.
+    pub const TANH: &str = include_str!("../wgsl/tanh.wgsl");
     /// Arithmetic with prescribed bits.
     pub const EXACT: &str = include_str!("../wgsl/exact.wgsl");
     /// 64-bit integers.
@@ -58,11 +60,12 @@ pub mod wgsl {
     pub const SAMPLE: &str = include_str!("../wgsl/sample.wgsl");
 
     /// All of them.
-    pub const ALL: [&str; 20] = [
+    pub const ALL: [&str; 21] = [
         COMMON,
         WEIGHT,
         KV,
         ACTIVATION,
+        TANH,
         EXACT,
         WIDE,
         EMBED,

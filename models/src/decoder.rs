@@ -261,6 +261,8 @@ impl<B: Backend> Decoder<B> {
             seqs: &group.seqs,
             table: &group.table,
             scale: attn.scale,
+            softcap: attn.softcap,
+            sinks: None,
             window: attn.window.map(|w| u32::try_from(w).unwrap_or(u32::MAX)),
             longest: step.longest,
             live: Live::Sequences,

@@ -218,6 +218,7 @@ mod tests {
                 kv_heads,
                 head_dim: 4,
                 scale: 0.5,
+                softcap: None,
                 window: None,
                 qkv_bias: true,
                 output_bias: true,

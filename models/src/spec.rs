@@ -51,6 +51,8 @@ pub struct AttentionSpec {
     pub head_dim: usize,
     /// Multiplies the scores; usually `1 / sqrt(d)`.
     pub scale: f32,
+    /// Bounds the scores: `softcap * tanh(score / softcap)` (Gemma 2, arXiv 2408.00118).
+    pub softcap: Option<f32>,
     /// Sliding window in tokens, the query's own position included.
     pub window: Option<usize>,
     /// Biases on the q, k and v projections.

@@ -68,6 +68,7 @@ pub(crate) fn cases<B: Backend>(caps: &Caps) -> Cases<B> {
         ..attention(activation, kv)
     };
     cases.push(Box::new(AttentionCase { window: Some(4096), drop_pages: true, ..long.clone() }));
+    cases.push(Box::new(AttentionCase { softcap: Some(2.0), sinks: true, size: 256, ..long.clone() }));
     cases.push(Box::new(long));
     cases.push(Box::new(AttentionCase {
         sequences: vec![Length { rows: 512, context: 4096 }],
@@ -128,6 +129,8 @@ fn attention(activation: DType, kv: DType) -> AttentionCase {
         size: 128,
         page: 16,
         window: None,
+        softcap: None,
+        sinks: false,
         drop_pages: false,
         gaps: false,
         activation,

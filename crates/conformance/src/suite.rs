@@ -377,6 +377,8 @@ fn attention<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType,
             size,
             page: PAGES[(i + i / 4) % 4],
             window,
+            softcap: None,
+            sinks: false,
             drop_pages: window.is_some() && rng.chance(0.7),
             gaps: rng.chance(0.5),
             activation,
@@ -386,6 +388,45 @@ fn attention<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType,
             offset: 0,
         };
         if (3..12).contains(&i) {
+            cases.push(Box::new(ChunkIndependence(case.clone())));
+        }
+        cases.push(Box::new(case));
+    }
+    attention_options(cases, rng, activation, kv);
+}
+
+/// Caps that bend scores a little and much, and sinks, with few rows and many, segments apart and not.
+fn attention_options<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType, kv: DType) {
+    for i in 0..12 {
+        let (heads, groups, size) = if i % 3 == 0 { (4, 1, 256) } else { rng.pick(&HEADS) };
+        let sequences = match i {
+            0 => vec![Length { rows: 1, context: 600 }],
+            1 => vec![Length { rows: 70, context: 300 }, Length { rows: 2, context: 33 }],
+            2 => vec![Length { rows: 5, context: 515 }, Length { rows: 1, context: 1 }],
+            _ => lengths(rng, 1 + i % 4, 300),
+        };
+        let window = [None, None, Some(300), Some(33), None][i % 5];
+        let case = AttentionCase {
+            padding: i % 3,
+            sequences,
+            heads,
+            groups,
+            size,
+            page: rng.pick(&PAGES),
+            window,
+            softcap: [Some(2.0), Some(0.25), None, Some(50.0)][i % 4],
+            // Alone, with a cap, and a cap alone.
+            sinks: i % 4 == 2 || i % 3 != 1,
+            // The third begins within a segment of keys and ends in the one after the next.
+            drop_pages: window.is_some() && (i == 2 || rng.chance(0.7)),
+            gaps: rng.chance(0.5),
+            activation,
+            kv,
+            spread: rng.pick(&[Spread::Normal, Spread::Normal, Spread::Outliers]),
+            sampled: 0,
+            offset: 0,
+        };
+        if i < 6 {
             cases.push(Box::new(ChunkIndependence(case.clone())));
         }
         cases.push(Box::new(case));

@@ -33,7 +33,7 @@ fn a_backend_that_computes_nothing_fails_every_op() {
 }
 
 /// Each mutation with the op it breaks and a word of the message that names the damage.
-const MUTATIONS: [(Mutation, &str, &str); 33] = [
+const MUTATIONS: [(Mutation, &str, &str); 39] = [
     (Mutation::EmbedNextRow, "embed", "expected Exact"),
     (Mutation::EmbedIgnoresSampled, "embed", "expected Exact"),
     (Mutation::NormForgetsEps, "norm", "expected Near"),
@@ -60,6 +60,12 @@ const MUTATIONS: [(Mutation, &str, &str); 33] = [
     (Mutation::AttentionSumsByPage, "attention", "gave other bits in chunks"),
     (Mutation::AttentionOneKvHead, "attention", "expected Near"),
     (Mutation::AttentionForgetsScales, "attention", "expected Near"),
+    (Mutation::AttentionForgetsTheCap, "attention", "expected Near"),
+    (Mutation::AttentionCapsWithoutScale, "attention", "expected Near"),
+    (Mutation::AttentionCapIsOff, "attention", "expected Near"),
+    (Mutation::AttentionForgetsSinks, "attention", "expected Near"),
+    (Mutation::AttentionSinksByKvHead, "attention", "expected Near"),
+    (Mutation::AttentionSinksBySegment, "attention", "expected Near"),
     (Mutation::GatherCopiesInOrder, "gather", "expected Exact"),
     (Mutation::SampleTiesToHighestId, "sample", "expected Exact"),
     (Mutation::SampleAdjustsLogprobs, "sample", "logprobs"),

@@ -210,6 +210,11 @@ pub struct RopeKv<'a, B: Backend> {
 /// [`SeqMeta`](crate::SeqMeta) (`[S, 8]` u32); `table` `[E]` u32 page ids. Token rows that belong to
 /// no sequence are left as they were. Keys are combined in an order that depends on their absolute
 /// positions only, never on page size, chunking or the other rows.
+///
+/// With scores `s` over the keys that a query sees, its head is `sum(exp(s) * v) / sum(exp(s))`. A score is
+/// `scale * (q . k)`, and with a `softcap` `softcap * tanh(scale * (q . k) / softcap)`. With `sinks` the denominator is
+/// `sum(exp(s)) + exp(sinks[h])`: it is joined once, after all keys, so that a row's bits do not depend on how its keys
+/// are taken.
 pub struct Attention<'a, B: Backend> {
     /// `[T, H*d]`.
     pub out: &'a Tensor<B>,
@@ -227,6 +232,11 @@ pub struct Attention<'a, B: Backend> {
     pub table: &'a Tensor<B>,
     /// Multiplies the scores.
     pub scale: f32,
+    /// Bounds the scores, finite and above 0 (Gemma 2, arXiv 2408.00118).
+    pub softcap: Option<f32>,
+    /// `[H]` f32, finite: of each query head a logit that takes part in the softmax and has no value (gpt-oss,
+    /// arXiv 2508.10925; StreamingLLM, arXiv 2309.17453). No model family uses it yet.
+    pub sinks: Option<&'a Tensor<B>>,
     /// A query at position `t` sees keys `t - window + 1 ..= t`.
     pub window: Option<u32>,
     /// Tokens: no sequence's context is longer.
@@ -494,6 +504,10 @@ impl<B: Backend> RopeKv<'_, B> {
     }
 }
 
+fn is_cap(cap: f32) -> bool {
+    cap > 0.0 && cap.is_finite()
+}
+
 impl<B: Backend> Attention<'_, B> {
     /// Shape rules.
     ///
@@ -513,6 +527,12 @@ impl<B: Backend> Attention<'_, B> {
         );
         rule!(OP, self.seqs.shape() == [self.seqs.rows(), 8], "seqs must be [S, 8]", seqs = self.seqs);
         rule!(OP, self.window != Some(0), "window must be above 0", window = self.window);
+        rule!(OP, self.softcap.is_none_or(is_cap), "softcap must be finite and above 0", softcap = self.softcap);
+        if let Some(sinks) = self.sinks {
+            let heads = self.q.cols() / self.k_cache.dim(3);
+            rule!(OP, sinks.shape() == [heads], "sinks must be [H]", sinks = sinks, q = self.q, k_cache = self.k_cache);
+            exactly(device, OP, "sinks", sinks, DType::F32)?;
+        }
         exactly(device, OP, "seqs", self.seqs, DType::U32)?;
         exactly(device, OP, "table", self.table, DType::U32)?;
         activation(device, OP, "out", self.out)?;

@@ -147,6 +147,7 @@ impl Dense {
                 kv_heads: self.kv_heads,
                 head_dim: self.head_dim,
                 scale: (self.head_dim as f64).powf(-0.5) as f32,
+                softcap: None,
                 window: variant.windows.get(index).copied().flatten(),
                 qkv_bias: variant.qkv_bias,
                 output_bias: variant.output_bias,

@@ -40,6 +40,12 @@ pub enum Mutation {
     AttentionSumsByPage,
     AttentionOneKvHead,
     AttentionForgetsScales,
+    AttentionForgetsTheCap,
+    AttentionCapsWithoutScale,
+    AttentionCapIsOff,
+    AttentionForgetsSinks,
+    AttentionSinksByKvHead,
+    AttentionSinksBySegment,
     GatherCopiesInOrder,
     SampleTiesToHighestId,
     SampleAdjustsLogprobs,
@@ -261,6 +267,8 @@ impl Recorder<Naive> for Plan {
             seqs: view(op.seqs),
             table: view(op.table),
             scale: op.scale,
+            softcap: op.softcap,
+            sinks: op.sinks.map(view),
             window: op.window,
         };
         let mutation = self.mutation;

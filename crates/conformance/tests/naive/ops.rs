@@ -215,6 +215,8 @@ pub struct AttentionArgs {
     pub seqs: View,
     pub table: View,
     pub scale: f32,
+    pub softcap: Option<f32>,
+    pub sinks: Option<View>,
     pub window: Option<u32>,
 }
 
@@ -258,10 +260,19 @@ fn attention_row(m: Mutation, args: &AttentionArgs, row: usize, position: usize,
         let q = &queries[head * size..(head + 1) * size];
         let score = |key: usize| {
             let k = args.cached(m, 0, slot(key), group);
-            q.iter().zip(k).map(|(q, k)| q * k).sum::<f32>() * args.scale
+            let product = q.iter().zip(k).map(|(q, k)| q * k).sum::<f32>();
+            let cap = args.softcap.filter(|_| m != Mutation::AttentionForgetsTheCap);
+            let cap = cap.map(|cap| if m == Mutation::AttentionCapIsOff { 1.02 * cap } else { cap });
+            match cap {
+                Some(cap) if m == Mutation::AttentionCapsWithoutScale => cap * (product / cap).tanh() * args.scale,
+                Some(cap) => cap * (product * args.scale / cap).tanh(),
+                None => product * args.scale,
+            }
         };
         let scores: Vec<f32> = keys.clone().map(score).collect();
-        let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sinks = args.sinks.as_ref().filter(|_| m != Mutation::AttentionForgetsSinks);
+        let sink = sinks.map(|s| s.slice(if m == Mutation::AttentionSinksByKvHead { group } else { head }, 1)[0]);
+        let most = scores.iter().copied().chain(sink).fold(f32::NEG_INFINITY, f32::max);
         let chunk = if m == Mutation::AttentionSumsByPage { page } else { 32 };
         let mut total = vec![0.0f32; size + 1];
         let mut part = vec![0.0f32; size + 1];
@@ -274,6 +285,8 @@ fn attention_row(m: Mutation, args: &AttentionArgs, row: usize, position: usize,
                 total.iter_mut().zip(&mut part).for_each(|(t, p)| *t += std::mem::take(p));
             }
         }
+        let joined = if m == Mutation::AttentionSinksBySegment { (position / 32 + 1) as f32 } else { 1.0 };
+        total[size] += joined * sink.map_or(0.0, |sink| (sink - most).exp());
         result.extend(total[..size].iter().map(|sum| sum / total[size]));
     }
     args.out.put_row(row, &result);

@@ -35,6 +35,7 @@ struct Params {
     table: u64,
     live: u64,
     records: u64,
+    sinks: u64,
     rows: u32,
     sequences: u32,
     groups: u32,
@@ -50,7 +51,7 @@ struct Params {
     slots: u32,
     scale: f32,
     whole: u32,
-    reserved: u32,
+    softcap: f32,
 }
 
 /// Bytes that the segments of `rows` rows leave: for each head its weighted values, maximum and sum.
@@ -161,6 +162,7 @@ pub(crate) fn record(recorder: &mut CudaRecorder, op: &Attention<'_, CudaBackend
         table: recorder.address(op.table),
         live: recorder.live(OP, op.live)?,
         records: if splits > 1 { recorder.scratch(record_bytes)? } else { 0 },
+        sinks: recorder.address_of(op.sinks),
         rows: rows as u32,
         sequences: sequences as u32,
         groups: groups as u32,
@@ -174,9 +176,9 @@ pub(crate) fn record(recorder: &mut CudaRecorder, op: &Attention<'_, CudaBackend
         out_stride: op.out.row_stride() as u32,
         window: op.window.unwrap_or(0),
         slots: slots as u32,
-        scale: op.scale,
+        scale: op.softcap.map_or(op.scale, |cap| op.scale / cap),
         whole: u32::from(whole),
-        reserved: 0,
+        softcap: op.softcap.unwrap_or(0.0),
     };
     recorder.launch(kernel, [tiles, groups, splits], THREADS, shared, &params)?;
     if splits == 1 {
