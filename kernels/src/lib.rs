@@ -56,11 +56,13 @@ pub mod wgsl {
     pub const ATTENTION_MERGE: &str = include_str!("../wgsl/attention_merge.wgsl");
     /// `gather`.
     pub const GATHER: &str = include_str!("../wgsl/gather.wgsl");
+    /// `softcap`.
+    pub const SOFTCAP: &str = include_str!("../wgsl/softcap.wgsl");
     /// `sample`.
     pub const SAMPLE: &str = include_str!("../wgsl/sample.wgsl");
 
     /// All of them.
-    pub const ALL: [&str; 21] = [
+    pub const ALL: [&str; 22] = [
         COMMON,
         WEIGHT,
         KV,
@@ -81,6 +83,7 @@ pub mod wgsl {
         ATTENTION,
         ATTENTION_MERGE,
         GATHER,
+        SOFTCAP,
         SAMPLE,
     ];
 

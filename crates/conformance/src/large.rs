@@ -53,7 +53,7 @@ pub(crate) fn cases<B: Backend>(caps: &Caps) -> Cases<B> {
     }
     cases.push(Box::new(LinearCase { offset: FAR, ..LinearCase::plain(3, 515, 4096, activation, weight) }));
     let (padding, width, sampled, live) = (0, 1024, true, Live::All);
-    let embed = EmbedCase { rows: 64, padding, vocab: VOCAB, width, activation, weight, sampled, live };
+    let embed = EmbedCase { rows: 64, padding, vocab: VOCAB, width, activation, weight, scale: 1.0, sampled, live };
     cases.push(Box::new(embed));
     cases.push(Box::new(norm(activation)));
     cases.push(Box::new(act_mul(activation)));
@@ -111,7 +111,8 @@ fn gate_up(activation: DType, weight: WeightFormat) -> LinearActMulCase {
 
 fn norm(activation: DType) -> NormCase {
     let spread = Spread::Outliers;
-    NormCase { rows: 512, padding: 0, width: 8192, activation, in_place: false, spread, eps: 1e-5, live: Live::All }
+    let (in_place, residual, live) = (false, Residual::None, Live::All);
+    NormCase { rows: 512, padding: 0, width: 8192, activation, in_place, residual, spread, eps: 1e-5, live }
 }
 
 fn act_mul(activation: DType) -> ActMulCase {

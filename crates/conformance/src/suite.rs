@@ -9,6 +9,7 @@ use crate::cases::linear_act_mul::LinearActMulCase;
 use crate::cases::norm::NormCase;
 use crate::cases::rope_kv::RopeKvCase;
 use crate::cases::sample::{Logits, SampleCase};
+use crate::cases::softcap::SoftcapCase;
 use crate::large;
 use crate::matrix::Spread;
 use crate::property::{ChunkIndependence, RowIndependence};
@@ -155,6 +156,7 @@ fn small<B: Backend>(caps: &Caps, rng: &mut Rng) -> Cases<B> {
             attention(&mut cases, rng, activation, kv);
         }
     }
+    softcap(&mut cases, rng);
     sample(&mut cases, rng);
     cases
 }
@@ -180,12 +182,12 @@ fn embed<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType, wei
     for (rows, padding, vocab, width) in [(1, 0, 17, 1), (3, 2, 80, 100), (17, 0, 515, 64), (0, 4, 3, 8), (0, 0, 3, 8)]
     {
         let (live, sampled) = (live_for(rng, padding, Live::Tokens), rows == 17);
-        with_rows(cases, EmbedCase { rows, padding, vocab, width, activation, weight, sampled, live });
+        with_rows(cases, EmbedCase { rows, padding, vocab, width, activation, weight, scale: 1.0, sampled, live });
     }
-    for sampled in [false, true, true] {
+    for (sampled, scale) in [(false, 55.5), (true, 1.0), (true, 0.3), (false, 11.25)] {
         let (rows, padding) = (rng.range(1, 40), rng.below(5));
         let (vocab, width, live) = (rng.pick(&ODD), rng.pick(&ODD), Live::Tokens);
-        with_rows(cases, EmbedCase { rows, padding, vocab, width, activation, weight, sampled, live });
+        with_rows(cases, EmbedCase { rows, padding, vocab, width, activation, weight, scale, sampled, live });
     }
 }
 
@@ -196,7 +198,8 @@ fn norm<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType) {
         let live = live_for(rng, padding, Live::Tokens);
         // The models' own are too small to be seen in most types.
         let (in_place, spread, eps) = (rng.chance(0.5), spread(rng), [1e-5, 0.25, 1e-6][i % 3]);
-        with_rows(cases, NormCase { rows, padding, width, activation, in_place, spread, eps, live });
+        let residual = [Residual::None, Residual::InPlace, Residual::Other, Residual::None, Residual::InPlace][i % 5];
+        with_rows(cases, NormCase { rows, padding, width, activation, in_place, residual, spread, eps, live });
     }
 }
 
@@ -431,6 +434,15 @@ fn attention_options<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation
         }
         cases.push(Box::new(case));
     }
+}
+
+fn softcap<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng) {
+    for (i, vocab) in [1, 3, 17, 80, 515, 4099].into_iter().enumerate() {
+        let (rows, padding, cap) = ([3, 1, 17][i % 3], [0, 2][i % 2], [30.0, 1.0, 0.01, 1e6][i % 4]);
+        with_rows(cases, SoftcapCase { rows, padding, vocab, cap, live: live_for(rng, padding, Live::LogitRows) });
+    }
+    let (rows, padding, vocab) = (rng.range(1, 40), rng.below(4), rng.pick(&ODD));
+    with_rows(cases, SoftcapCase { rows, padding, vocab, cap: 20.0, live: Live::LogitRows });
 }
 
 fn sample<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng) {

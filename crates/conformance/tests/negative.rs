@@ -28,19 +28,22 @@ fn a_backend_that_computes_nothing_fails_every_op() {
     let ops: BTreeSet<_> = all.iter().map(|o| o.0).collect();
     assert_eq!(
         ops.into_iter().collect::<Vec<_>>(),
-        ["act_mul", "attention", "embed", "gather", "linear", "linear_act_mul", "norm", "rope_kv", "sample"]
+        ["act_mul", "attention", "embed", "gather", "linear", "linear_act_mul", "norm", "rope_kv", "sample", "softcap"]
     );
 }
 
 /// Each mutation with the op it breaks and a word of the message that names the damage.
-const MUTATIONS: [(Mutation, &str, &str); 39] = [
+const MUTATIONS: [(Mutation, &str, &str); 44] = [
     (Mutation::EmbedNextRow, "embed", "expected Exact"),
     (Mutation::EmbedIgnoresSampled, "embed", "expected Exact"),
+    (Mutation::EmbedForgetsScale, "embed", "expected Near"),
     (Mutation::NormForgetsEps, "norm", "expected Near"),
     (Mutation::NormWritesPastTheEnd, "norm", "memory outside output out was written"),
     (Mutation::NormWritesItsInput, "norm", "input x was written"),
     (Mutation::NormComputesPadding, "norm", "is not live but was written"),
     (Mutation::NormUsesBatchStatistics, "norm", "gave other bits than in a batch"),
+    (Mutation::NormForgetsResidual, "norm", "expected Near"),
+    (Mutation::NormScalesResidual, "norm", "expected Near"),
     (Mutation::LinearDropsLastK, "linear", "expected Near"),
     (Mutation::LinearIgnoresStride, "linear", "expected Near"),
     (Mutation::LinearRoundsToBf16, "linear", "expected Near"),
@@ -67,6 +70,8 @@ const MUTATIONS: [(Mutation, &str, &str); 39] = [
     (Mutation::AttentionSinksByKvHead, "attention", "expected Near"),
     (Mutation::AttentionSinksBySegment, "attention", "expected Near"),
     (Mutation::GatherCopiesInOrder, "gather", "expected Exact"),
+    (Mutation::SoftcapForgetsFactor, "softcap", "expected Near"),
+    (Mutation::SoftcapClamps, "softcap", "expected Near"),
     (Mutation::SampleTiesToHighestId, "sample", "expected Exact"),
     (Mutation::SampleAdjustsLogprobs, "sample", "logprobs"),
     (Mutation::SampleIgnoresTopP, "sample", "ids"),

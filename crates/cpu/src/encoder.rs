@@ -8,9 +8,10 @@ use crate::ops::linear::LinearOp;
 use crate::ops::norm::NormOp;
 use crate::ops::rope_kv::RopeKvOp;
 use crate::ops::sample::SampleOp;
+use crate::ops::softcap::SoftcapOp;
 use crate::plan::{CpuPlan, Step};
 use crate::view::View;
-use anyfleet_tensor::ops::{ActMul, Attention, Embed, Gather, Linear, LinearActMul, Norm, RopeKv, Sample};
+use anyfleet_tensor::ops::{ActMul, Attention, Embed, Gather, Linear, LinearActMul, Norm, RopeKv, Sample, Softcap};
 use anyfleet_tensor::{DType, Error, Live, Recorder, Result, Tensor};
 
 /// Collects operations; the views in it keep their buffers alive.
@@ -111,6 +112,9 @@ impl Recorder<CpuBackend> for CpuRecorder {
     }
     fn gather(&mut self, op: Gather<'_, CpuBackend>) -> Result<()> {
         self.push("gather", op.live, Step::Gather(GatherOp::new(&op)?))
+    }
+    fn softcap(&mut self, op: Softcap<'_, CpuBackend>) -> Result<()> {
+        self.push("softcap", op.live, Step::Softcap(SoftcapOp::new(&op)?))
     }
     fn sample(&mut self, op: Sample<'_, CpuBackend>) -> Result<()> {
         self.push("sample", op.live, Step::Sample(SampleOp::new(&op)?))

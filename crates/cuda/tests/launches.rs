@@ -127,7 +127,8 @@ fn norm_of_a_view() {
     let out = device.floats(&[9, 4100]).columns(4, 4096).narrow(5, 4);
     let weight = device.floats(&[4096]);
     for live in [Live::All, Live::Tokens, Live::Sequences, Live::LogitRows] {
-        let launch = device.launch(|enc| enc.norm(Norm { out: &out, x: &x, weight: &weight, eps: 1e-5, live }));
+        let launch =
+            device.launch(|enc| enc.norm(Norm { out: &out, x: &x, weight: &weight, eps: 1e-5, residual: None, live }));
         assert_eq!((launch.kernel, launch.grid, launch.threads, launch.shared), ("norm", [4, 1, 1], 512, 0));
         let addresses = [at(&out), at(&x), at(&weight), device.live(live)];
         given(&launch, &addresses, &[4, 4096, 4100, 4160, 1e-5f32.to_bits()]);
@@ -231,7 +232,7 @@ fn no_rows_no_launch() {
     let (gate_up, index) = (device.floats(&[4, 128]), device.words(&[4]));
     let none = x.narrow(4, 0);
     let launches = device.launches(|enc| {
-        enc.norm(Norm { out: &none, x: &none, weight: &weight, eps: 1e-5, live: Live::Tokens });
+        enc.norm(Norm { out: &none, x: &none, weight: &weight, eps: 1e-5, residual: None, live: Live::Tokens });
         let activation = Activation::Silu;
         enc.act_mul(ActMul { out: &none, gate_up: &gate_up.narrow(0, 0), activation, live: Live::Tokens });
         enc.gather(Gather { out: &none, x: &x, rows: &index.narrow(1, 0), live: Live::Tokens });
@@ -247,7 +248,7 @@ fn live_rows_need_a_header() {
     let sampled = Sampled::new(&device, 4, 64);
     let (out, live) = (&device.floats(&[4, 64]), Live::LogitRows);
     let refusals = [
-        device.refusal(|enc| enc.norm(Norm { out, x: &x, weight: &weight, eps: 1e-5, live })),
+        device.refusal(|enc| enc.norm(Norm { out, x: &x, weight: &weight, eps: 1e-5, residual: None, live })),
         device.refusal(|enc| enc.act_mul(ActMul { out, gate_up: &gate_up, activation: Activation::Silu, live })),
         device.refusal(|enc| enc.gather(Gather { out, x: &x, rows: &index, live })),
         device.refusal(|enc| sampled.record(enc, live)),
@@ -273,7 +274,7 @@ fn grids_have_limits() {
         device.refusal(|enc| enc.act_mul(ActMul { out: &wide, gate_up: &gate_up, activation, live })),
         device.refusal(|enc| enc.gather(Gather { out: &wide, x: &wide, rows: &index, live })),
         device.refusal(|enc| many.record(enc, live)),
-        device.refusal(|enc| enc.norm(Norm { out: &tall, x: &tall, weight: &weight, eps: 1e-5, live })),
+        device.refusal(|enc| enc.norm(Norm { out: &tall, x: &tall, weight: &weight, eps: 1e-5, residual: None, live })),
     ];
     for refusal in refusals {
         assert!(refusal.contains("more blocks than the device has"), "{refusal}");
@@ -307,7 +308,7 @@ impl Tail {
         let Tail { hidden, index, chosen, weight, sampled } = self;
         let live = Live::LogitRows;
         enc.gather(Gather { out: chosen, x: hidden, rows: index, live });
-        enc.norm(Norm { out: chosen, x: chosen, weight, eps: 1e-5, live });
+        enc.norm(Norm { out: chosen, x: chosen, weight, eps: 1e-5, residual: None, live });
         sampled.record(enc, live);
     }
 }

@@ -50,7 +50,7 @@ fn exactly<B: Backend>(device: &B, op: &'static str, operand: &'static str, t: &
 /// Marks an entry of [`Embed::ids`] as a place in [`Embed::sampled`].
 pub const SAMPLED: u32 = 1 << 31;
 
-/// `out[t] = weight[ids[t]]`: rows of the packed embedding matrix.
+/// `out[t] = scale * weight[ids[t]]`: rows of the packed embedding matrix.
 ///
 /// `out` `[T, D]` activation; `ids` `[T]` u32, each below `V`; `weight` `V x D`. Where there is `sampled`, `[N]` u32 below
 /// `V`, an entry of `ids` may be [`SAMPLED`]` | n` instead, and stands for `sampled[n]`: a token that the device chose and
@@ -64,13 +64,15 @@ pub struct Embed<'a, B: Backend> {
     pub sampled: Option<&'a Tensor<B>>,
     /// `V x D`; may be the head's matrix.
     pub weight: &'a B::Weight,
+    /// Multiplies the rows, in f32; 1 changes nothing.
+    pub scale: f32,
     /// Rows computed.
     pub live: Live,
 }
 
-/// RMS normalisation (Zhang and Sennrich 2019): `out = x / sqrt(mean(x^2) + eps) * weight`, in f32.
+/// RMS normalisation (Zhang and Sennrich 2019): `out = x / sqrt(mean(x^2) + eps) * weight (+ residual)`, in f32.
 ///
-/// `out`, `x` `[T, D]` activation; `weight` `[D]` f32. `out` may be `x`.
+/// `out`, `x`, `residual` `[T, D]` activation; `weight` `[D]` f32. `out` may be `x` or `residual`.
 pub struct Norm<'a, B: Backend> {
     /// `[T, D]`.
     pub out: &'a Tensor<B>,
@@ -80,6 +82,8 @@ pub struct Norm<'a, B: Backend> {
     pub weight: &'a Tensor<B>,
     /// Added to the mean square.
     pub eps: f32,
+    /// `[T, D]`, added last: models that norm what a layer adds to the residual stream.
+    pub residual: Option<&'a Tensor<B>>,
     /// Rows computed.
     pub live: Live,
 }
@@ -260,6 +264,18 @@ pub struct Gather<'a, B: Backend> {
     pub live: Live,
 }
 
+/// `x = cap * tanh(x / cap)`, in place: a soft bound of logits (Gemma 2, arXiv 2408.00118).
+///
+/// `x` `[R, V]` f32.
+pub struct Softcap<'a, B: Backend> {
+    /// `[R, V]` f32.
+    pub x: &'a Tensor<B>,
+    /// The bound, finite and above 0.
+    pub cap: f32,
+    /// Rows computed.
+    pub live: Live,
+}
+
 /// Adjusts logits, chooses a token per row and reports log-probabilities.
 ///
 /// `logits` `[R, V]` f32, not changed; `params` `[R]` rows of
@@ -326,6 +342,10 @@ impl<B: Backend> Norm<'_, B> {
             x = self.x
         );
         exactly(device, "norm", "weight", self.weight, DType::F32)?;
+        if let Some(residual) = self.residual {
+            rule!("norm", residual.shape() == self.x.shape(), "residual and x differ", residual = residual, x = self.x);
+            activation(device, "norm", "residual", residual)?;
+        }
         activation(device, "norm", "out", self.out)?;
         activation(device, "norm", "x", self.x)
     }
@@ -557,6 +577,18 @@ impl<B: Backend> Gather<'_, B> {
         rule!("gather", self.out.dtype() == self.x.dtype(), "out and x differ in dtype", out = self.out, x = self.x);
         exactly(device, "gather", "rows", self.rows, DType::U32)?;
         activation(device, "gather", "x", self.x)
+    }
+}
+
+impl<B: Backend> Softcap<'_, B> {
+    /// Shape rules.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] or [`Error::DType`].
+    pub fn check(&self, device: &B) -> Result<()> {
+        rule!("softcap", self.x.shape().len() == 2, "x must be [R, V]", x = self.x);
+        rule!("softcap", is_cap(self.cap), "cap must be finite and above 0", cap = self.cap);
+        exactly(device, "softcap", "x", self.x, DType::F32)
     }
 }
 

@@ -9,6 +9,7 @@ pub mod linear_act_mul;
 pub mod norm;
 pub mod rope_kv;
 pub mod sample;
+pub mod softcap;
 
 use crate::expect::Want;
 

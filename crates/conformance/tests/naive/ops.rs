@@ -21,7 +21,7 @@ pub fn store(dtype: DType, value: f32) -> f32 {
     }
 }
 
-pub fn embed(m: Mutation, live: usize, out: &View, ids: &View, sampled: Option<&View>, weight: &Packed) {
+pub fn embed(m: Mutation, live: usize, out: &View, ids: &View, sampled: Option<&View>, weight: &Packed, scale: f32) {
     for row in 0..live {
         let mut id = ids.index(row, 0) as usize;
         if let Some(sampled) = sampled.filter(|_| id & SAMPLED as usize != 0) {
@@ -32,7 +32,9 @@ pub fn embed(m: Mutation, live: usize, out: &View, ids: &View, sampled: Option<&
         if m == Mutation::EmbedNextRow {
             id = (id + 1) % weight.rows;
         }
-        out.put_row(row, &weight.values[id * weight.cols..(id + 1) * weight.cols]);
+        let scale = if m == Mutation::EmbedForgetsScale { 1.0 } else { scale };
+        let values = &weight.values[id * weight.cols..(id + 1) * weight.cols];
+        out.put_row(row, &values.iter().map(|v| v * scale).collect::<Vec<_>>());
     }
 }
 
@@ -42,12 +44,16 @@ fn normalised(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     x.iter().zip(weight).map(|(v, w)| v * inverse * w).collect()
 }
 
-pub fn norm(m: Mutation, live: usize, out: &View, x: &View, weight: &View, eps: f32) {
+pub fn norm(m: Mutation, live: usize, out: &View, x: &View, weight: &View, eps: f32, residual: Option<&View>) {
     let rows = if m == Mutation::NormComputesPadding { out.rows() } else { live };
     let eps = if m == Mutation::NormForgetsEps { 0.0 } else { eps };
     let weight = weight.slice(0, x.cols());
     for row in 0..rows {
         let mut values = normalised(&x.row(row), &weight, eps);
+        if let Some(residual) = residual.filter(|_| m != Mutation::NormForgetsResidual) {
+            let factor = |i: usize| if m == Mutation::NormScalesResidual { weight[i] } else { 1.0 };
+            values.iter_mut().zip(residual.row(row)).enumerate().for_each(|(i, (v, r))| *v += r * factor(i));
+        }
         if m == Mutation::NormUsesBatchStatistics && live > 2 {
             // One unit in the last place: no tolerance sees it.
             values.iter_mut().for_each(|v| *v = f32::from_bits(v.to_bits() ^ 1));
@@ -297,6 +303,17 @@ pub fn gather(m: Mutation, live: usize, out: &View, x: &View, rows: &View) {
         let from = rows.index(row, 0) as usize;
         let from = if m == Mutation::GatherCopiesInOrder { row % x.rows() } else { from };
         out.put_row(row, &x.row(from));
+    }
+}
+
+pub fn softcap(m: Mutation, live: usize, x: &View, cap: f32) {
+    for row in 0..live {
+        let capped = |v: f32| match m {
+            Mutation::SoftcapForgetsFactor => (v / cap).tanh(),
+            Mutation::SoftcapClamps => v.clamp(-cap, cap),
+            _ => cap * (v / cap).tanh(),
+        };
+        x.put_row(row, &x.row(row).into_iter().map(capped).collect::<Vec<_>>());
     }
 }
 

@@ -7,5 +7,6 @@ pub(crate) mod linear;
 pub(crate) mod norm;
 pub(crate) mod rope_kv;
 pub(crate) mod sample;
+pub(crate) mod softcap;
 #[cfg(test)]
 mod testing;

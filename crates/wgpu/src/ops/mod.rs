@@ -8,6 +8,7 @@ pub(crate) mod linear_matrix;
 pub(crate) mod norm;
 pub(crate) mod rope_kv;
 pub(crate) mod sample;
+pub(crate) mod softcap;
 
 use crate::WgpuBackend;
 use anyfleet_tensor::ops::Activation;
