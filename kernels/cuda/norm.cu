@@ -7,15 +7,15 @@ struct NormParams {
     float* out;
     const float* x;
     const float* weight;
+    const u32* live;
     // Or nothing; may be `out`.
     const float* residual;
-    const u32* live;
     u32 rows;
     u32 width;
     u32 out_stride;
     u32 x_stride;
-    u32 residual_stride;
     float eps;
+    u32 residual_stride;
 };
 
 namespace norm_op {

@@ -18,7 +18,7 @@ pub struct DecoderSpec {
     pub final_norm: NormSpec,
     /// The head shares the embedding matrix.
     pub tied_head: bool,
-    /// Multiplies embedding rows, after rounding to the type that the embedding matrix is kept in.
+    /// Multiplies embedding rows, after rounding to the float type that the embedding matrix is kept in.
     pub embed_scale: Option<f64>,
     /// Bounds the logits: `softcap * tanh(logit / softcap)` (Gemma 2, arXiv 2408.00118).
     pub logit_softcap: Option<f32>,

@@ -1,6 +1,6 @@
 //! What operations ask of a device: which kernels, how many blocks, and what each is given. Nothing is computed.
 use anyfleet_cuda::{CudaBackend, Recorded, RecordedLaunch};
-use anyfleet_tensor::ops::{ActMul, Activation, Gather, Norm, Sample};
+use anyfleet_tensor::ops::{ActMul, Activation, Gather, Norm, Sample, Softcap};
 use anyfleet_tensor::{Backend, DType, Encoder, Error, Live, StepSizes, TOP_LOGPROBS, Tensor};
 
 /// A device that writes down launches, and a step's header on it.
@@ -126,12 +126,15 @@ fn norm_of_a_view() {
     let x = device.floats(&[8, 4160]).columns(32, 4096).narrow(3, 4);
     let out = device.floats(&[9, 4100]).columns(4, 4096).narrow(5, 4);
     let weight = device.floats(&[4096]);
+    let added = device.floats(&[4, 4096]);
     for live in [Live::All, Live::Tokens, Live::Sequences, Live::LogitRows] {
+        let residual = (live == Live::Tokens).then_some(&added);
         let launch =
-            device.launch(|enc| enc.norm(Norm { out: &out, x: &x, weight: &weight, eps: 1e-5, residual: None, live }));
+            device.launch(|enc| enc.norm(Norm { out: &out, x: &x, weight: &weight, eps: 1e-5, residual, live }));
         assert_eq!((launch.kernel, launch.grid, launch.threads, launch.shared), ("norm", [4, 1, 1], 512, 0));
-        let addresses = [at(&out), at(&x), at(&weight), device.live(live)];
-        given(&launch, &addresses, &[4, 4096, 4100, 4160, 1e-5f32.to_bits()]);
+        let addresses = [at(&out), at(&x), at(&weight), device.live(live), residual.map_or(0, at)];
+        let stride = if residual.is_some() { 4096 } else { 0 };
+        given(&launch, &addresses, &[4, 4096, 4100, 4160, 1e-5f32.to_bits(), stride]);
         assert_eq!(launch.address(1), x.buffer().address() + 4 * (3 * 4160 + 32));
     }
 }
@@ -149,6 +152,19 @@ fn act_mul_covers_rows_and_columns() {
         covers(launch.grid[1], 1024, width);
         let words = [rows, width, width, 2 * width + 3, usize::from(rows == 1)].map(|n| n as u32);
         given(&launch, &[at(&out), at(&gate_up), device.live(Live::Tokens)], &words);
+    }
+}
+
+#[test]
+fn softcap_covers_rows_and_columns() {
+    let device = Device::new();
+    for (rows, width) in [(1, 1), (3, 1023), (64, 1025), (2, 256_000)] {
+        let x = device.floats(&[rows, width + 3]).columns(1, width);
+        let launch = device.launch(|enc| enc.softcap(Softcap { x: &x, cap: 30.0, live: Live::LogitRows }));
+        assert_eq!((launch.kernel, launch.grid[0], launch.grid[2], launch.threads), ("softcap", rows as u32, 1, 256));
+        covers(launch.grid[1], 1024, width);
+        let words = [rows as u32, width as u32, width as u32 + 3, 30.0f32.to_bits()];
+        given(&launch, &[at(&x), device.live(Live::LogitRows)], &words);
     }
 }
 
