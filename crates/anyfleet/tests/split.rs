@@ -22,7 +22,7 @@ fn on_ranks() -> Vec<(PathBuf, String)> {
     let (whole, shared): (Vec<PathBuf>, Vec<PathBuf>) =
         fixtures().into_iter().partition(|dir| name(dir).starts_with("gemma"));
     for dir in whole {
-        let error = builder(&dir, "cpu+cpu").plan().err().expect("a refusal").to_string();
+        let error = builder(&dir, "cpu+cpu").plan().expect_err("a refusal").to_string();
         assert!(error.contains("cannot be shared out") && !error.contains('\n'), "{error}");
     }
     let ranks = |dir: &PathBuf| {
