@@ -2,7 +2,7 @@
 use anyfleet_conformance::case::OpCase;
 use anyfleet_conformance::cases::attention::{AttentionCase, Length};
 use anyfleet_conformance::cases::embed::EmbedCase;
-use anyfleet_conformance::cases::linear::LinearCase;
+use anyfleet_conformance::cases::linear::{LinearCase, Residual};
 use anyfleet_conformance::cases::norm::NormCase;
 use anyfleet_conformance::cases::rope_kv::RopeKvCase;
 use anyfleet_conformance::cases::sample::{Logits, SampleCase};
@@ -53,6 +53,8 @@ fn attention(criterion: &mut Criterion, device: &CpuBackend) {
             size,
             page: device.caps().page_size,
             window: None,
+            softcap: None,
+            sinks: false,
             drop_pages: false,
             gaps: false,
             activation: DType::F32,
@@ -73,6 +75,7 @@ fn norm(criterion: &mut Criterion, device: &CpuBackend) {
             width: 4096,
             activation: DType::F32,
             in_place: false,
+            residual: Residual::None,
             spread: Spread::Normal,
             eps: 1e-6,
             live: Live::All,
@@ -117,7 +120,7 @@ fn embed(criterion: &mut Criterion, device: &CpuBackend) {
     for rows in [1, 512] {
         let (vocab, width, weight) = (16_384, 1024, WeightFormat::Float(DType::BF16));
         let (padding, activation, sampled, live) = (0, DType::F32, false, Live::All);
-        let case = EmbedCase { rows, padding, vocab, width, activation, weight, sampled, live };
+        let case = EmbedCase { rows, padding, vocab, width, activation, weight, scale: 1.0, sampled, live };
         let work = Throughput::Bytes((rows * width * (2 + 4)) as u64);
         run(criterion, device, &format!("bf16 1024 rows={rows}"), work, &case);
     }

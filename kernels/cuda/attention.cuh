@@ -20,6 +20,8 @@ struct AttentionParams {
     const u32* live;
     // Where blocks of a part of the segments leave them: none where blocks have all. [rows][heads][slots][2 + size]
     float* records;
+    // Of each query head, or nothing.
+    const float* sinks;
     u32 rows;
     u32 sequences;
     u32 groups;
@@ -39,7 +41,8 @@ struct AttentionParams {
     float scale;
     // Heads in the caches are whole groups of sixteen bytes, on addresses that are multiples of them.
     u32 whole;
-    u32 reserved;
+    // What the scores are bounded by, and by which `scale` is divided already; 0: nothing.
+    float softcap;
 };
 
 namespace attention {
@@ -121,11 +124,16 @@ SHARED_DEVICE Range seen_by(const AttentionParams& p, const Tile& tile, u32 r) {
     return r < tile.count ? seen_before(p, tile.context + (tile.first + r) / p.group_heads + 1) : none;
 }
 
+// The query head of a row.
+SHARED_DEVICE u32 query_head(const AttentionParams& p, const Tile& tile, u32 r) {
+    return tile.group * p.group_heads + (tile.first + r) % p.group_heads;
+}
+
 // Where a row's head is in `rows` of queries or results; nothing where there is none.
 template <class T>
 SHARED_DEVICE T* head_of(const AttentionParams& p, const Tile& tile, T* rows, u32 stride, u32 r) {
     u32 row = tile.row_start + (tile.first + r) / p.group_heads;
-    u32 head = tile.group * p.group_heads + (tile.first + r) % p.group_heads;
+    u32 head = query_head(p, tile, r);
     return r < tile.count && row < p.rows ? rows + u64(row) * stride + u64(head) * p.size : nullptr;
 }
 
@@ -136,7 +144,7 @@ SHARED_DEVICE float* records_of(const AttentionParams& p, u32 row, u32 head) {
 // The record of a segment of a row; nothing where it sees nothing of it.
 SHARED_DEVICE float* record_of(const AttentionParams& p, const Tile& tile, u32 r, u32 segment) {
     u32 row = tile.row_start + (tile.first + r) / p.group_heads;
-    u32 head = tile.group * p.group_heads + (tile.first + r) % p.group_heads;
+    u32 head = query_head(p, tile, r);
     Range seen = seen_by(p, tile, r);
     u32 slot = segment - seen.low / SEGMENT;
     bool there = segment * SEGMENT < seen.end && segment >= seen.low / SEGMENT && slot < p.slots && row < p.rows;
@@ -181,6 +189,13 @@ SHARED_DEVICE Fold fold_of(float all_highest, float highest) {
     return fold;
 }
 SHARED_DEVICE float folded(float all, float before, float x, float added) { return fmaf(all, before, x * added); }
+
+// A head's logit without a value joins when all segments are combined: the factor of what they left.
+SHARED_DEVICE float join_sink(float sink, float all_highest, float& total) {
+    Fold fold = fold_of(all_highest, sink);
+    total = folded(total, fold.before, 1.0f, fold.added);
+    return fold.before;
+}
 
 // A chunk that a row does not see may have left a sum of -0, or not.
 SHARED_DEVICE float output(float sum, float total) { return sum / total + 0.0f; }

@@ -120,7 +120,9 @@ struct Block {
 #pragma unroll
         for (u32 i = 0; i < OWN; i++) {
             bool seen = !partial || shared.seen[row_of(i)].has(start + own);
-            scores[i] = seen ? scores[i] * p.scale : -infinity();
+            float score = scores[i] * p.scale;
+            if (p.softcap != 0.0f) score = p.softcap * tanh_of(score);
+            scores[i] = seen ? score : -infinity();
             float most = warp_max(scores[i]);
             if (lane == 0) shared.highest[warp][i] = most;
         }
@@ -223,13 +225,22 @@ struct Block {
     }
 
     SHARED_DEVICE void finish() {
-        if (threadIdx.x < ROWS) shared.to[threadIdx.x] = head_of(p, tile, p.out, p.out_stride, threadIdx.x);
+        // Nobody reads the factors of the last segment any more.
+        if (p.sinks) __syncthreads();
+        if (threadIdx.x < ROWS) {
+            u32 r = threadIdx.x;
+            shared.to[r] = head_of(p, tile, p.out, p.out_stride, r);
+            if (p.sinks) {
+                float sink = p.sinks[query_head(p, tile, r)];
+                shared.before[r] = join_sink(sink, shared.all_highest[r], shared.all_total[r]);
+            }
+        }
         __syncthreads();
 #pragma unroll
         for (u32 i = 0; i < OWN; i++) {
-            float total = shared.all_total[row_of(i)];
+            float total = shared.all_total[row_of(i)], before = p.sinks ? shared.before[row_of(i)] : 1.0f;
 #pragma unroll
-            for (u32 j = 0; j < COLUMNS; j++) all[i][j] = output(all[i][j], total);
+            for (u32 j = 0; j < COLUMNS; j++) all[i][j] = output(all[i][j] * before, total);
         }
         write(all);
     }

@@ -199,6 +199,13 @@ struct Block {
                 float most = LOWEST;
 #pragma unroll
                 for (u32 i = 0; i < 4; i++) scores[m][i / 2][2 * h + i % 2] *= p.scale;
+                if (p.softcap != 0.0f) {
+#pragma unroll
+                    for (u32 i = 0; i < 4; i++) {
+                        float& score = scores[m][i / 2][2 * h + i % 2];
+                        score = p.softcap * tanh_of(score);
+                    }
+                }
                 if (partial) {
                     Range seen = shared.seen[row_of(m, h)];
 #pragma unroll
@@ -374,14 +381,23 @@ struct Block {
     }
 
     SHARED_DEVICE void finish() {
-        if (threadIdx.x < M) shared.to[threadIdx.x] = head_of(p, tile, p.out, p.out_stride, threadIdx.x);
+        // Nobody reads the factors of the last segment any more.
+        if (p.sinks) __syncthreads();
+        if (threadIdx.x < M) {
+            u32 r = threadIdx.x;
+            shared.to[r] = head_of(p, tile, p.out, p.out_stride, r);
+            if (p.sinks) {
+                float sink = p.sinks[query_head(p, tile, r)];
+                shared.before[r] = join_sink(sink, shared.all_highest[r], shared.all_total[r]);
+            }
+        }
         __syncthreads();
         each_row([&](u32 m, u32 h, u32 r) {
-            float total = shared.all_total[r];
+            float total = shared.all_total[r], before = p.sinks ? shared.before[r] : 1.0f;
 #pragma unroll
             for (u32 i = 0; i < PAIRS * 4; i++) {
                 float& to = all[m][i / 4][i / 2 % 2][2 * h + i % 2];
-                to = output(to, total);
+                to = output(to * before, total);
             }
             write(shared.to[r], m, h, all);
         });

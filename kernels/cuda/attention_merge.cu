@@ -64,5 +64,6 @@ KERNEL(attention_merge, 256, AttentionParams) {
             }
         }
     }
+    if (p.sinks) sum *= join_sink(p.sinks[blockIdx.y], all_highest, total);
     if (element < p.size) p.out[u64(row) * p.out_stride + u64(blockIdx.y) * p.size + element] = output(sum, total);
 }

@@ -68,3 +68,16 @@ SHARED_DEVICE float exact_exp(float x) {
     e = x > 88.72f ? infinity() : e;
     return x != x ? not_a_number() : e;
 }
+
+// tanh(x) with the bits of crates/cpu/src/simd/math.rs.
+SHARED_DEVICE float tanh_of(float x) {
+    float square = x * x;
+    float series = -5.7049887e-3f;
+    series = fmaf(series, square, 2.0639089e-2f);
+    series = fmaf(series, square, -5.3739716e-2f);
+    series = fmaf(series, square, 1.3331442e-1f);
+    series = fmaf(series, square, -3.3333282e-1f);
+    float near = fmaf(series * square, x, x);
+    float far = 1.0f - 2.0f / (1.0f + exact_exp(x + x));
+    return square > 0.625f * 0.625f ? far : near;
+}

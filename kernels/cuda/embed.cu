@@ -1,4 +1,4 @@
-// out[t] = weight[ids[t]], widened: a block a row.
+// out[t] = scale * weight[ids[t]], widened: a block a row.
 #include "common.cuh"
 #include "weight.cuh"
 
@@ -20,7 +20,7 @@ struct EmbedParams {
     // `number` of crates/cuda/src/ops/embed.rs.
     u32 format;
     u32 sampled_count;
-    u32 reserved;
+    float scale;
 };
 
 namespace embed_op {
@@ -54,5 +54,7 @@ KERNEL(embed, 256, EmbedParams) {
     u32 id = min_u32(embed_op::token(p, row), p.features - 1);
     const u8* weight = p.weight + u64(id) * p.blocks * BLOCK;
     float* out = p.out + u64(row) * p.out_stride;
-    for (u32 k = threadIdx.x; k < p.width; k += embed_op::THREADS) out[k] = embed_op::element(p, weight, id, k);
+    for (u32 k = threadIdx.x; k < p.width; k += embed_op::THREADS) {
+        out[k] = embed_op::element(p, weight, id, k) * p.scale;
+    }
 }

@@ -1,4 +1,4 @@
-// out = x / sqrt(mean(x^2) + eps) * weight: a block a row, whatever their number.
+// out = x / sqrt(mean(x^2) + eps) * weight (+ residual): a block a row, whatever their number.
 #include "common.cuh"
 #include "block.cuh"
 #include "vector.cuh"
@@ -8,12 +8,14 @@ struct NormParams {
     const float* x;
     const float* weight;
     const u32* live;
+    // Or nothing; may be `out`.
+    const float* residual;
     u32 rows;
     u32 width;
     u32 out_stride;
     u32 x_stride;
     float eps;
-    u32 reserved;
+    u32 residual_stride;
 };
 
 namespace norm_op {
@@ -47,6 +49,10 @@ KERNEL(norm, 512, NormParams) {
         if (i > first) a = load4(x + i, p.width - i), w = load4(p.weight + i, p.width - i);
         Floats4 d;
         for (u32 j = 0; j < 4; j++) d.v[j] = a.v[j] * scale * w.v[j];
+        if (p.residual) {
+            Floats4 r = load4(p.residual + u64(row) * p.residual_stride + i, p.width - i);
+            for (u32 j = 0; j < 4; j++) d.v[j] += r.v[j];
+        }
         store4(out + i, d, p.width - i);
     }
 }

@@ -103,6 +103,7 @@ const SOURCES: &[File] = files![
     "rate.cu",
     "rope_kv.cu",
     "sample.cu",
+    "softcap.cu",
 ];
 
 /// What launches kernels on the host; compiled beside the modules there.

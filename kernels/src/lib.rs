@@ -24,6 +24,8 @@ pub mod wgsl {
     pub const KV: &str = include_str!("../wgsl/kv.wgsl");
     /// Activations of gated MLPs.
     pub const ACTIVATION: &str = include_str!("../wgsl/activation.wgsl");
+    /// The hyperbolic tangent.
+    pub const TANH: &str = include_str!("../wgsl/tanh.wgsl");
     /// Arithmetic with prescribed bits.
     pub const EXACT: &str = include_str!("../wgsl/exact.wgsl");
     /// 64-bit integers.
@@ -62,15 +64,18 @@ pub mod wgsl {
     pub const COMBINE: &str = include_str!("../wgsl/combine.wgsl");
     /// `gather`.
     pub const GATHER: &str = include_str!("../wgsl/gather.wgsl");
+    /// `softcap`.
+    pub const SOFTCAP: &str = include_str!("../wgsl/softcap.wgsl");
     /// `sample`.
     pub const SAMPLE: &str = include_str!("../wgsl/sample.wgsl");
 
     /// All of them.
-    pub const ALL: [&str; 24] = [
+    pub const ALL: [&str; 26] = [
         COMMON,
         WEIGHT,
         KV,
         ACTIVATION,
+        TANH,
         EXACT,
         WIDE,
         EMBED,
@@ -90,6 +95,7 @@ pub mod wgsl {
         EXPERTS,
         COMBINE,
         GATHER,
+        SOFTCAP,
         SAMPLE,
     ];
 

@@ -29,6 +29,9 @@ struct Params {
     v_cache: u32,
     k_scales: u32,
     v_scales: u32,
+    // What the scores are bounded by, and by which `scale` is divided already.
+    softcap: f32,
+    sinks: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> q: array<f32>;
@@ -40,6 +43,9 @@ struct Params {
 #if KV_I8
 @group(0) @binding(8) var<storage, read> k_scales: array<f32>;
 @group(0) @binding(9) var<storage, read> v_scales: array<f32>;
+#endif
+#if SINKS
+@group(0) @binding(10) var<storage, read> sinks: array<f32>;
 #endif
 
 const BLOCK: u32 = 64u;
@@ -80,6 +86,15 @@ fn value_pair(place: u32, i: u32, scale: f32) -> vec2<f32> {
     return vec2<f32>(bitcast<f32>(v_cache[at]), bitcast<f32>(v_cache[at + 1u]));
 #else
     return kv_pair(v_cache[at / PER_WORD], at % PER_WORD == 2u, scale);
+#endif
+}
+
+// The score that a product of query and key becomes.
+fn score_of(product: f32) -> f32 {
+#if SOFTCAP
+    return p.softcap * tanh_of(product * p.scale);
+#else
+    return product * p.scale;
 #endif
 }
 
@@ -179,7 +194,7 @@ fn main(
             }
 #if SUBGROUPS
             for (var h = 0u; h < HEADS; h++) {
-                scores[h] = select(LOWEST, scores[h] * p.scale, visible);
+                scores[h] = select(LOWEST, score_of(scores[h]), visible);
                 let most = subgroupMax(scores[h]);
                 if lane == 0u {
                     found[h * SUBGROUPS + subgroup] = most;
@@ -213,7 +228,7 @@ fn main(
             }
 #else
             for (var h = 0u; h < HEADS; h++) {
-                weights[h * BLOCK + thread] = select(LOWEST, scores[h] * p.scale, visible);
+                weights[h * BLOCK + thread] = select(LOWEST, score_of(scores[h]), visible);
             }
             workgroupBarrier();
             if thread < HEADS {
@@ -293,6 +308,20 @@ fn main(
 #endif
     }
 #if !SPLIT
+#if SINKS
+    // A head's logit without a value joins when all segments are combined.
+    workgroupBarrier();
+    if thread < heads {
+        let sink = sinks[p.sinks + head + thread];
+        let most = max(all_highest[thread], sink);
+        factors[thread].x = exact_exp(all_highest[thread] - most);
+        all_totals[thread] = fma(all_totals[thread], factors[thread].x, exact_exp(sink - most));
+    }
+    workgroupBarrier();
+    for (var i = 0u; i < HEADS * PAIRS; i++) {
+        all[i] *= factors[i / PAIRS].x;
+    }
+#endif
     for (var h = 0u; h < heads; h++) {
         let place = p.out + row * p.out_stride + (head + h) * SIZE;
         for (var pair = 0u; pair < PAIRS; pair++) {

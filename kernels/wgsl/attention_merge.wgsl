@@ -11,11 +11,15 @@ struct Params {
     records: u32,
     out: u32,
     out_stride: u32,
+    sinks: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> seqs: array<u32>;
 @group(0) @binding(3) var<storage, read> records: array<f32>;
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
+#if SINKS
+@group(0) @binding(5) var<storage, read> sinks: array<f32>;
+#endif
 
 const THREADS: u32 = 64u;
 const SEGMENT: u32 = 256u;
@@ -55,6 +59,13 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             sum = fma(sum, a, records[record + 2u + element] * b);
             highest = most;
         }
+#if SINKS
+        let sink = sinks[p.sinks + id.z];
+        let most = max(highest, sink);
+        let factor = exact_exp(highest - most);
+        total = fma(total, factor, exact_exp(sink - most));
+        sum *= factor;
+#endif
         out[p.out + row * p.out_stride + id.z * SIZE + element] = sum / total;
     }
 }

@@ -1,4 +1,4 @@
-// out[t] = weight[ids[t]], for the ids that this part of the matrix has: a workgroup a row.
+// out[t] = scale * weight[ids[t]], for the ids that this part of the matrix has: a workgroup a row.
 struct Params {
     rows: u32,
     live: u32,
@@ -17,6 +17,7 @@ struct Params {
     // Where the sampled tokens start, and how many there are: none without them.
     sampled: u32,
     sampled_count: u32,
+    scale: f32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> weight: array<vec4<u32>>;
@@ -66,6 +67,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let i = (panel * p.steps + k / 32u) * LANES + lane;
             value *= signed_byte(weight[p.multipliers + i / 16u][i % 16u / 4u], i % 4u);
         }
-        out[p.out + row * p.out_stride + k] = value * scale;
+        out[p.out + row * p.out_stride + k] = value * scale * p.scale;
     }
 }

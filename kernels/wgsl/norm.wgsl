@@ -1,4 +1,4 @@
-// out = x / sqrt(mean(x^2) + eps) * weight: a workgroup a row.
+// out = x / sqrt(mean(x^2) + eps) * weight (+ residual): a workgroup a row.
 struct Params {
     rows: u32,
     live: u32,
@@ -9,12 +9,17 @@ struct Params {
     out: u32,
     out_stride: u32,
     weight: u32,
+    residual: u32,
+    residual_stride: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> weight: array<f32>;
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
 #if !IN_PLACE
 @group(0) @binding(4) var<storage, read> x: array<f32>;
+#endif
+#if RESIDUAL
+@group(0) @binding(5) var<storage, read> residual: array<f32>;
 #endif
 
 const THREADS: u32 = 128u;
@@ -71,6 +76,16 @@ fn main(
 #endif
     let scale = 1.0 / sqrt(sum / f32(p.width) + p.eps);
     for (var i = thread; i < p.width; i += THREADS) {
-        out[p.out + row * p.out_stride + i] = load(first + i) * scale * weight[p.weight + i];
+        let value = load(first + i) * scale * weight[p.weight + i];
+        let place = p.out + row * p.out_stride + i;
+#if RESIDUAL
+        out[place] = value + residual[p.residual + row * p.residual_stride + i];
+#else
+#if ADD
+        out[place] = value + out[place];
+#else
+        out[place] = value;
+#endif
+#endif
     }
 }

@@ -51,6 +51,15 @@ def generator(*key) -> torch.Generator:
 # ---------------------------------------------------------------- checkpoints
 
 
+def is_gemma(config) -> bool:
+    return config.model_type.startswith("gemma")
+
+
+def norm_of_one(config) -> float:
+    """The stored weight of a norm that only normalises."""
+    return 0.0 if is_gemma(config) else 1.0
+
+
 @torch.no_grad()
 def randomise(model, spec: Spec) -> None:
     """Draws every parameter; transformers leaves norms at 1 and biases at 0, which would hide errors in them."""
@@ -58,7 +67,7 @@ def randomise(model, spec: Spec) -> None:
     for name, p in model.named_parameters():
         noise = torch.randn(p.shape, generator=generator(spec.name, name))
         if name.endswith("norm.weight"):
-            p.copy_(1.0 + 0.3 * noise)
+            p.copy_(norm_of_one(model.config) + 0.3 * noise)
         elif name.endswith("bias"):
             p.copy_(0.4 * noise)
         elif name == "model.embed_tokens.weight" and not tied:
@@ -95,9 +104,9 @@ def load(folder: pathlib.Path, dtype=torch.float32, config=None, attention="eage
         # The default takes matrices whose rows are whole vectors only.
         keys["experts_implementation"] = "eager"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention, **keys)
-    frequencies = model.model.rotary_emb.inv_freq.dtype
+    frequencies = {b.dtype for name, b in model.model.rotary_emb.named_buffers() if name.endswith("inv_freq")}
     # `model.to(bfloat16)` would round the frequencies too, an error no published bf16 run makes.
-    assert frequencies == (torch.float64 if dtype == torch.float64 else torch.float32), frequencies
+    assert frequencies == {torch.float64 if dtype == torch.float64 else torch.float32}, frequencies
     return model.eval()
 
 
@@ -110,18 +119,48 @@ class TorchWithF64:
         return getattr(torch, name)
 
 
+def modelling(model_type: str):
+    name = model_type.removesuffix("_text")
+    return importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+
+
 @contextlib.contextmanager
 def double_precision(model_type: str):
     """Norms, softmax and rotary angles, which transformers pins to f32, are computed in f64."""
-    modelling = importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
-    modules = (modelling, modeling_rope_utils)
+    code = modelling(model_type)
+    modules = (code, modeling_rope_utils)
     for module in modules:
         module.torch = TorchWithF64()
+    # Gemma's norms convert by a method of the tensor, not by a name of `torch`.
+    norms = [getattr(code, n) for n in dir(code) if n.startswith("Gemma") and n.endswith("RMSNorm")]
+    forwards = [norm.forward for norm in norms]
+    for norm in norms:
+        norm.forward = lambda self, x: self._norm(x) * (1.0 + self.weight)
     try:
         yield
     finally:
         for module in modules:
             module.torch = torch
+        for norm, forward in zip(norms, forwards):
+            norm.forward = forward
+
+
+@contextlib.contextmanager
+def f32_attention(model_type: str):
+    """Eager attention computes in f32, as fused kernels do."""
+    code = modelling(model_type)
+    eager = code.eager_attention_forward
+
+    def forward(module, query, key, value, mask, **keys):
+        mask = mask if mask is None else mask.float()
+        out, weights = eager(module, query.float(), key.float(), value.float(), mask, **keys)
+        return out.to(query.dtype), weights
+
+    code.eager_attention_forward = forward
+    try:
+        yield
+    finally:
+        code.eager_attention_forward = eager
 
 
 # ---------------------------------------------------------------- references
@@ -184,6 +223,47 @@ class Sample:
         return max(error["tokens_max"], error["rows_max"])
 
 
+def gemma_mistakes(config, edit, rope) -> dict:
+    """As `mistakes`, what only a Gemma has."""
+
+    @torch.no_grad()
+    def norms_as_stored(model):
+        for name, p in model.named_parameters():
+            if name.endswith("norm.weight"):
+                p.sub_(1.0)
+
+    @torch.no_grad()
+    def unscaled(model):
+        model.model.embed_tokens.embed_scale.fill_(1.0)
+
+    def without(name):
+        def apply(model):
+            for layer in model.model.layers:
+                setattr(layer, name, torch.nn.Identity())
+
+        return apply
+
+    found = {
+        "norms_as_stored": (None, norms_as_stored),
+        "embeddings_not_scaled": (None, unscaled),
+        "no_norm_after_attention": (None, without("post_attention_layernorm")),
+        "no_norm_after_mlp": (None, without("post_feedforward_layernorm")),
+        "scale_of_head_dim": (edit(query_pre_attn_scalar=config.head_dim), None),
+        "silu": (edit(hidden_activation="silu"), None),
+    }
+    for cap, name in (("attn_logit_softcapping", "softcap"), ("final_logit_softcapping", "logit_softcap")):
+        value = getattr(config, cap)
+        if value is not None:
+            found[f"no_{name}"] = (edit(**{cap: None}), None)
+            found[f"{name}_5pct"] = (edit(**{cap: 1.05 * value}), None)
+    if config.model_type == "gemma3_text":
+        full = config.rope_parameters["full_attention"]
+        found["one_rope_theta"] = (lambda c: rope(c, "sliding_attention", rope_theta=full["rope_theta"]), None)
+        scaled = {"rope_type": full["rope_type"], "factor": full["factor"]}
+        found["rope_scaling_everywhere"] = (lambda c: rope(c, "sliding_attention", **scaled), None)
+    return found
+
+
 def mistakes(config) -> dict:
     """Wrong readings of a checkpoint that this one must expose: name -> (edit of the config, edit of the model)."""
 
@@ -194,8 +274,15 @@ def mistakes(config) -> dict:
 
         return apply
 
-    def rope(c, **keys):
-        c.rope_parameters = dict(c.rope_parameters) | keys
+    # Where layers with a window rotate differently, rotary parameters are those of the others.
+    by_type = "full_attention" in config.rope_parameters
+    parameters = config.rope_parameters["full_attention"] if by_type else config.rope_parameters
+
+    def rope(c, kind="full_attention", **keys):
+        if by_type:
+            c.rope_parameters = dict(c.rope_parameters) | {kind: dict(c.rope_parameters[kind]) | keys}
+        else:
+            c.rope_parameters = dict(c.rope_parameters) | keys
 
     def fill(*suffixes, value):
         @torch.no_grad()
@@ -213,26 +300,28 @@ def mistakes(config) -> dict:
 
         return apply
 
+    one = norm_of_one(config)
     found = {
-        "rope_theta_5pct": (lambda c: rope(c, rope_theta=1.05 * c.rope_parameters["rope_theta"]), None),
+        "rope_theta_5pct": (lambda c: rope(c, rope_theta=1.05 * parameters["rope_theta"]), None),
         "eps_x10": (edit(rms_norm_eps=10 * config.rms_norm_eps), None),
         "eps_1e-6": (edit(rms_norm_eps=1e-6), None),
-        "norm_weights_one": (None, fill("layernorm.weight", "model.norm.weight", value=1.0)),
+        "norm_weights_one": (None, fill("layernorm.weight", "model.norm.weight", value=one)),
     }
-    if config.rope_parameters["rope_type"] != "default":
-        theta = config.rope_parameters["rope_theta"]
-        found["no_rope_scaling"] = (edit(rope_parameters={"rope_type": "default", "rope_theta": theta}), None)
-    if config.rope_parameters["rope_type"] == "yarn":
+    if parameters["rope_type"] != "default":
+        found["no_rope_scaling"] = (lambda c: rope(c, rope_type="default"), None)
+    if parameters["rope_type"] == "yarn":
         found["no_yarn_attention_factor"] = (lambda c: rope(c, attention_factor=1.0), None)
-    if config.rope_parameters.get("truncate") is False:
+    if parameters.get("truncate") is False:
         found["yarn_truncated"] = (lambda c: rope(c, truncate=True), None)
     if getattr(config, "num_experts_per_tok", None):
         found["one_expert_less"] = (edit(num_experts_per_tok=config.num_experts_per_tok - 1), None)
         found["experts_rolled"] = (None, roll("mlp.gate.weight"))
     if config.model_type == "qwen3_moe":
         found["renormalised_otherwise"] = (edit(norm_topk_prob=not config.norm_topk_prob), None)
-    if config.model_type in ("qwen3", "qwen3_moe"):
-        found["qk_norm_weights_one"] = (None, fill("q_norm.weight", "k_norm.weight", value=1.0))
+    if config.model_type in ("qwen3", "qwen3_moe", "gemma3_text"):
+        found["qk_norm_weights_one"] = (None, fill("q_norm.weight", "k_norm.weight", value=one))
+    if is_gemma(config):
+        found |= gemma_mistakes(config, edit, rope)
     layers = getattr(config, "layer_types", None) or []
     if getattr(config, "sliding_window", None):
         found["window_plus_one"] = (edit(sliding_window=config.sliding_window + 1), None)
@@ -305,7 +394,12 @@ def measure(spec_name: str, purpose: str, folder: pathlib.Path) -> dict:
         f64 = Sample(load(folder, torch.float64), prompts)
     noise = f32.error(f64)
     bf16 = Sample(load(folder, torch.bfloat16), prompts).error(f32)
-    sdpa = Sample(load(folder, torch.bfloat16, attention="sdpa"), prompts).error(f32)
+    if getattr(model.config, "attn_logit_softcapping", None) is None:
+        sdpa = Sample(load(folder, torch.bfloat16, attention="sdpa"), prompts).error(f32)
+    else:
+        # Which has no soft cap.
+        with f32_attention(model.config.model_type):
+            sdpa = Sample(load(folder, torch.bfloat16), prompts).error(f32)
     errors = sensitivity(folder, prompts, f32)
     theta = errors.pop("rope_theta_5pct")
 

@@ -65,6 +65,12 @@ def _qwen3_moe(**keys) -> dict:
     return _config("qwen3_moe", "Qwen3MoeForCausalLM", **keys)
 
 
+def _gemma(model_type: str, architecture: str, **keys) -> dict:
+    both = {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "pad_token_id": 0}
+    # Published ones do not say that the head is tied: it is the default.
+    return _config(model_type, architecture, **(both | keys))
+
+
 SPECS = [
     Spec(
         name="llama2",
@@ -231,5 +237,27 @@ SPECS = [
         ),
         spelling="v5",
         embedding_std=0.2,
+    ),
+    Spec(
+        name="gemma2",
+        purpose="Gemma 2: soft caps of scores and logits, norms after attention and MLP, norm weights stored less 1, scaled embeddings, windows of 20 in layers 0 and 2, a query scalar that is not the head size, tied by default",
+        config=_gemma(
+            "gemma2", "Gemma2ForCausalLM", vocab_size=331, hidden_size=60, intermediate_size=70, num_hidden_layers=3,
+            num_attention_heads=6, num_key_value_heads=3, head_dim=22, rms_norm_eps=4e-3, rope_theta=10000.0, attention_bias=False,
+            query_pre_attn_scalar=14, sliding_window=20, attn_logit_softcapping=3.0, final_logit_softcapping=7.0,
+            cache_implementation="hybrid", torch_dtype="bfloat16",
+        ),
+    ),
+    Spec(
+        name="gemma3",
+        purpose="Gemma 3, text: norms of query and key heads stored less 1, a window of 17 and rotary base of their own in layers 0 and 2 (sliding_window_pattern), linear scaling in the others, one KV head, sharded",
+        config=_gemma(
+            "gemma3_text", "Gemma3ForCausalLM", vocab_size=307, hidden_size=52, intermediate_size=66, num_hidden_layers=4,
+            num_attention_heads=4, num_key_value_heads=1, head_dim=26, rms_norm_eps=4e-3, rope_theta=20000.0,
+            rope_local_base_freq=3000.0, rope_scaling={"factor": 2.5, "rope_type": "linear"}, attention_bias=False,
+            query_pre_attn_scalar=17, sliding_window=17, sliding_window_pattern=2, attn_logit_softcapping=None,
+            final_logit_softcapping=None, cache_implementation="hybrid", torch_dtype="bfloat16",
+        ),
+        max_shard_size="80KB",
     ),
 ]

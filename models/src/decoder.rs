@@ -1,8 +1,8 @@
 //! One decoder that executes any [`DecoderSpec`] on any backend: eight operations a layer, eleven where there are experts.
-use crate::{AttentionSpec, DecoderSpec, ExpertsSpec, LayerSpec, MlpSpec, Place, RopeSpec};
+use crate::{AttentionSpec, DecoderSpec, ExpertsSpec, LayerSpec, MlpSpec, NormSpec, Place, RopeSpec};
 use anyfleet_tensor::ops::{
     Attention, Combine, Embed, Gather, GroupedLinear, GroupedLinearActMul, KvScales, Linear, LinearActMul, Norm,
-    QkNorm, Rope, RopeKv, Route, Routing,
+    QkNorm, Rope, RopeKv, Route, Routing, Softcap,
 };
 use anyfleet_tensor::{Backend, DType, Encoder, Live, Result, Tensor};
 
@@ -12,6 +12,8 @@ pub struct Decoder<B: Backend> {
     pub(crate) place: Place,
     /// `None` where the layers before are on another device.
     pub(crate) embed: Option<B::Weight>,
+    /// Multiplies its rows.
+    pub(crate) embed_scale: f32,
     /// `None` where the layers after are, or the logits are computed.
     pub(crate) head: Option<Head<B>>,
     pub(crate) layers: Vec<Layer<B>>,
@@ -41,6 +43,9 @@ pub(crate) struct Layer<B: Backend> {
     pub(crate) gate_up: Projection<B>,
     /// `[D, F]`.
     pub(crate) down: Projection<B>,
+    /// Norms of what attention and MLP add to the residual stream.
+    pub(crate) attention_post_norm: Option<Tensor<B>>,
+    pub(crate) mlp_post_norm: Option<Tensor<B>>,
 }
 
 pub(crate) struct Projection<B: Backend> {
@@ -254,8 +259,8 @@ impl<B: Backend> Decoder<B> {
         let tokens = step.ids.rows();
         let x = scratch.x.narrow(0, tokens);
         if let Some(weight) = self.embed.as_ref().filter(|_| segment == 0) {
-            let sampled = step.sampled.as_ref();
-            enc.embed(Embed { out: &x, ids: &step.ids, sampled, weight, live: Live::Tokens });
+            let (sampled, scale) = (step.sampled.as_ref(), self.embed_scale);
+            enc.embed(Embed { out: &x, ids: &step.ids, sampled, weight, scale, live: Live::Tokens });
         }
         // Of a layer, the first half mixes tokens, the second channels.
         let halves = if self.place.ranks == 1 { 0..2 * self.layers.len() } else { segment..segment + 1 };
@@ -271,6 +276,24 @@ impl<B: Backend> Decoder<B> {
     /// What a projection into the residual stream adds to: of several ranks, one has the stream.
     fn residual<'a>(&self, x: &'a Tensor<B>) -> Option<&'a Tensor<B>> {
         (self.place.rank == 0).then_some(x)
+    }
+
+    /// Where a projection into the residual stream goes, and what it adds to: with a norm of what is added, to `apart`
+    /// first.
+    fn target<'a>(
+        &self,
+        norm: Option<&Tensor<B>>,
+        x: &'a Tensor<B>,
+        apart: &'a Tensor<B>,
+    ) -> (&'a Tensor<B>, Option<&'a Tensor<B>>) {
+        if norm.is_some() { (apart, None) } else { (x, self.residual(x)) }
+    }
+
+    /// Adds the norm of what [`Decoder::target`] kept apart.
+    fn join(enc: &mut Encoder<'_, B>, norm: (Option<&Tensor<B>>, Option<NormSpec>), x: &Tensor<B>, apart: &Tensor<B>) {
+        if let (Some(weight), Some(NormSpec { eps })) = norm {
+            enc.norm(Norm { out: x, x: apart, weight, eps, residual: Some(x), live: Live::Tokens });
+        }
     }
 
     fn attention(
@@ -289,7 +312,7 @@ impl<B: Backend> Decoder<B> {
         let qkv = scratch.view(&scratch.qkv, tokens, attn.qkv_width());
         let q = scratch.view(&scratch.q, tokens, attn.q_width());
         let mixed = scratch.view(&scratch.attention, tokens, attn.q_width());
-        enc.norm(Norm { out: &normed, x, weight: &layer.input_norm, eps: spec.input_norm.eps, live });
+        enc.norm(Norm { out: &normed, x, weight: &layer.input_norm, eps: spec.input_norm.eps, residual: None, live });
         let Projection { weight, bias } = &layer.qkv;
         enc.linear(Linear { out: &qkv, x: &normed, weight, bias: bias.as_ref(), residual: None, live });
         enc.rope_kv(RopeKv {
@@ -313,12 +336,17 @@ impl<B: Backend> Decoder<B> {
             seqs: &group.seqs,
             table: &group.table,
             scale: attn.scale,
+            softcap: attn.softcap,
+            sinks: None,
             window: attn.window.map(|w| u32::try_from(w).unwrap_or(u32::MAX)),
             longest: step.longest,
             live: Live::Sequences,
         });
         let Projection { weight, bias } = &layer.output;
-        enc.linear(Linear { out: x, x: &mixed, weight, bias: bias.as_ref(), residual: self.residual(x), live });
+        let post_norm = layer.attention_post_norm.as_ref();
+        let (out, residual) = self.target(post_norm, x, &normed);
+        enc.linear(Linear { out, x: &mixed, weight, bias: bias.as_ref(), residual, live });
+        Self::join(enc, (post_norm, spec.post_norm), x, &normed);
     }
 
     fn mlp(
@@ -332,12 +360,12 @@ impl<B: Backend> Decoder<B> {
         let MlpSpec { intermediate_size, activation, .. } = spec.mlp;
         let normed = scratch.view(&scratch.normed, tokens, x.cols());
         if let Some((router, experts)) = layer.router.as_ref().zip(spec.mlp.experts) {
-            enc.norm(Norm { out: &normed, x, weight: &layer.mlp_norm, eps: spec.mlp_norm.eps, live });
-            return self.experts(enc, (layer, &spec.mlp), (router, &experts), scratch, x);
+            enc.norm(Norm { out: &normed, x, weight: &layer.mlp_norm, eps: spec.mlp_norm.eps, residual: None, live });
+            return self.experts(enc, (layer, spec), (router, &experts), scratch, x);
         }
         let gate_up = scratch.view(&scratch.gate_up, tokens, 2 * intermediate_size);
         let act = scratch.view(&scratch.act, tokens, intermediate_size);
-        enc.norm(Norm { out: &normed, x, weight: &layer.mlp_norm, eps: spec.mlp_norm.eps, live });
+        enc.norm(Norm { out: &normed, x, weight: &layer.mlp_norm, eps: spec.mlp_norm.eps, residual: None, live });
         let Projection { weight, bias } = &layer.gate_up;
         enc.linear_act_mul(LinearActMul {
             out: &act,
@@ -349,19 +377,22 @@ impl<B: Backend> Decoder<B> {
             live,
         });
         let Projection { weight, bias } = &layer.down;
-        enc.linear(Linear { out: x, x: &act, weight, bias: bias.as_ref(), residual: self.residual(x), live });
+        let post_norm = layer.mlp_post_norm.as_ref();
+        let (out, residual) = self.target(post_norm, x, &normed);
+        enc.linear(Linear { out, x: &act, weight, bias: bias.as_ref(), residual, live });
+        Self::join(enc, (post_norm, spec.post_norm), x, &normed);
     }
 
     /// A mixture of experts over the normed rows: each expert's rows lie together, and are multiplied together.
     fn experts(
         &self,
         enc: &mut Encoder<'_, B>,
-        (layer, mlp): (&Layer<B>, &MlpSpec),
+        (layer, spec): (&Layer<B>, &LayerSpec),
         (router, experts): (&B::Weight, &ExpertsSpec),
         scratch: &Scratch<B>,
         x: &Tensor<B>,
     ) {
-        let (tokens, live, inner) = (x.rows(), Live::Tokens, mlp.intermediate_size);
+        let (tokens, live, inner) = (x.rows(), Live::Tokens, spec.mlp.intermediate_size);
         let &ExpertsSpec { count, per_token, scoring, renormalise, scale, .. } = experts;
         let own = scratch.experts.as_ref();
         let routing = own.and_then(|own| own.routings.iter().find(|(mixture, _)| *mixture == (count, per_token)));
@@ -381,17 +412,20 @@ impl<B: Backend> Decoder<B> {
             x: &normed,
             rows: Some(rows),
             weight: &layer.gate_up.weight,
-            activation: mlp.activation,
+            activation: spec.mlp.activation,
             offsets,
             hits,
         });
         let weight = &layer.down.weight;
         enc.grouped_linear(GroupedLinear { out: &outputs, x: &act, rows: None, weight, offsets, hits });
-        let (weights, places, residual) = (&routing.weights, &routing.places, self.residual(x));
-        enc.combine(Combine { out: x, x: &outputs, weights, places, residual, live });
+        let post_norm = layer.mlp_post_norm.as_ref();
+        let (out, residual) = self.target(post_norm, x, &normed);
+        let (weights, places) = (&routing.weights, &routing.places);
+        enc.combine(Combine { out, x: &outputs, weights, places, residual, live });
+        Self::join(enc, (post_norm, spec.post_norm), x, &normed);
     }
 
-    /// Records the head for up to `logits.rows()` rows of `x`: gather, final norm, projection.
+    /// Records the head for up to `logits.rows()` rows of `x`: gather, final norm, projection, soft cap.
     ///
     /// `x` `[T, D]` is the residual stream, `rows` `[R]` u32, `hidden` `[R, D]` scratch, `logits`
     /// `[R, V]` f32. The bound header must hold the chunk's row count.
@@ -403,8 +437,12 @@ impl<B: Backend> Decoder<B> {
         let Some(Head { norm, weight }) = &self.head else { panic!("decoder: the head is on another device") };
         enc.header(head.header);
         enc.gather(Gather { out: head.hidden, x: head.x, rows: head.rows, live });
-        enc.norm(Norm { out: head.hidden, x: head.hidden, weight: norm, eps: self.spec.final_norm.eps, live });
+        let eps = self.spec.final_norm.eps;
+        enc.norm(Norm { out: head.hidden, x: head.hidden, weight: norm, eps, residual: None, live });
         enc.linear(Linear { out: head.logits, x: head.hidden, weight, bias: None, residual: None, live });
+        if let Some(cap) = self.spec.logit_softcap {
+            enc.softcap(Softcap { x: head.logits, cap, live });
+        }
     }
 }
 

@@ -3,6 +3,8 @@
 mod check;
 mod decoder;
 mod family;
+mod gemma2;
+mod gemma3;
 mod llama;
 mod load;
 mod mistral;

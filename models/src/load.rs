@@ -4,6 +4,7 @@ use crate::pack::Packs;
 use crate::{DecoderSpec, LayerWeights, Model, RopeSpec, Shard, rope_table};
 use anyfleet_tensor::{Backend, DType, HostWeight, Tensor, WeightFormat};
 use anyfleet_weights::{MatrixSpec, ModelDir, VectorSpec};
+use half::{bf16, f16};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
@@ -79,6 +80,8 @@ impl<B: Backend> Loader<'_, B> {
             router: weights.router.as_ref().map(|router| self.matrix(router, Role::Router)).transpose()?,
             gate_up: self.projection(&weights.gate_up, Role::Gated, weights.gate_up_bias.as_ref())?,
             down: self.projection(&weights.down, Role::Plain, weights.down_bias.as_ref())?,
+            attention_post_norm: weights.attention_post_norm.as_ref().map(|norm| self.vector(norm)).transpose()?,
+            mlp_post_norm: weights.mlp_post_norm.as_ref().map(|norm| self.vector(norm)).transpose()?,
         })
     }
 }
@@ -115,6 +118,16 @@ fn stored_as(store: WeightFormat, role: Role, spec: &MatrixSpec) -> WeightFormat
         (WeightFormat::Q4, Role::Table | Role::Output) => WeightFormat::Q8,
         (WeightFormat::Q4, _) if cols <= NARROW => WeightFormat::Q8,
         _ => store,
+    }
+}
+
+/// What embedding rows are multiplied with, as the reference implementation rounds it: to the type of the matrix.
+fn embed_scale(spec: &DecoderSpec, store: WeightFormat) -> f32 {
+    let scale = spec.embed_scale.unwrap_or(1.0) as f32;
+    match store {
+        WeightFormat::Float(DType::BF16) => bf16::from_f32(scale).to_f32(),
+        WeightFormat::Float(DType::F16) => f16::from_f32(scale).to_f32(),
+        _ => scale,
     }
 }
 
@@ -221,6 +234,7 @@ impl<B: Backend> Decoder<B> {
         let decoder = Decoder {
             place: place.clone(),
             embed,
+            embed_scale: embed_scale(spec, options.store),
             layers: weights
                 .layers
                 .iter()

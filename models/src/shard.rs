@@ -124,6 +124,13 @@ impl Share {
     fn of(layer: &LayerSpec, rank: usize, ranks: usize) -> Result<Share, ShardError> {
         let AttentionSpec { heads, kv_heads, head_dim, .. } = layer.attention;
         let inner = layer.mlp.intermediate_size;
+        if ranks > 1 && layer.post_norm.is_some() {
+            return Err(ShardError(
+                "this model norms what a layer adds to the residual stream, and the norm of a sum is not the sum of norms: \
+                 its layers cannot be shared out; give devices whole layers, with commas"
+                    .into(),
+            ));
+        }
         let works = |n: usize| heads.is_multiple_of(n) && (kv_heads.is_multiple_of(n) || n.is_multiple_of(kv_heads));
         if !works(ranks) || ranks > inner {
             let others: Vec<String> = (2..=heads.min(inner)).filter(|&n| works(n)).map(|n| n.to_string()).collect();
@@ -221,6 +228,7 @@ mod tests {
                 kv_heads,
                 head_dim: 4,
                 scale: 0.5,
+                softcap: None,
                 window: None,
                 qkv_bias: true,
                 output_bias: true,
@@ -229,6 +237,7 @@ mod tests {
             },
             mlp_norm: norm,
             mlp: MlpSpec { intermediate_size: inner, activation: Activation::Silu, bias: true, experts: None },
+            post_norm: None,
         };
         DecoderSpec {
             family: "test",
@@ -238,6 +247,9 @@ mod tests {
             layers: vec![layer; layers],
             final_norm: norm,
             tied_head: true,
+            embed_scale: None,
+            logit_softcap: None,
+            norms_less_one: false,
         }
     }
 
@@ -300,6 +312,16 @@ mod tests {
         assert!(!error.contains('\n'));
         assert!(shards(&spec(6, 3, 64, 1), 0..1, 12).is_err());
         assert!(shards(&spec(8, 8, 4, 1), 0..1, 8).is_err());
+    }
+
+    #[test]
+    fn layers_with_norms_of_what_they_add_stay_whole() {
+        let mut whole = spec(8, 4, 64, 2);
+        whole.layers[1].post_norm = Some(NormSpec { eps: 1e-6 });
+        let error = shards(&whole, 0..2, 2).unwrap_err().to_string();
+        assert!(error.contains("cannot be shared out") && !error.contains('\n'), "{error}");
+        let weights = &shards(&whole, 1..2, 1).unwrap()[0].weights.layers[0];
+        assert!(weights.attention_post_norm.is_some() && weights.mlp_post_norm.is_some());
     }
 
     #[test]

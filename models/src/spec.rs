@@ -18,9 +18,15 @@ pub struct DecoderSpec {
     pub final_norm: NormSpec,
     /// The head shares the embedding matrix.
     pub tied_head: bool,
+    /// Multiplies embedding rows, after rounding to the float type that the embedding matrix is kept in.
+    pub embed_scale: Option<f64>,
+    /// Bounds the logits: `softcap * tanh(logit / softcap)` (Gemma 2, arXiv 2408.00118).
+    pub logit_softcap: Option<f32>,
+    /// The checkpoint has the weights of all norms less 1.
+    pub norms_less_one: bool,
 }
 
-/// One pre-norm block: `x += mixer(norm(x)); x += mlp(norm(x))`.
+/// One pre-norm block: `x += mixer(norm(x)); x += mlp(norm(x))`, with norms of what is added where there are any.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerSpec {
     /// Norm before attention.
@@ -31,6 +37,8 @@ pub struct LayerSpec {
     pub mlp_norm: NormSpec,
     /// Channel mixing.
     pub mlp: MlpSpec,
+    /// Norms of what attention and what the MLP add to the residual stream.
+    pub post_norm: Option<NormSpec>,
 }
 
 /// RMS norm.
@@ -51,6 +59,8 @@ pub struct AttentionSpec {
     pub head_dim: usize,
     /// Multiplies the scores; usually `1 / sqrt(d)`.
     pub scale: f32,
+    /// Bounds the scores: `softcap * tanh(score / softcap)` (Gemma 2, arXiv 2408.00118).
+    pub softcap: Option<f32>,
     /// Sliding window in tokens, the query's own position included.
     pub window: Option<usize>,
     /// Biases on the q, k and v projections.

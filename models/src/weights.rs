@@ -44,6 +44,10 @@ pub struct LayerWeights {
     pub down: MatrixSpec,
     /// `[D]`.
     pub down_bias: Option<VectorSpec>,
+    /// `[D]`.
+    pub attention_post_norm: Option<VectorSpec>,
+    /// `[D]`.
+    pub mlp_post_norm: Option<VectorSpec>,
 }
 
 const HEAD: &str = "lm_head.weight";
@@ -61,11 +65,12 @@ impl WeightMap {
     /// published checkpoints, nothing in exports of the base model.
     pub fn with_prefix(spec: &DecoderSpec, prefix: &str) -> Self {
         let width = spec.hidden_size;
-        let layer = |(i, layer)| LayerWeights::new(&format!("{prefix}layers.{i}."), layer, width);
+        let less_one = spec.norms_less_one;
+        let layer = |(i, layer)| LayerWeights::new(&format!("{prefix}layers.{i}."), layer, width, less_one);
         WeightMap {
             embed: matrix(&[(format!("{prefix}{EMBED}"), spec.vocab_size)], width),
             layers: spec.layers.iter().enumerate().map(layer).collect(),
-            final_norm: vector(&[(format!("{prefix}norm.weight"), width)]),
+            final_norm: norm(format!("{prefix}norm.weight"), width, less_one),
             head: (!spec.tied_head).then(|| matrix(&[(HEAD.into(), spec.vocab_size)], width)),
         }
     }
@@ -103,14 +108,23 @@ impl WeightMap {
 }
 
 impl LayerWeights {
-    fn new(prefix: &str, layer: &LayerSpec, width: usize) -> Self {
+    fn new(prefix: &str, layer: &LayerSpec, width: usize, less_one: bool) -> Self {
         let AttentionSpec { heads, kv_heads, head_dim, .. } = layer.attention;
         let inner = layer.mlp.intermediate_size;
         let (q, kv) = (heads * head_dim, kv_heads * head_dim);
         let parts = |group: &str, kind: &str, list: &[(&str, usize)]| -> Vec<(String, usize)> {
             list.iter().map(|(name, rows)| (format!("{prefix}{group}.{name}.{kind}"), *rows)).collect()
         };
-        let norm = |name: &str, len: usize| vector(&[(format!("{prefix}{name}.weight"), len)]);
+        let norm = |name: &str, len: usize| norm(format!("{prefix}{name}.weight"), len, less_one);
+        // With norms of what is added, the one after attention is one of them.
+        let (before_mlp, after) = match layer.post_norm {
+            None => ("post_attention_layernorm", [None, None]),
+            Some(_) => {
+                let after = ["post_attention_layernorm", "post_feedforward_layernorm"];
+                ("pre_feedforward_layernorm", after.map(|name| Some(norm(name, width))))
+            }
+        };
+        let [attention_post_norm, mlp_post_norm] = after;
         let attention = |kind, list: &[_]| parts("self_attn", kind, list);
         let mlp = |kind, list: &[_]| parts("mlp", kind, list);
         let bias = |on: bool, parts: Vec<(String, usize)>| on.then(|| VectorSpec::new(parts));
@@ -132,12 +146,14 @@ impl LayerWeights {
             k_norm: qk_norm("self_attn.k_norm"),
             output: matrix(&attention("weight", &output), q),
             output_bias: bias(layer.attention.output_bias, attention("bias", &output)),
-            mlp_norm: norm("post_attention_layernorm", width),
+            mlp_norm: norm(before_mlp, width),
             router,
             gate_up: expert_gate_up.unwrap_or_else(|| matrix(&mlp("weight", &gate_up), width)),
             gate_up_bias: bias(layer.mlp.bias, mlp("bias", &gate_up)),
             down: expert_down.unwrap_or_else(|| matrix(&mlp("weight", &down), inner)),
             down_bias: bias(layer.mlp.bias, mlp("bias", &down)),
+            attention_post_norm,
+            mlp_post_norm,
         }
     }
 
@@ -150,7 +166,8 @@ impl LayerWeights {
     pub fn vectors(&self) -> impl Iterator<Item = &VectorSpec> {
         let optional =
             [&self.qkv_bias, &self.q_norm, &self.k_norm, &self.output_bias, &self.gate_up_bias, &self.down_bias];
-        [&self.input_norm, &self.mlp_norm].into_iter().chain(optional.into_iter().flatten())
+        let after = self.attention_post_norm.iter().chain(&self.mlp_post_norm);
+        [&self.input_norm, &self.mlp_norm].into_iter().chain(optional.into_iter().flatten()).chain(after)
     }
 }
 
@@ -185,8 +202,9 @@ fn matrix(parts: &[(String, usize)], cols: usize) -> MatrixSpec {
     MatrixSpec::new(parts.to_vec(), cols)
 }
 
-fn vector(parts: &[(String, usize)]) -> VectorSpec {
-    VectorSpec::new(parts.to_vec())
+fn norm(name: String, len: usize, less_one: bool) -> VectorSpec {
+    let weight = VectorSpec::new(vec![(name, len)]);
+    if less_one { weight.stored_less_one() } else { weight }
 }
 
 /// A model directory whose config is supported and whose checkpoint has everything it needs.

@@ -167,6 +167,80 @@ fn sliding_layers_of_qwen() {
 }
 
 #[test]
+fn gemma2() {
+    let of = |keys| with("Gemma2ForCausalLM", keys);
+    let spec = of(json!({"num_key_value_heads": "remove"})).unwrap();
+    assert_eq!((spec.family, spec.max_position_embeddings, spec.tied_head), ("gemma2", 8192, true));
+    assert_eq!((spec.embed_scale, spec.logit_softcap, spec.norms_less_one), (Some(8.0), Some(30.0), true));
+    assert_eq!(windows(&spec), [Some(4096), None, Some(4096), None]);
+    for layer in &spec.layers {
+        let attention = &layer.attention;
+        assert_eq!((attention.kv_heads, attention.head_dim, attention.scale), (4, 256, 0.0625));
+        assert_eq!((attention.softcap, attention.qk_norm), (Some(50.0), None));
+        assert_eq!((layer.mlp.activation, layer.post_norm.map(|n| n.eps)), (Activation::GeluTanh, Some(1e-6)));
+    }
+    // The key that others have for the activation is not read.
+    let keys = json!({
+        "hidden_act": "relu", "hidden_activation": "silu", "query_pre_attn_scalar": 144, "attn_logit_softcapping": null,
+        "final_logit_softcapping": 12.5, "sliding_window": 9, "tie_word_embeddings": false, "attention_bias": true,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+    });
+    let spec = of(keys).unwrap();
+    let attention = &spec.layers[1].attention;
+    assert_eq!((attention.scale, attention.softcap, spec.logit_softcap), (1.0 / 12.0, None, Some(12.5)));
+    assert_eq!((windows(&spec), spec.tied_head), (vec![None, Some(9), Some(9), None], false));
+    assert!(attention.qkv_bias && attention.output_bias && spec.layers[0].mlp.activation == Activation::Silu);
+    for key in ["attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"] {
+        for bad in [json!(0), json!(-1.5), json!("50"), json!(1e30)] {
+            refused(of(json!({key: bad})), &[key]);
+        }
+    }
+    refused(of(json!({"use_bidirectional_attention": true})), &["use_bidirectional_attention", "looks back only"]);
+    refused(of(json!({"layer_types": ["full_attention"]})), &["one entry for each of the 4 layers"]);
+}
+
+#[test]
+fn gemma3() {
+    let of = |keys| with("Gemma3ForCausalLM", keys);
+    let ropes = |spec: &DecoderSpec| -> Vec<(f64, RopeScaling)> {
+        let ropes = spec.layers.iter().map(|l| l.attention.rope.as_ref().unwrap());
+        ropes.map(|rope| (rope.theta, rope.scaling.clone())).collect()
+    };
+    let spec = of(json!({"num_hidden_layers": 7})).unwrap();
+    assert_eq!((spec.family, spec.max_position_embeddings, spec.tied_head), ("gemma3", 131_072, true));
+    assert_eq!((spec.embed_scale, spec.logit_softcap, spec.norms_less_one), (Some(8.0), None, true));
+    let attention = &spec.layers[0].attention;
+    assert_eq!((attention.softcap, attention.qk_norm.map(|n| n.eps), attention.scale), (None, Some(1e-6), 0.0625));
+    let (local, global) = ((1e4, RopeScaling::None), (1e6, RopeScaling::None));
+    let w = Some(4096);
+    assert_eq!(windows(&spec), [w, w, w, w, w, None, w]);
+    assert_eq!(ropes(&spec)[4..], [local.clone(), global, local]);
+
+    let scaled = (5e5, RopeScaling::Linear { factor: 8.0 });
+    let hub = json!({
+        "sliding_window_pattern": 2, "sliding_window": 5, "rope_theta": 5e5, "rope_local_base_freq": 300.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    });
+    let v5 = json!({
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"], "sliding_window": 5,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+        },
+    });
+    for keys in [hub, v5] {
+        let spec = of(keys).unwrap();
+        assert_eq!(windows(&spec), [Some(5), None, Some(5), None]);
+        let local = (300.0, RopeScaling::None);
+        assert_eq!(ropes(&spec), [local.clone(), scaled.clone(), local, scaled.clone()]);
+    }
+    refused(of(json!({"attn_logit_softcapping": 50.0})), &["attn_logit_softcapping", "null"]);
+    refused(of(json!({"rope_local_base_freq": 0})), &["rope_local_base_freq"]);
+    refused(of(json!({"sliding_window_pattern": 0})), &["sliding_window_pattern"]);
+    assert_eq!(of(json!({"final_logit_softcapping": 20})).unwrap().logit_softcap, Some(20.0));
+}
+
+#[test]
 fn rope_in_both_spellings() {
     let llama3 = json!({
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -304,8 +378,10 @@ fn impossible_sizes() {
 #[test]
 fn unsupported_models() {
     let all: Vec<&str> = supported_architectures().collect();
+    let gemmas = ["Gemma2ForCausalLM", "Gemma3ForCausalLM"];
+    assert_eq!(all[..2], gemmas);
     assert_eq!(
-        all,
+        all[2..],
         [
             "LlamaForCausalLM",
             "MistralForCausalLM",
@@ -315,6 +391,8 @@ fn unsupported_models() {
             "Qwen3MoeForCausalLM"
         ]
     );
+    let tower = json!({"model_type": "gemma3", "text_config": {}, "vision_config": {}});
+    refused(with("Gemma3ForConditionalGeneration", tower), &["vision tower", "text alone", &all.join(", ")]);
     let listed = all.join(", ");
     refused(with("MambaForCausalLM", json!({})), &["architecture MambaForCausalLM is not supported", &listed]);
     refused(with("LlamaForSequenceClassification", json!({})), &["LlamaForSequenceClassification", &listed]);

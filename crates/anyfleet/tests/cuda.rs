@@ -7,8 +7,9 @@ use common::company::{alone, assert_same, requests, together};
 use common::reference::{F32_TOLERANCE, assert_bf16_sized, errors_of, worst};
 use common::{Driver, emulated_cuda, expected, fixtures_dir};
 
-/// Grouped heads; windows mixed with full attention, and QK-norm; windows and biases.
-const MODELS: [&str; 3] = ["llama3", "qwen3-mixed", "qwen2-window"];
+/// Grouped heads; windows mixed with full attention, and QK-norm; windows and biases; soft caps and norms of what a layer
+/// adds; rotary embeddings by layer type.
+const MODELS: [&str; 5] = ["llama3", "qwen3-mixed", "qwen2-window", "gemma2", "gemma3"];
 
 fn builder(device: &DeviceSpec, model: &str) -> EngineBuilder {
     let dir = fixtures_dir().join(model);

@@ -6,9 +6,9 @@ use anyfleet::{DTypeSpec, DeviceSpec, Engine, EngineBuilder, KvDType, QuantizeSp
 use common::company::{alone, assert_same, requests, together};
 use common::{fixtures_dir, software_vulkan};
 
-/// Fixtures that cover: full attention, a window in every layer, windows mixed with full attention,
-/// QK-norm with everything else.
-const MODELS: [&str; 5] = ["llama3", "mistral-window", "qwen2-window", "qwen3-moe", "qwen3-mixed"];
+/// Fixtures that cover: full attention, a window in every layer, windows mixed with full attention, experts, soft caps and
+/// norms of what a layer adds, QK-norm with everything else.
+const MODELS: [&str; 6] = ["llama3", "mistral-window", "qwen2-window", "qwen3-moe", "gemma2", "qwen3-mixed"];
 
 /// Types of weights, quantizations, and types of keys.
 const KINDS: [(DTypeSpec, QuantizeSpec, KvDType); 6] = [
@@ -65,7 +65,9 @@ fn chunk_and_page_size(device: &DeviceSpec) {
     let quantized = [QuantizeSpec::Q8, QuantizeSpec::Q4].map(|quantize| (MODELS[0], quantize, KvDType::Auto));
     let plain = |kv| MODELS.map(|model| (model, QuantizeSpec::None, kv));
     let cases: Vec<_> = plain(KvDType::Auto).into_iter().chain(quantized).chain(plain(KvDType::I8)).collect();
-    for &(model, quantize, kv) in if everything(device) { &cases[..] } else { &cases[3..6] } {
+    for &(model, quantize, kv) in
+        if everything(device) { &cases[..] } else { &cases[MODELS.len() - 1..MODELS.len() + 1] }
+    {
         let builder = |model| builder(device, model).quantize(quantize).kv_dtype(kv);
         let requests = requests(12);
         let want = alone(&builder(model).prefix_cache(false).build().expect("engine"), &requests);

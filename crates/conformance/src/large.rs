@@ -58,7 +58,7 @@ pub(crate) fn cases<B: Backend>(caps: &Caps) -> Cases<B> {
     }
     cases.push(Box::new(LinearCase { offset: FAR, ..LinearCase::plain(3, 515, 4096, activation, weight) }));
     let (padding, width, sampled, live) = (0, 1024, true, Live::All);
-    let embed = EmbedCase { rows: 64, padding, vocab: VOCAB, width, activation, weight, sampled, live };
+    let embed = EmbedCase { rows: 64, padding, vocab: VOCAB, width, activation, weight, scale: 1.0, sampled, live };
     cases.push(Box::new(embed));
     cases.push(Box::new(norm(activation)));
     cases.push(Box::new(act_mul(activation)));
@@ -73,6 +73,7 @@ pub(crate) fn cases<B: Backend>(caps: &Caps) -> Cases<B> {
         ..attention(activation, kv)
     };
     cases.push(Box::new(AttentionCase { window: Some(4096), drop_pages: true, ..long.clone() }));
+    cases.push(Box::new(AttentionCase { softcap: Some(2.0), sinks: true, size: 256, ..long.clone() }));
     cases.push(Box::new(long));
     cases.push(Box::new(AttentionCase {
         sequences: vec![Length { rows: 512, context: 4096 }],
@@ -122,7 +123,8 @@ fn experts(tokens: usize, sampled: usize, activation: DType, weight: WeightForma
 
 fn norm(activation: DType) -> NormCase {
     let spread = Spread::Outliers;
-    NormCase { rows: 512, padding: 0, width: 8192, activation, in_place: false, spread, eps: 1e-5, live: Live::All }
+    let (in_place, residual, live) = (false, Residual::None, Live::All);
+    NormCase { rows: 512, padding: 0, width: 8192, activation, in_place, residual, spread, eps: 1e-5, live }
 }
 
 fn act_mul(activation: DType) -> ActMulCase {
@@ -140,6 +142,8 @@ fn attention(activation: DType, kv: DType) -> AttentionCase {
         size: 128,
         page: 16,
         window: None,
+        softcap: None,
+        sinks: false,
         drop_pages: false,
         gaps: false,
         activation,

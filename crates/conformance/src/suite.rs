@@ -12,6 +12,7 @@ use crate::cases::norm::NormCase;
 use crate::cases::rope_kv::RopeKvCase;
 use crate::cases::route::{AnyLogits, RouteCase};
 use crate::cases::sample::{Logits, SampleCase};
+use crate::cases::softcap::SoftcapCase;
 use crate::large;
 use crate::matrix::Spread;
 use crate::property::{ChunkIndependence, RowIndependence};
@@ -161,6 +162,7 @@ fn small<B: Backend>(caps: &Caps, rng: &mut Rng) -> Cases<B> {
         }
     }
     route(&mut cases, rng);
+    softcap(&mut cases, rng);
     sample(&mut cases, rng);
     cases
 }
@@ -186,12 +188,12 @@ fn embed<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType, wei
     for (rows, padding, vocab, width) in [(1, 0, 17, 1), (3, 2, 80, 100), (17, 0, 515, 64), (0, 4, 3, 8), (0, 0, 3, 8)]
     {
         let (live, sampled) = (live_for(rng, padding, Live::Tokens), rows == 17);
-        with_rows(cases, EmbedCase { rows, padding, vocab, width, activation, weight, sampled, live });
+        with_rows(cases, EmbedCase { rows, padding, vocab, width, activation, weight, scale: 1.0, sampled, live });
     }
-    for sampled in [false, true, true] {
+    for (sampled, scale) in [(false, 55.5), (true, 1.0), (true, 0.3), (false, 11.25)] {
         let (rows, padding) = (rng.range(1, 40), rng.below(5));
         let (vocab, width, live) = (rng.pick(&ODD), rng.pick(&ODD), Live::Tokens);
-        with_rows(cases, EmbedCase { rows, padding, vocab, width, activation, weight, sampled, live });
+        with_rows(cases, EmbedCase { rows, padding, vocab, width, activation, weight, scale, sampled, live });
     }
 }
 
@@ -202,7 +204,8 @@ fn norm<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType) {
         let live = live_for(rng, padding, Live::Tokens);
         // The models' own are too small to be seen in most types.
         let (in_place, spread, eps) = (rng.chance(0.5), spread(rng), [1e-5, 0.25, 1e-6][i % 3]);
-        with_rows(cases, NormCase { rows, padding, width, activation, in_place, spread, eps, live });
+        let residual = [Residual::None, Residual::InPlace, Residual::Other, Residual::None, Residual::InPlace][i % 5];
+        with_rows(cases, NormCase { rows, padding, width, activation, in_place, residual, spread, eps, live });
     }
 }
 
@@ -450,6 +453,8 @@ fn attention<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType,
             size,
             page: PAGES[(i + i / 4) % 4],
             window,
+            softcap: None,
+            sinks: false,
             drop_pages: window.is_some() && rng.chance(0.7),
             gaps: rng.chance(0.5),
             activation,
@@ -463,6 +468,54 @@ fn attention<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType,
         }
         cases.push(Box::new(case));
     }
+    attention_options(cases, rng, activation, kv);
+}
+
+/// Caps that bend scores a little and much, and sinks, with few rows and many, segments apart and not.
+fn attention_options<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType, kv: DType) {
+    for i in 0..12 {
+        let (heads, groups, size) = if i % 3 == 0 { (4, 1, 256) } else { rng.pick(&HEADS) };
+        let sequences = match i {
+            0 => vec![Length { rows: 1, context: 600 }],
+            1 => vec![Length { rows: 70, context: 300 }, Length { rows: 2, context: 33 }],
+            2 => vec![Length { rows: 5, context: 515 }, Length { rows: 1, context: 1 }],
+            _ => lengths(rng, 1 + i % 4, 300),
+        };
+        let window = [None, None, Some(300), Some(33), None][i % 5];
+        let case = AttentionCase {
+            padding: i % 3,
+            sequences,
+            heads,
+            groups,
+            size,
+            page: rng.pick(&PAGES),
+            window,
+            softcap: [Some(2.0), Some(0.25), None, Some(50.0)][i % 4],
+            // Alone, with a cap, and a cap alone.
+            sinks: i % 4 == 2 || i % 3 != 1,
+            // The third begins within a segment of keys and ends in the one after the next.
+            drop_pages: window.is_some() && (i == 2 || rng.chance(0.7)),
+            gaps: rng.chance(0.5),
+            activation,
+            kv,
+            spread: rng.pick(&[Spread::Normal, Spread::Normal, Spread::Outliers]),
+            sampled: 0,
+            offset: 0,
+        };
+        if i < 6 {
+            cases.push(Box::new(ChunkIndependence(case.clone())));
+        }
+        cases.push(Box::new(case));
+    }
+}
+
+fn softcap<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng) {
+    for (i, vocab) in [1, 3, 17, 80, 515, 4099].into_iter().enumerate() {
+        let (rows, padding, cap) = ([3, 1, 17][i % 3], [0, 2][i % 2], [30.0, 1.0, 0.01, 1e6][i % 4]);
+        with_rows(cases, SoftcapCase { rows, padding, vocab, cap, live: live_for(rng, padding, Live::LogitRows) });
+    }
+    let (rows, padding, vocab) = (rng.range(1, 40), rng.below(4), rng.pick(&ODD));
+    with_rows(cases, SoftcapCase { rows, padding, vocab, cap: 20.0, live: Live::LogitRows });
 }
 
 fn sample<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng) {

@@ -17,8 +17,8 @@ fn emulated() -> Option<CudaBackend> {
     }
 }
 
-const OPS: [&str; 9] =
-    ["act_mul", "attention", "embed", "gather", "linear", "linear_act_mul", "norm", "rope_kv", "sample"];
+const OPS: [&str; 10] =
+    ["act_mul", "attention", "embed", "gather", "linear", "linear_act_mul", "norm", "rope_kv", "sample", "softcap"];
 
 fn passes(device: &CudaBackend, op: &str) -> Report {
     let options = Options { op: Some(op.to_owned()), ..Options::new(Tier::Small, seed_from_env().unwrap()) };

@@ -41,20 +41,24 @@ fn a_backend_that_computes_nothing_fails_every_op() {
             "norm",
             "rope_kv",
             "route",
-            "sample"
+            "sample",
+            "softcap"
         ]
     );
 }
 
 /// Each mutation with the op it breaks and a word of the message that names the damage.
-const MUTATIONS: [(Mutation, &str, &str); 46] = [
+const MUTATIONS: [(Mutation, &str, &str); 57] = [
     (Mutation::EmbedNextRow, "embed", "expected Exact"),
     (Mutation::EmbedIgnoresSampled, "embed", "expected Exact"),
+    (Mutation::EmbedForgetsScale, "embed", "expected Near"),
     (Mutation::NormForgetsEps, "norm", "expected Near"),
     (Mutation::NormWritesPastTheEnd, "norm", "memory outside output out was written"),
     (Mutation::NormWritesItsInput, "norm", "input x was written"),
     (Mutation::NormComputesPadding, "norm", "is not live but was written"),
     (Mutation::NormUsesBatchStatistics, "norm", "gave other bits than in a batch"),
+    (Mutation::NormForgetsResidual, "norm", "expected Near"),
+    (Mutation::NormScalesResidual, "norm", "expected Near"),
     (Mutation::LinearDropsLastK, "linear", "expected Near"),
     (Mutation::LinearIgnoresStride, "linear", "expected Near"),
     (Mutation::LinearRoundsToBf16, "linear", "expected Near"),
@@ -74,7 +78,15 @@ const MUTATIONS: [(Mutation, &str, &str); 46] = [
     (Mutation::AttentionSumsByPage, "attention", "gave other bits in chunks"),
     (Mutation::AttentionOneKvHead, "attention", "expected Near"),
     (Mutation::AttentionForgetsScales, "attention", "expected Near"),
+    (Mutation::AttentionForgetsTheCap, "attention", "expected Near"),
+    (Mutation::AttentionCapsWithoutScale, "attention", "expected Near"),
+    (Mutation::AttentionCapIsOff, "attention", "expected Near"),
+    (Mutation::AttentionForgetsSinks, "attention", "expected Near"),
+    (Mutation::AttentionSinksByKvHead, "attention", "expected Near"),
+    (Mutation::AttentionSinksBySegment, "attention", "expected Near"),
     (Mutation::GatherCopiesInOrder, "gather", "expected Exact"),
+    (Mutation::SoftcapForgetsFactor, "softcap", "expected Near"),
+    (Mutation::SoftcapClamps, "softcap", "expected Near"),
     (Mutation::SampleTiesToHighestId, "sample", "expected Exact"),
     (Mutation::SampleAdjustsLogprobs, "sample", "logprobs"),
     (Mutation::SampleIgnoresTopP, "sample", "ids"),

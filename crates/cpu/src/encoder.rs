@@ -11,11 +11,12 @@ use crate::ops::norm::NormOp;
 use crate::ops::rope_kv::RopeKvOp;
 use crate::ops::route::RouteOp;
 use crate::ops::sample::SampleOp;
+use crate::ops::softcap::SoftcapOp;
 use crate::plan::{CpuPlan, Step};
 use crate::view::View;
 use anyfleet_tensor::ops::{
     ActMul, Attention, Combine, Embed, Gather, GroupedLinear, GroupedLinearActMul, Linear, LinearActMul, Norm, RopeKv,
-    Route, Sample,
+    Route, Sample, Softcap,
 };
 use anyfleet_tensor::{DType, Error, Live, Recorder, Result, Tensor};
 
@@ -117,6 +118,9 @@ impl Recorder<CpuBackend> for CpuRecorder {
     }
     fn gather(&mut self, op: Gather<'_, CpuBackend>) -> Result<()> {
         self.push("gather", op.live, Step::Gather(GatherOp::new(&op)?))
+    }
+    fn softcap(&mut self, op: Softcap<'_, CpuBackend>) -> Result<()> {
+        self.push("softcap", op.live, Step::Softcap(SoftcapOp::new(&op)?))
     }
     fn sample(&mut self, op: Sample<'_, CpuBackend>) -> Result<()> {
         self.push("sample", op.live, Step::Sample(SampleOp::new(&op)?))

@@ -9,7 +9,7 @@
 //! let weight = Tensor::new(&device, DType::F32, &[4])?;
 //! device.write(&x, bytemuck::cast_slice(&[3.0f32, 3.0, 3.0, 3.0]))?;
 //! device.write(&weight, bytemuck::cast_slice(&[1.0f32, 2.0, 3.0, 4.0]))?;
-//! device.run(|enc| enc.norm(Norm { out: &x, x: &x, weight: &weight, eps: 0.0, live: Live::All }))?;
+//! device.run(|enc| enc.norm(Norm { out: &x, x: &x, weight: &weight, eps: 0.0, residual: None, live: Live::All }))?;
 //! # Ok(())
 //! # }
 //! ```

@@ -10,6 +10,7 @@ use crate::ops::norm::NormOp;
 use crate::ops::rope_kv::RopeKvOp;
 use crate::ops::route::RouteOp;
 use crate::ops::sample::SampleOp;
+use crate::ops::softcap::SoftcapOp;
 use crate::panels::pack::Rows;
 use crate::simd::KernelSet;
 use crate::team::{Piece, Team};
@@ -31,6 +32,7 @@ pub(crate) enum Step {
     RopeKv(RopeKvOp),
     Attention(AttentionOp),
     Gather(GatherOp),
+    Softcap(SoftcapOp),
     Sample(SampleOp),
     Route(RouteOp),
     GroupedLinear(GroupedLinearOp),
@@ -70,6 +72,7 @@ impl CpuPlan {
                 Step::RopeKv(op) => op.execute(&ctx),
                 Step::Attention(op) => op.execute(&ctx, &mut workspace.attention),
                 Step::Gather(op) => op.execute(&ctx),
+                Step::Softcap(op) => op.execute(&ctx),
                 Step::Sample(op) => op.execute(&ctx),
                 Step::Route(op) => op.execute(&ctx),
                 Step::GroupedLinear(op) => op.execute(&ctx, &mut workspace.rows),

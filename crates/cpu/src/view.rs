@@ -112,6 +112,18 @@ impl View {
         unsafe { *self.row::<u32>(row).add(col) }
     }
 
+    /// Element `i` of an f32 tensor, counted in row-major order.
+    ///
+    /// # Panics
+    /// When it is past the end.
+    #[inline]
+    pub(crate) fn f32_at(&self, i: usize) -> f32 {
+        let (row, col) = (i / self.cols.max(1), i % self.cols.max(1));
+        assert!(col < self.cols && self.dtype == DType::F32);
+        // SAFETY: as in `u32_at`.
+        unsafe { *self.row::<f32>(row).add(col) }
+    }
+
     /// First element of a tensor that is one list.
     ///
     /// # Panics

@@ -118,6 +118,9 @@ impl Recorder<CudaBackend> for CudaRecorder {
     fn gather(&mut self, op: Gather<'_, CudaBackend>) -> Result<()> {
         ops::gather::record(self, &op)
     }
+    fn softcap(&mut self, op: Softcap<'_, CudaBackend>) -> Result<()> {
+        ops::softcap::record(self, &op)
+    }
     fn sample(&mut self, op: Sample<'_, CudaBackend>) -> Result<()> {
         ops::sample::record(self, &op)
     }

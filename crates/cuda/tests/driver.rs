@@ -62,7 +62,7 @@ impl Normed {
 
     fn encode(&self, encoder: &mut Encoder<'_, CudaBackend>, live: Live) {
         let Normed { out, x, weight } = self;
-        encoder.norm(Norm { out, x, weight, eps: 1e-6, live });
+        encoder.norm(Norm { out, x, weight, eps: 1e-6, residual: None, live });
     }
 
     /// What the device computes of `x`.

@@ -1,6 +1,6 @@
 //! What operations ask of a device: which kernels, how many blocks, and what each is given. Nothing is computed.
 use anyfleet_cuda::{CudaBackend, Recorded, RecordedLaunch};
-use anyfleet_tensor::ops::{ActMul, Activation, Gather, Norm, Sample};
+use anyfleet_tensor::ops::{ActMul, Activation, Gather, Norm, Sample, Softcap};
 use anyfleet_tensor::{Backend, DType, Encoder, Error, Live, StepSizes, TOP_LOGPROBS, Tensor};
 
 /// A device that writes down launches, and a step's header on it.
@@ -126,11 +126,15 @@ fn norm_of_a_view() {
     let x = device.floats(&[8, 4160]).columns(32, 4096).narrow(3, 4);
     let out = device.floats(&[9, 4100]).columns(4, 4096).narrow(5, 4);
     let weight = device.floats(&[4096]);
+    let added = device.floats(&[4, 4096]);
     for live in [Live::All, Live::Tokens, Live::Sequences, Live::LogitRows] {
-        let launch = device.launch(|enc| enc.norm(Norm { out: &out, x: &x, weight: &weight, eps: 1e-5, live }));
+        let residual = (live == Live::Tokens).then_some(&added);
+        let launch =
+            device.launch(|enc| enc.norm(Norm { out: &out, x: &x, weight: &weight, eps: 1e-5, residual, live }));
         assert_eq!((launch.kernel, launch.grid, launch.threads, launch.shared), ("norm", [4, 1, 1], 512, 0));
-        let addresses = [at(&out), at(&x), at(&weight), device.live(live)];
-        given(&launch, &addresses, &[4, 4096, 4100, 4160, 1e-5f32.to_bits()]);
+        let addresses = [at(&out), at(&x), at(&weight), device.live(live), residual.map_or(0, at)];
+        let stride = if residual.is_some() { 4096 } else { 0 };
+        given(&launch, &addresses, &[4, 4096, 4100, 4160, 1e-5f32.to_bits(), stride]);
         assert_eq!(launch.address(1), x.buffer().address() + 4 * (3 * 4160 + 32));
     }
 }
@@ -148,6 +152,19 @@ fn act_mul_covers_rows_and_columns() {
         covers(launch.grid[1], 1024, width);
         let words = [rows, width, width, 2 * width + 3, usize::from(rows == 1)].map(|n| n as u32);
         given(&launch, &[at(&out), at(&gate_up), device.live(Live::Tokens)], &words);
+    }
+}
+
+#[test]
+fn softcap_covers_rows_and_columns() {
+    let device = Device::new();
+    for (rows, width) in [(1, 1), (3, 1023), (64, 1025), (2, 256_000)] {
+        let x = device.floats(&[rows, width + 3]).columns(1, width);
+        let launch = device.launch(|enc| enc.softcap(Softcap { x: &x, cap: 30.0, live: Live::LogitRows }));
+        assert_eq!((launch.kernel, launch.grid[0], launch.grid[2], launch.threads), ("softcap", rows as u32, 1, 256));
+        covers(launch.grid[1], 1024, width);
+        let words = [rows as u32, width as u32, width as u32 + 3, 30.0f32.to_bits()];
+        given(&launch, &[at(&x), device.live(Live::LogitRows)], &words);
     }
 }
 
@@ -231,7 +248,7 @@ fn no_rows_no_launch() {
     let (gate_up, index) = (device.floats(&[4, 128]), device.words(&[4]));
     let none = x.narrow(4, 0);
     let launches = device.launches(|enc| {
-        enc.norm(Norm { out: &none, x: &none, weight: &weight, eps: 1e-5, live: Live::Tokens });
+        enc.norm(Norm { out: &none, x: &none, weight: &weight, eps: 1e-5, residual: None, live: Live::Tokens });
         let activation = Activation::Silu;
         enc.act_mul(ActMul { out: &none, gate_up: &gate_up.narrow(0, 0), activation, live: Live::Tokens });
         enc.gather(Gather { out: &none, x: &x, rows: &index.narrow(1, 0), live: Live::Tokens });
@@ -247,7 +264,7 @@ fn live_rows_need_a_header() {
     let sampled = Sampled::new(&device, 4, 64);
     let (out, live) = (&device.floats(&[4, 64]), Live::LogitRows);
     let refusals = [
-        device.refusal(|enc| enc.norm(Norm { out, x: &x, weight: &weight, eps: 1e-5, live })),
+        device.refusal(|enc| enc.norm(Norm { out, x: &x, weight: &weight, eps: 1e-5, residual: None, live })),
         device.refusal(|enc| enc.act_mul(ActMul { out, gate_up: &gate_up, activation: Activation::Silu, live })),
         device.refusal(|enc| enc.gather(Gather { out, x: &x, rows: &index, live })),
         device.refusal(|enc| sampled.record(enc, live)),
@@ -273,7 +290,7 @@ fn grids_have_limits() {
         device.refusal(|enc| enc.act_mul(ActMul { out: &wide, gate_up: &gate_up, activation, live })),
         device.refusal(|enc| enc.gather(Gather { out: &wide, x: &wide, rows: &index, live })),
         device.refusal(|enc| many.record(enc, live)),
-        device.refusal(|enc| enc.norm(Norm { out: &tall, x: &tall, weight: &weight, eps: 1e-5, live })),
+        device.refusal(|enc| enc.norm(Norm { out: &tall, x: &tall, weight: &weight, eps: 1e-5, residual: None, live })),
     ];
     for refusal in refusals {
         assert!(refusal.contains("more blocks than the device has"), "{refusal}");
@@ -307,7 +324,7 @@ impl Tail {
         let Tail { hidden, index, chosen, weight, sampled } = self;
         let live = Live::LogitRows;
         enc.gather(Gather { out: chosen, x: hidden, rows: index, live });
-        enc.norm(Norm { out: chosen, x: chosen, weight, eps: 1e-5, live });
+        enc.norm(Norm { out: chosen, x: chosen, weight, eps: 1e-5, residual: None, live });
         sampled.record(enc, live);
     }
 }

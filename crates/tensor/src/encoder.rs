@@ -24,6 +24,8 @@ pub trait Recorder<B: Backend> {
     fn attention(&mut self, op: Attention<'_, B>) -> Result<()>;
     /// See [`Gather`].
     fn gather(&mut self, op: Gather<'_, B>) -> Result<()>;
+    /// See [`Softcap`].
+    fn softcap(&mut self, op: Softcap<'_, B>) -> Result<()>;
     /// See [`Sample`].
     fn sample(&mut self, op: Sample<'_, B>) -> Result<()>;
     /// See [`LinearActMul`].
@@ -102,6 +104,8 @@ impl<'a, B: Backend> Encoder<'a, B> {
         attention: Attention;
         /// Copies chosen rows: see [`Gather`].
         gather: Gather;
+        /// Bounds logits: see [`Softcap`].
+        softcap: Softcap;
         /// Log-probabilities and the next token: see [`Sample`].
         sample: Sample;
         /// [`Linear`] followed by [`ActMul`]: see [`LinearActMul`].

@@ -14,7 +14,7 @@
 //! let x = Tensor::new(&device, DType::F32, &[4, 64])?;
 //! let out = Tensor::new(&device, DType::F32, &[4, 64])?;
 //! let weight = Tensor::new(&device, DType::F32, &[64])?;
-//! device.run(|enc| enc.norm(Norm { out: &out, x: &x, weight: &weight, eps: 1e-6, live: Live::All }))?;
+//! device.run(|enc| enc.norm(Norm { out: &out, x: &x, weight: &weight, eps: 1e-6, residual: None, live: Live::All }))?;
 //! assert_eq!(device.log(), ["norm [4, 64]"]);
 //! # Ok(())
 //! # }

@@ -131,6 +131,9 @@ impl Recorder<NullBackend> for NullRecorder {
     fn gather(&mut self, op: Gather<'_, NullBackend>) -> Result<()> {
         self.line("gather", op.out)
     }
+    fn softcap(&mut self, op: Softcap<'_, NullBackend>) -> Result<()> {
+        self.line("softcap", op.x)
+    }
     fn sample(&mut self, op: Sample<'_, NullBackend>) -> Result<()> {
         self.line("sample", op.logits)
     }

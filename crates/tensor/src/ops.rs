@@ -53,7 +53,7 @@ fn exactly<B: Backend>(device: &B, op: &'static str, operand: &'static str, t: &
 /// Marks an entry of [`Embed::ids`] as a place in [`Embed::sampled`].
 pub const SAMPLED: u32 = 1 << 31;
 
-/// `out[t] = weight[ids[t]]`: rows of the packed embedding matrix.
+/// `out[t] = scale * weight[ids[t]]`: rows of the packed embedding matrix.
 ///
 /// `out` `[T, D]` activation; `ids` `[T]` u32, each below `V`; `weight` `V x D`. Where there is `sampled`, `[N]` u32 below
 /// `V`, an entry of `ids` may be [`SAMPLED`]` | n` instead, and stands for `sampled[n]`: a token that the device chose and
@@ -67,13 +67,15 @@ pub struct Embed<'a, B: Backend> {
     pub sampled: Option<&'a Tensor<B>>,
     /// `V x D`; may be the head's matrix.
     pub weight: &'a B::Weight,
+    /// Multiplies the rows, in f32; 1 changes nothing.
+    pub scale: f32,
     /// Rows computed.
     pub live: Live,
 }
 
-/// RMS normalisation (Zhang and Sennrich 2019): `out = x / sqrt(mean(x^2) + eps) * weight`, in f32.
+/// RMS normalisation (Zhang and Sennrich 2019): `out = x / sqrt(mean(x^2) + eps) * weight (+ residual)`, in f32.
 ///
-/// `out`, `x` `[T, D]` activation; `weight` `[D]` f32. `out` may be `x`.
+/// `out`, `x`, `residual` `[T, D]` activation; `weight` `[D]` f32. `out` may be `x` or `residual`.
 pub struct Norm<'a, B: Backend> {
     /// `[T, D]`.
     pub out: &'a Tensor<B>,
@@ -83,6 +85,8 @@ pub struct Norm<'a, B: Backend> {
     pub weight: &'a Tensor<B>,
     /// Added to the mean square.
     pub eps: f32,
+    /// `[T, D]`, added last: models that norm what a layer adds to the residual stream.
+    pub residual: Option<&'a Tensor<B>>,
     /// Rows computed.
     pub live: Live,
 }
@@ -213,6 +217,11 @@ pub struct RopeKv<'a, B: Backend> {
 /// [`SeqMeta`](crate::SeqMeta) (`[S, 8]` u32); `table` `[E]` u32 page ids. Token rows that belong to
 /// no sequence are left as they were. Keys are combined in an order that depends on their absolute
 /// positions only, never on page size, chunking or the other rows.
+///
+/// With scores `s` over the keys that a query sees, its head is `sum(exp(s) * v) / sum(exp(s))`. A score is
+/// `scale * (q . k)`, and with a `softcap` `softcap * tanh(scale * (q . k) / softcap)`. With `sinks` the denominator is
+/// `sum(exp(s)) + exp(sinks[h])`: it is joined once, after all keys, so that a row's bits do not depend on how its keys
+/// are taken.
 pub struct Attention<'a, B: Backend> {
     /// `[T, H*d]`.
     pub out: &'a Tensor<B>,
@@ -230,6 +239,11 @@ pub struct Attention<'a, B: Backend> {
     pub table: &'a Tensor<B>,
     /// Multiplies the scores.
     pub scale: f32,
+    /// Bounds the scores, finite and above 0 (Gemma 2, arXiv 2408.00118).
+    pub softcap: Option<f32>,
+    /// `[H]` f32, finite: of each query head a logit that takes part in the softmax and has no value (gpt-oss,
+    /// arXiv 2508.10925; StreamingLLM, arXiv 2309.17453). No model family uses it yet.
+    pub sinks: Option<&'a Tensor<B>>,
     /// A query at position `t` sees keys `t - window + 1 ..= t`.
     pub window: Option<u32>,
     /// Tokens: no sequence's context is longer.
@@ -249,6 +263,18 @@ pub struct Gather<'a, B: Backend> {
     pub x: &'a Tensor<B>,
     /// `[R]` u32.
     pub rows: &'a Tensor<B>,
+    /// Rows computed.
+    pub live: Live,
+}
+
+/// `x = cap * tanh(x / cap)`, in place: a soft bound of logits (Gemma 2, arXiv 2408.00118).
+///
+/// `x` `[R, V]` f32.
+pub struct Softcap<'a, B: Backend> {
+    /// `[R, V]` f32.
+    pub x: &'a Tensor<B>,
+    /// The bound, finite and above 0.
+    pub cap: f32,
     /// Rows computed.
     pub live: Live,
 }
@@ -321,6 +347,10 @@ impl<B: Backend> Norm<'_, B> {
             x = self.x
         );
         exactly(device, "norm", "weight", self.weight, DType::F32)?;
+        if let Some(residual) = self.residual {
+            rule!("norm", residual.shape() == self.x.shape(), "residual and x differ", residual = residual, x = self.x);
+            activation(device, "norm", "residual", residual)?;
+        }
         activation(device, "norm", "out", self.out)?;
         activation(device, "norm", "x", self.x)
     }
@@ -501,6 +531,10 @@ impl<B: Backend> RopeKv<'_, B> {
     }
 }
 
+fn is_cap(cap: f32) -> bool {
+    cap > 0.0 && cap.is_finite()
+}
+
 impl<B: Backend> Attention<'_, B> {
     /// Shape rules.
     ///
@@ -520,6 +554,12 @@ impl<B: Backend> Attention<'_, B> {
         );
         rule!(OP, self.seqs.shape() == [self.seqs.rows(), 8], "seqs must be [S, 8]", seqs = self.seqs);
         rule!(OP, self.window != Some(0), "window must be above 0", window = self.window);
+        rule!(OP, self.softcap.is_none_or(is_cap), "softcap must be finite and above 0", softcap = self.softcap);
+        if let Some(sinks) = self.sinks {
+            let heads = self.q.cols() / self.k_cache.dim(3);
+            rule!(OP, sinks.shape() == [heads], "sinks must be [H]", sinks = sinks, q = self.q, k_cache = self.k_cache);
+            exactly(device, OP, "sinks", sinks, DType::F32)?;
+        }
         exactly(device, OP, "seqs", self.seqs, DType::U32)?;
         exactly(device, OP, "table", self.table, DType::U32)?;
         activation(device, OP, "out", self.out)?;
@@ -544,6 +584,18 @@ impl<B: Backend> Gather<'_, B> {
         rule!("gather", self.out.dtype() == self.x.dtype(), "out and x differ in dtype", out = self.out, x = self.x);
         exactly(device, "gather", "rows", self.rows, DType::U32)?;
         activation(device, "gather", "x", self.x)
+    }
+}
+
+impl<B: Backend> Softcap<'_, B> {
+    /// Shape rules.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] or [`Error::DType`].
+    pub fn check(&self, device: &B) -> Result<()> {
+        rule!("softcap", self.x.shape().len() == 2, "x must be [R, V]", x = self.x);
+        rule!("softcap", is_cap(self.cap), "cap must be finite and above 0", cap = self.cap);
+        exactly(device, "softcap", "x", self.x, DType::F32)
     }
 }
 

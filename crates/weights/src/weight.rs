@@ -114,12 +114,20 @@ pub struct VectorSpec {
     pub parts: Vec<(String, usize)>,
     /// Which, where the tensors have more.
     cut: Option<Vec<Span>>,
+    /// The checkpoint has every element less 1.
+    less_one: bool,
 }
 
 impl VectorSpec {
     /// Whole tensors: names with their lengths.
     pub fn new(parts: Vec<(String, usize)>) -> Self {
-        VectorSpec { parts, cut: None }
+        VectorSpec { parts, cut: None, less_one: false }
+    }
+
+    /// Of a checkpoint that has every element less 1, as some norms are kept: 1 is added, in f32, as they are read.
+    #[must_use]
+    pub fn stored_less_one(self) -> Self {
+        VectorSpec { less_one: true, ..self }
     }
 
     /// Elements over all parts.
@@ -148,7 +156,7 @@ impl VectorSpec {
     pub fn take(&self, ranges: &[Range<usize>]) -> Self {
         assert!(self.cut.is_none(), "{:?} is a part already", self.parts);
         let (parts, cut) = take(&self.parts, ranges);
-        VectorSpec { parts, cut: Some(cut) }
+        VectorSpec { parts, cut: Some(cut), less_one: self.less_one }
     }
 }
 
@@ -199,6 +207,9 @@ impl ModelDir {
             let first = spec.cut.as_ref().map_or(0, |cut| cut[i].first);
             let size = view.dtype.size();
             extend_f32(&mut out, view.dtype, &view.bytes[first * size..(first + len) * size]);
+        }
+        if spec.less_one {
+            out.iter_mut().for_each(|v| *v += 1.0);
         }
         Ok(out)
     }

@@ -235,6 +235,9 @@ impl Recorder<WgpuBackend> for WgpuRecorder {
     fn gather(&mut self, op: Gather<'_, WgpuBackend>) -> Result<()> {
         ops::gather::record(self, &op)
     }
+    fn softcap(&mut self, op: Softcap<'_, WgpuBackend>) -> Result<()> {
+        ops::softcap::record(self, &op)
+    }
     fn sample(&mut self, op: Sample<'_, WgpuBackend>) -> Result<()> {
         ops::sample::record(self, &op)
     }

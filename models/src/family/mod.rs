@@ -2,11 +2,11 @@
 //!
 //! Defaults for keys a config does not have are those of transformers 5 (`configuration_*.py`),
 //! because published configs leave out what equals them.
-mod rope;
+pub(crate) mod rope;
 
 use crate::{
-    AttentionSpec, DecoderSpec, ExpertNames, ExpertsSpec, LayerSpec, MlpSpec, NormSpec, RopeSpec, llama, mistral,
-    mixtral, qwen2, qwen3, qwen3_moe,
+    AttentionSpec, DecoderSpec, ExpertNames, ExpertsSpec, LayerSpec, MlpSpec, NormSpec, RopeSpec, gemma2, gemma3,
+    llama, mistral, mixtral, qwen2, qwen3, qwen3_moe,
 };
 use anyfleet_tensor::ops::{Activation, Scoring};
 use anyfleet_weights::{Config, Result, Section, quote};
@@ -21,6 +21,13 @@ struct Family {
 }
 
 const FAMILIES: &[Family] = &[
+    Family { model_type: "gemma2", architecture: "Gemma2ForCausalLM", base: "Gemma2Model", spec: gemma2::spec },
+    Family {
+        model_type: "gemma3_text",
+        architecture: "Gemma3ForCausalLM",
+        base: "Gemma3TextModel",
+        spec: gemma3::spec,
+    },
     Family { model_type: "llama", architecture: "LlamaForCausalLM", base: "LlamaModel", spec: llama::spec },
     Family { model_type: "mistral", architecture: "MistralForCausalLM", base: "MistralModel", spec: mistral::spec },
     Family { model_type: "mixtral", architecture: "MixtralForCausalLM", base: "MixtralModel", spec: mixtral::spec },
@@ -60,6 +67,13 @@ pub fn spec_from_config(config: &Config) -> Result<DecoderSpec> {
 
 fn find(root: &Section<'_>) -> Result<&'static Family> {
     let architectures = root.texts("architectures")?.unwrap_or_default();
+    if architectures.first() == Some(&"Gemma3ForConditionalGeneration") {
+        return Err(root.unsupported(format!(
+            "architecture Gemma3ForConditionalGeneration is not supported: it has a vision tower, and its weights other \
+             names; use a checkpoint of text alone; supported are {}",
+            supported_list()
+        )));
+    }
     let (family, named) = match architectures.first() {
         Some(&name) => (
             FAMILIES.iter().find(|f| f.architecture == name || f.base == name),
@@ -119,6 +133,9 @@ pub(crate) struct Dense {
 /// Caps, several times the largest published models. They keep a hostile config from asking for
 /// more memory than its weights could justify, and products of two from overflowing.
 pub(crate) mod cap {
+    use std::ops::RangeInclusive;
+
+    pub(crate) const SOFTCAP: RangeInclusive<f64> = 1e-3..=1e6;
     pub(crate) const LAYERS: usize = 1024;
     pub(crate) const WIDTH: usize = 1 << 17;
     pub(crate) const INNER: usize = 1 << 20;
@@ -131,8 +148,25 @@ pub(crate) mod cap {
     pub(crate) const POSITIONS: usize = 1 << 24;
 }
 
+/// What a family names in its own way, or has another default for.
+pub(crate) struct Habits {
+    /// The key of the activation, and what it is when the key is missing.
+    pub activation: (&'static str, &'static str),
+    /// `tie_word_embeddings` when the key is missing.
+    pub tied_head: bool,
+    /// Layers with a window rotate differently: what [`Dense::read_as`] reads are the others.
+    pub rope_by_layer_type: bool,
+}
+
+/// Those of most.
+const COMMON: Habits = Habits { activation: ("hidden_act", "silu"), tied_head: false, rope_by_layer_type: false };
+
 impl Dense {
     pub(crate) fn read(root: &Section<'_>, defaults: &Defaults) -> Result<Self> {
+        Dense::read_as(root, defaults, &COMMON)
+    }
+
+    pub(crate) fn read_as(root: &Section<'_>, defaults: &Defaults, habits: &Habits) -> Result<Self> {
         let hidden_size = root.required_uint("hidden_size", 1..=cap::WIDTH)?;
         let heads = root.required_uint("num_attention_heads", 1..=cap::HEADS)?;
         let max_positions = root.uint("max_position_embeddings", 1..=cap::POSITIONS)?.unwrap_or(defaults.max_positions);
@@ -148,9 +182,12 @@ impl Dense {
             kv_heads: kv_heads(root, heads, defaults.kv_heads)?,
             head_dim,
             norm: NormSpec { eps: root.float("rms_norm_eps", 0.0..=1.0)?.unwrap_or(1e-6) as f32 },
-            activation: activation(root)?,
-            tied_head: root.flag("tie_word_embeddings")?.unwrap_or(false),
-            rope: rope::read(root, head_dim, max_positions)?,
+            activation: activation(root, habits.activation)?,
+            tied_head: root.flag("tie_word_embeddings")?.unwrap_or(habits.tied_head),
+            rope: match habits.rope_by_layer_type {
+                false => rope::read(root, head_dim, max_positions)?,
+                true => rope::read_by_layer_type(root, head_dim, max_positions)?.full,
+            },
         })
     }
 
@@ -162,6 +199,7 @@ impl Dense {
                 kv_heads: self.kv_heads,
                 head_dim: self.head_dim,
                 scale: (self.head_dim as f64).powf(-0.5) as f32,
+                softcap: None,
                 window: variant.windows.get(index).copied().flatten(),
                 qkv_bias: variant.qkv_bias,
                 output_bias: variant.output_bias,
@@ -180,6 +218,7 @@ impl Dense {
                     experts: None,
                 },
             },
+            post_norm: None,
         };
         DecoderSpec {
             family,
@@ -189,6 +228,9 @@ impl Dense {
             layers: (0..self.layers).map(layer).collect(),
             final_norm: self.norm,
             tied_head: self.tied_head,
+            embed_scale: None,
+            logit_softcap: None,
+            norms_less_one: false,
         }
     }
 }
@@ -246,11 +288,11 @@ fn kv_heads(root: &Section<'_>, heads: usize, default: Option<usize>) -> Result<
     Err(root.error(KEY, format!("a divisor of num_attention_heads ({heads})")))
 }
 
-fn activation(root: &Section<'_>) -> Result<Activation> {
-    match root.text("hidden_act")?.unwrap_or("silu") {
+fn activation(root: &Section<'_>, (key, default): (&str, &str)) -> Result<Activation> {
+    match root.text(key)?.unwrap_or(default) {
         "silu" | "swish" => Ok(Activation::Silu),
         "gelu_pytorch_tanh" | "gelu_new" => Ok(Activation::GeluTanh),
-        _ => Err(root.error("hidden_act", "silu or gelu_pytorch_tanh, the activations supported")),
+        _ => Err(root.error(key, "silu or gelu_pytorch_tanh, the activations supported")),
     }
 }
 

@@ -9,6 +9,37 @@ const THETA: RangeInclusive<f64> = 1.0..=1e12;
 const FACTOR: RangeInclusive<f64> = 1e-3..=1e6;
 const ORIGINAL: &str = "original_max_position_embeddings";
 
+/// Rotary embeddings of layers with and without a window.
+pub(crate) struct ByLayerType {
+    pub full: RopeSpec,
+    pub sliding: RopeSpec,
+}
+
+/// As [`read`], of a family whose layers with a window rotate differently: in the hub's spelling `rope_theta` and
+/// `rope_scaling` are of the others, and theirs is `rope_local_base_freq`; `rope_parameters` has a section for each.
+pub(crate) fn read_by_layer_type(root: &Section<'_>, head_dim: usize, max_positions: usize) -> Result<ByLayerType> {
+    let by_type = root.section("rope_parameters")?;
+    let read = |kind: &str, theta_key: &str, theta: f64, hub: Option<Section<'_>>| {
+        let own = by_type.as_ref().map(|p| p.section(kind)).transpose()?.flatten();
+        let theta = match &own {
+            Some(p) if p.has("rope_theta") => p.float("rope_theta", THETA)?,
+            _ => root.float(theta_key, THETA)?,
+        }
+        .unwrap_or(theta);
+        let parameters = hub.or(own);
+        let scaling = match &parameters {
+            Some(p) => read_scaling(root, p, theta, max_positions)?,
+            None => RopeScaling::None,
+        };
+        Ok(RopeSpec { theta, rotary_dim: head_dim, interleaved: false, scaling })
+    };
+    let hub = root.section("rope_scaling")?.filter(|s| !s.is_empty());
+    Ok(ByLayerType {
+        full: read("full_attention", "rope_theta", 1_000_000.0, hub)?,
+        sliding: read("sliding_attention", "rope_local_base_freq", 10_000.0, None)?,
+    })
+}
+
 /// Reads what `root` says about heads of `head_dim` elements and `max_positions` tokens.
 pub(super) fn read(root: &Section<'_>, head_dim: usize, max_positions: usize) -> Result<RopeSpec> {
     let scaling = root.section("rope_scaling")?.filter(|s| !s.is_empty());

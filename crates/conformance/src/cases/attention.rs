@@ -43,6 +43,10 @@ pub struct AttentionCase {
     pub page: usize,
     /// Keys a query sees.
     pub window: Option<u32>,
+    /// Bounds the scores.
+    pub softcap: Option<f32>,
+    /// Every query head has a logit without a value.
+    pub sinks: bool,
     /// Pages that the window has left are not in the table.
     pub drop_pages: bool,
     /// Some token rows belong to no sequence.
@@ -99,6 +103,8 @@ pub(crate) struct Batch {
 /// Inputs.
 pub struct Host {
     sequences: Vec<Sequence>,
+    /// Of each query head, where there are any.
+    sinks: Vec<f32>,
     pub(crate) batch: Batch,
     heads: u64,
     /// Largest relative error of a softmax weight's rounding before it meets the values.
@@ -264,25 +270,41 @@ impl AttentionCase {
         let q = stage.input("q", self.activation, &[batch.tokens, width], &rows)?;
         let mut pages = self.pages(host, batch);
         let caches = self.stage_caches(&mut stage, self.page_shape(batch), &mut pages)?;
+        let sinks = match self.sinks {
+            true => Some(stage.input("sinks", DType::F32, &[self.heads], &host.sinks)?),
+            false => None,
+        };
         let seqs = stage.indices("seqs", &[batch.spans.len() + padding, 8], &pages.seqs)?;
         let table = stage.indices("table", &[pages.table.len()], &pages.table)?;
         let out = stage.output("out", self.activation, &[batch.tokens, width])?;
-        let (scale, window) = (self.scale(), self.window);
+        let (scale, softcap, window) = (self.scale(), self.softcap, self.window);
         let longest = self.sequences.iter().map(|s| s.context).max().unwrap_or(0);
         // Either way of counting, where every entry counts.
         let live = if padding == 0 && batch.seed.is_multiple_of(2) { Live::All } else { Live::Sequences };
         let record = Box::new(move |enc: &mut Encoder<'_, B>| {
-            let ([k_cache, v_cache], scales, seqs, table) = (&caches.cells, caches.kv_scales(), &seqs, &table);
-            let attention =
-                Attention { out: &out, q: &q, k_cache, v_cache, scales, seqs, table, scale, window, longest, live };
-            enc.attention(attention);
+            let ([k_cache, v_cache], scales) = (&caches.cells, caches.kv_scales());
+            enc.attention(Attention {
+                out: &out,
+                q: &q,
+                k_cache,
+                v_cache,
+                scales,
+                seqs: &seqs,
+                table: &table,
+                scale,
+                softcap,
+                sinks: sinks.as_ref(),
+                window,
+                longest,
+                live,
+            });
         });
         stage.finish(live, batch.spans.len(), record)
     }
 
     /// One head of one query row: softmax-weighted values in f64, and the scale of their error.
     fn head(&self, host: &Host, sequence: usize, row: usize, position: usize, head: usize) -> Vec<Want> {
-        let sequence = &host.sequences[sequence];
+        let (sequence, sink) = (&host.sequences[sequence], host.sinks.get(head).map(|&sink| f64::from(sink)));
         let d = self.size;
         let q = &sequence.q[(row * self.heads + head) * d..][..d];
         let group = head / (self.heads / self.groups);
@@ -294,11 +316,17 @@ impl AttentionCase {
             .map(|key| {
                 let (score, absolute) = dot(q, &sequence.k.values[at(key)]);
                 magnitude = magnitude.max(absolute * self.scale() as f64);
-                score * self.scale() as f64
+                let score = score * self.scale() as f64;
+                // It bends scores towards 0, errors too.
+                self.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
             })
             .collect();
-        let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let (mut total, mut value, mut scale) = (0.0, vec![0.0; d], vec![0.0; d]);
+        let most = scores.iter().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
+        let weight = sink.map_or(0.0, |sink| (sink - most).exp());
+        if weight > 0.0 {
+            magnitude = magnitude.max(sink.map_or(0.0, f64::abs));
+        }
+        let (mut total, mut value, mut scale) = (weight, vec![0.0; d], vec![0.0; d]);
         for (key, score) in keys.zip(scores) {
             let p = (score - most).exp();
             total += p;
@@ -353,6 +381,15 @@ impl OpCase for AttentionCase {
             v: self.cells(round_all(self.kv, rng.normals(length.context * self.groups * self.size, 1.0))),
         });
         let sequences = sequences.collect();
+        // One like a score, one that outweighs many keys, one that outweighs all, and two without weight.
+        let mut sink = |_| match rng.below(6) {
+            0 | 1 => 2.0 * rng.normal(),
+            2 => 8.0 + rng.normal(),
+            3 => 1e3,
+            4 => -1e3,
+            _ => -1e30,
+        };
+        let sinks = (0..if self.sinks { self.heads } else { 0 }).map(&mut sink).collect();
         // Rows of the batch need not be in the order of the sequences, nor without gaps.
         let mut order: Vec<usize> = (0..self.sequences.len()).collect();
         rng.shuffle(&mut order);
@@ -366,7 +403,7 @@ impl OpCase for AttentionCase {
         }
         tokens += if self.gaps { 2 } else { 0 };
         let batch = Batch { spans, tokens, page: self.page, drop_pages: self.drop_pages, seed: rng.bits() };
-        Host { sequences, batch, heads: rng.bits(), weight_error: 0.0 }
+        Host { sequences, sinks, batch, heads: rng.bits(), weight_error: 0.0 }
     }
 
     fn stage<B: Backend>(

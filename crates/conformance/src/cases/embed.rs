@@ -1,9 +1,9 @@
-//! `out[t] = weight[ids[t]]`.
+//! `out[t] = scale * weight[ids[t]]`.
 use super::exact;
 use crate::case::{OpCase, Selection, Types, live_of};
-use crate::expect::{Expected, Tolerance};
+use crate::expect::{Expected, Tolerance, Want};
 use crate::matrix::{Matrix, Spread};
-use crate::number::round_all;
+use crate::number::{UNIT_F32, round_all, unit_roundoff};
 use crate::rng::Rng;
 use crate::stage::{Placement, Stage, Staged};
 use anyfleet_tensor::ops::{Embed, SAMPLED};
@@ -24,6 +24,8 @@ pub struct EmbedCase {
     pub activation: DType,
     /// Type the matrix is kept in.
     pub weight: WeightFormat,
+    /// Multiplies the rows.
+    pub scale: f32,
     /// Some of the ids are those of sampled tokens.
     pub sampled: bool,
     /// Which count bounds the rows.
@@ -85,9 +87,9 @@ impl OpCase for EmbedCase {
             false => None,
         };
         let out = stage.output("out", self.activation, &[capacity, self.width])?;
-        let live = live_of(self.live, selection.padding);
+        let (live, scale) = (live_of(self.live, selection.padding), self.scale);
         let record = Box::new(move |enc: &mut anyfleet_tensor::Encoder<'_, B>| {
-            enc.embed(Embed { out: &out, ids: &ids, sampled: sampled.as_ref(), weight: &weight, live });
+            enc.embed(Embed { out: &out, ids: &ids, sampled: sampled.as_ref(), weight: &weight, scale, live });
         });
         stage.finish(live, selection.rows.len(), record)
     }
@@ -97,11 +99,23 @@ impl OpCase for EmbedCase {
             id if id & SAMPLED != 0 => host.sampled[(id & !SAMPLED) as usize],
             id => id,
         };
-        let row = |&r: &usize| exact(round_all(self.activation, host.weight.row(id(r) as usize)));
+        let row = |&r: &usize| {
+            let values = host.weight.row(id(r) as usize);
+            if self.scale == 1.0 {
+                return exact(round_all(self.activation, values));
+            }
+            let value = |&v: &f32| f64::from(v) * f64::from(self.scale);
+            values.iter().map(value).map(|value| Want::Near { value, scale: value.abs() }).collect()
+        };
         vec![Expected::dense(selection.rows.iter().map(row))]
     }
 
     fn tolerance(&self) -> Tolerance {
-        Tolerance::EXACT
+        if self.scale == 1.0 {
+            return Tolerance::EXACT;
+        }
+        let rounding = unit_roundoff(self.activation);
+        let reason = "a product or two, one store";
+        Tolerance { nmse: (2.0 * UNIT_F32 + rounding).powi(2), arithmetic: 2.0 * UNIT_F32, reason }
     }
 }

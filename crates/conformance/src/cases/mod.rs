@@ -12,6 +12,7 @@ pub mod norm;
 pub mod rope_kv;
 pub mod route;
 pub mod sample;
+pub mod softcap;
 
 use crate::expect::Want;
 

@@ -1,8 +1,9 @@
 //! RMS normalisation.
+use super::linear::Residual;
 use crate::case::{OpCase, Selection, Types, live_of};
 use crate::expect::{Expected, Tolerance, Want};
 use crate::matrix::Spread;
-use crate::number::{UNIT_F32, unit_roundoff};
+use crate::number::{UNIT_F32, round_all, unit_roundoff};
 use crate::rng::Rng;
 use crate::stage::{Placement, Stage, Staged};
 use anyfleet_tensor::ops::Norm;
@@ -21,6 +22,8 @@ pub struct NormCase {
     pub activation: DType,
     /// `out` is `x`.
     pub in_place: bool,
+    /// What is added.
+    pub residual: Residual,
     /// Magnitudes of `x`.
     pub spread: Spread,
     /// Added to the mean square.
@@ -33,6 +36,7 @@ pub struct NormCase {
 pub struct Host {
     x: Vec<f32>,
     weight: Vec<f32>,
+    residual: Vec<f32>,
 }
 
 /// RMS norm of one row, in f64.
@@ -66,7 +70,11 @@ impl OpCase for NormCase {
     fn draw(&self, rng: &mut Rng) -> Host {
         let x = self.spread.activations(rng, self.rows, self.width, self.activation);
         let weight = (0..self.width).map(|_| 1.0 + 0.3 * rng.normal()).collect();
-        Host { x, weight }
+        let residual = match self.residual {
+            Residual::None => Vec::new(),
+            _ => round_all(self.activation, rng.normals(self.rows * self.width, 1.0)),
+        };
+        Host { x, weight, residual }
     }
 
     fn stage<B: Backend>(
@@ -80,16 +88,34 @@ impl OpCase for NormCase {
         let shape = [selection.capacity(), self.width];
         let rows = selection.gather(&host.x, self.width);
         let weight = stage.input("weight", DType::F32, &[self.width], &host.weight)?;
-        let (x, out) = if self.in_place {
-            let both = stage.in_place("out", self.activation, &shape, &rows)?;
-            (both.clone(), both)
-        } else {
-            let x = stage.input("x", self.activation, &shape, &rows)?;
-            (x, stage.output("out", self.activation, &shape)?)
+        let added = match self.residual {
+            Residual::None => Vec::new(),
+            _ => selection.gather(&host.residual, self.width),
+        };
+        let (x, out, residual) = match (self.in_place, self.residual) {
+            (false, Residual::InPlace) => {
+                let x = stage.input("x", self.activation, &shape, &rows)?;
+                let both = stage.in_place("out", self.activation, &shape, &added)?;
+                (x, both.clone(), Some(both))
+            }
+            (in_place, residual) => {
+                let (x, out) = if in_place {
+                    let both = stage.in_place("out", self.activation, &shape, &rows)?;
+                    (both.clone(), both)
+                } else {
+                    let x = stage.input("x", self.activation, &shape, &rows)?;
+                    (x, stage.output("out", self.activation, &shape)?)
+                };
+                let residual = match residual {
+                    Residual::None => None,
+                    _ => Some(stage.input("residual", self.activation, &shape, &added)?),
+                };
+                (x, out, residual)
+            }
         };
         let (live, eps) = (live_of(self.live, selection.padding), self.eps);
         let record = Box::new(move |enc: &mut Encoder<'_, B>| {
-            enc.norm(Norm { out: &out, x: &x, weight: &weight, eps, live });
+            enc.norm(Norm { out: &out, x: &x, weight: &weight, eps, residual: residual.as_ref(), live });
         });
         stage.finish(live, selection.rows.len(), record)
     }
@@ -97,8 +123,12 @@ impl OpCase for NormCase {
     fn expect(&self, host: &Host, selection: &Selection) -> Vec<Expected> {
         let row = |&r: &usize| {
             let x = &host.x[r * self.width..(r + 1) * self.width];
-            let near = |value: f64| Want::Near { value, scale: value.abs() };
-            reference(x, &host.weight, self.eps).into_iter().map(near).collect()
+            let added = host.residual.get(r * self.width..(r + 1) * self.width).unwrap_or(&[]);
+            let near = |(i, value): (usize, f64)| {
+                let residual = added.get(i).map_or(0.0, |&v| f64::from(v));
+                Want::Near { value: value + residual, scale: value.abs() + residual.abs() }
+            };
+            reference(x, &host.weight, self.eps).into_iter().enumerate().map(near).collect()
         };
         vec![Expected::dense(selection.rows.iter().map(row))]
     }
@@ -108,7 +138,7 @@ impl OpCase for NormCase {
         Tolerance {
             nmse: arithmetic.powi(2) + rounding.powi(2),
             arithmetic,
-            reason: "f32 sum of squares, f32 reciprocal root, one store",
+            reason: "f32 sum of squares, f32 reciprocal root, a sum, one store",
         }
     }
 }

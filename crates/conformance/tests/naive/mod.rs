@@ -17,11 +17,14 @@ pub enum Mutation {
     None,
     EmbedNextRow,
     EmbedIgnoresSampled,
+    EmbedForgetsScale,
     NormForgetsEps,
     NormWritesPastTheEnd,
     NormWritesItsInput,
     NormComputesPadding,
     NormUsesBatchStatistics,
+    NormForgetsResidual,
+    NormScalesResidual,
     LinearDropsLastK,
     LinearIgnoresStride,
     LinearRoundsToBf16,
@@ -41,7 +44,15 @@ pub enum Mutation {
     AttentionSumsByPage,
     AttentionOneKvHead,
     AttentionForgetsScales,
+    AttentionForgetsTheCap,
+    AttentionCapsWithoutScale,
+    AttentionCapIsOff,
+    AttentionForgetsSinks,
+    AttentionSinksByKvHead,
+    AttentionSinksBySegment,
     GatherCopiesInOrder,
+    SoftcapForgetsFactor,
+    SoftcapClamps,
     SampleTiesToHighestId,
     SampleAdjustsLogprobs,
     SampleIgnoresTopP,
@@ -236,11 +247,17 @@ impl Recorder<Naive> for Plan {
     fn embed(&mut self, op: Embed<'_, Naive>) -> Result<()> {
         let (out, ids, weight, mutation) = (view(op.out), view(op.ids), op.weight.clone(), self.mutation);
         let sampled = op.sampled.map(view);
-        self.push(op.live, op.out.rows(), move |live| ops::embed(mutation, live, &out, &ids, sampled.as_ref(), &weight))
+        let scale = op.scale;
+        self.push(op.live, op.out.rows(), move |live| {
+            ops::embed(mutation, live, &out, &ids, sampled.as_ref(), &weight, scale);
+        })
     }
     fn norm(&mut self, op: Norm<'_, Naive>) -> Result<()> {
         let (out, x, weight, eps, mutation) = (view(op.out), view(op.x), view(op.weight), op.eps, self.mutation);
-        self.push(op.live, op.out.rows(), move |live| ops::norm(mutation, live, &out, &x, &weight, eps))
+        let residual = op.residual.map(view);
+        self.push(op.live, op.out.rows(), move |live| {
+            ops::norm(mutation, live, &out, &x, &weight, eps, residual.as_ref());
+        })
     }
     fn linear(&mut self, op: Linear<'_, Naive>) -> Result<()> {
         let (out, x, weight, mutation) = (view(op.out), view(op.x), op.weight.clone(), self.mutation);
@@ -278,6 +295,8 @@ impl Recorder<Naive> for Plan {
             seqs: view(op.seqs),
             table: view(op.table),
             scale: op.scale,
+            softcap: op.softcap,
+            sinks: op.sinks.map(view),
             window: op.window,
         };
         let mutation = self.mutation;
@@ -286,6 +305,10 @@ impl Recorder<Naive> for Plan {
     fn gather(&mut self, op: Gather<'_, Naive>) -> Result<()> {
         let (out, x, rows, mutation) = (view(op.out), view(op.x), view(op.rows), self.mutation);
         self.push(op.live, op.out.rows(), move |live| ops::gather(mutation, live, &out, &x, &rows))
+    }
+    fn softcap(&mut self, op: Softcap<'_, Naive>) -> Result<()> {
+        let (x, cap, mutation) = (view(op.x), op.cap, self.mutation);
+        self.push(op.live, op.x.rows(), move |live| ops::softcap(mutation, live, &x, cap))
     }
     fn sample(&mut self, op: Sample<'_, Naive>) -> Result<()> {
         let args = ops::SampleArgs {

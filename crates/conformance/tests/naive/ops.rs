@@ -21,7 +21,7 @@ pub fn store(dtype: DType, value: f32) -> f32 {
     }
 }
 
-pub fn embed(m: Mutation, live: usize, out: &View, ids: &View, sampled: Option<&View>, weight: &Packed) {
+pub fn embed(m: Mutation, live: usize, out: &View, ids: &View, sampled: Option<&View>, weight: &Packed, scale: f32) {
     for row in 0..live {
         let mut id = ids.index(row, 0) as usize;
         if let Some(sampled) = sampled.filter(|_| id & SAMPLED as usize != 0) {
@@ -32,7 +32,9 @@ pub fn embed(m: Mutation, live: usize, out: &View, ids: &View, sampled: Option<&
         if m == Mutation::EmbedNextRow {
             id = (id + 1) % weight.rows;
         }
-        out.put_row(row, &weight.values[id * weight.cols..(id + 1) * weight.cols]);
+        let scale = if m == Mutation::EmbedForgetsScale { 1.0 } else { scale };
+        let values = &weight.values[id * weight.cols..(id + 1) * weight.cols];
+        out.put_row(row, &values.iter().map(|v| v * scale).collect::<Vec<_>>());
     }
 }
 
@@ -42,12 +44,16 @@ fn normalised(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     x.iter().zip(weight).map(|(v, w)| v * inverse * w).collect()
 }
 
-pub fn norm(m: Mutation, live: usize, out: &View, x: &View, weight: &View, eps: f32) {
+pub fn norm(m: Mutation, live: usize, out: &View, x: &View, weight: &View, eps: f32, residual: Option<&View>) {
     let rows = if m == Mutation::NormComputesPadding { out.rows() } else { live };
     let eps = if m == Mutation::NormForgetsEps { 0.0 } else { eps };
     let weight = weight.slice(0, x.cols());
     for row in 0..rows {
         let mut values = normalised(&x.row(row), &weight, eps);
+        if let Some(residual) = residual.filter(|_| m != Mutation::NormForgetsResidual) {
+            let factor = |i: usize| if m == Mutation::NormScalesResidual { weight[i] } else { 1.0 };
+            values.iter_mut().zip(residual.row(row)).enumerate().for_each(|(i, (v, r))| *v += r * factor(i));
+        }
         if m == Mutation::NormUsesBatchStatistics && live > 2 {
             // One unit in the last place: no tolerance sees it.
             values.iter_mut().for_each(|v| *v = f32::from_bits(v.to_bits() ^ 1));
@@ -215,6 +221,8 @@ pub struct AttentionArgs {
     pub seqs: View,
     pub table: View,
     pub scale: f32,
+    pub softcap: Option<f32>,
+    pub sinks: Option<View>,
     pub window: Option<u32>,
 }
 
@@ -258,10 +266,19 @@ fn attention_row(m: Mutation, args: &AttentionArgs, row: usize, position: usize,
         let q = &queries[head * size..(head + 1) * size];
         let score = |key: usize| {
             let k = args.cached(m, 0, slot(key), group);
-            q.iter().zip(k).map(|(q, k)| q * k).sum::<f32>() * args.scale
+            let product = q.iter().zip(k).map(|(q, k)| q * k).sum::<f32>();
+            let cap = args.softcap.filter(|_| m != Mutation::AttentionForgetsTheCap);
+            let cap = cap.map(|cap| if m == Mutation::AttentionCapIsOff { 1.02 * cap } else { cap });
+            match cap {
+                Some(cap) if m == Mutation::AttentionCapsWithoutScale => cap * (product / cap).tanh() * args.scale,
+                Some(cap) => cap * (product * args.scale / cap).tanh(),
+                None => product * args.scale,
+            }
         };
         let scores: Vec<f32> = keys.clone().map(score).collect();
-        let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sinks = args.sinks.as_ref().filter(|_| m != Mutation::AttentionForgetsSinks);
+        let sink = sinks.map(|s| s.slice(if m == Mutation::AttentionSinksByKvHead { group } else { head }, 1)[0]);
+        let most = scores.iter().copied().chain(sink).fold(f32::NEG_INFINITY, f32::max);
         let chunk = if m == Mutation::AttentionSumsByPage { page } else { 32 };
         let mut total = vec![0.0f32; size + 1];
         let mut part = vec![0.0f32; size + 1];
@@ -274,6 +291,8 @@ fn attention_row(m: Mutation, args: &AttentionArgs, row: usize, position: usize,
                 total.iter_mut().zip(&mut part).for_each(|(t, p)| *t += std::mem::take(p));
             }
         }
+        let joined = if m == Mutation::AttentionSinksBySegment { (position / 32 + 1) as f32 } else { 1.0 };
+        total[size] += joined * sink.map_or(0.0, |sink| (sink - most).exp());
         result.extend(total[..size].iter().map(|sum| sum / total[size]));
     }
     args.out.put_row(row, &result);
@@ -284,6 +303,17 @@ pub fn gather(m: Mutation, live: usize, out: &View, x: &View, rows: &View) {
         let from = rows.index(row, 0) as usize;
         let from = if m == Mutation::GatherCopiesInOrder { row % x.rows() } else { from };
         out.put_row(row, &x.row(from));
+    }
+}
+
+pub fn softcap(m: Mutation, live: usize, x: &View, cap: f32) {
+    for row in 0..live {
+        let capped = |v: f32| match m {
+            Mutation::SoftcapForgetsFactor => (v / cap).tanh(),
+            Mutation::SoftcapClamps => v.clamp(-cap, cap),
+            _ => cap * (v / cap).tanh(),
+        };
+        x.put_row(row, &x.row(row).into_iter().map(capped).collect::<Vec<_>>());
     }
 }
 

@@ -6,10 +6,12 @@
 //! transposed and the values widened once for all rows of the tile.
 //!
 //! Per row and chunk, whatever the tile, the pages and the other rows:
-//! 1. score = scale * (q . k), summed over the head by fused multiply-adds in order;
+//! 1. score = scale * (q . k), summed over the head by fused multiply-adds in order; capped where there is a cap;
 //! 2. m' = max(m, scores); p = exp(score - m'), exactly 0 for a key the row does not see;
 //! 3. l = l * exp(m - m') + sum(p), the sum over 16 strided lanes and their tree;
 //! 4. o = o * exp(m - m'), then o += p * v by fused multiply-adds over the keys it sees, in order.
+//!
+//! A sink joins m and l after the last chunk, as if it were one more with a value of zero: see [`Finish`].
 //!
 //! bf16 keys and values are multiplied by pairs, after rounding queries and weights: see [`pairs`]. Those kept
 //! as bytes are brought to bf16 as they are read; from there on nothing tells them apart.
@@ -18,18 +20,20 @@
 //! a chunk without keys that it sees: those are skipped.
 mod few;
 mod pairs;
+mod softmax;
 
 use crate::CpuBackend;
 use crate::matmul::{self, Block, K_BLOCK, packed_k};
 use crate::panels::Squares;
 use crate::plan::Context;
 use crate::scratch::with_scratch;
-use crate::simd::{Cell, Kernel, LANES, Simd, load_partial, load_up_to, math, store_up_to};
+use crate::simd::{Cell, Kernel, LANES, Simd, load_partial};
 use crate::view::{View, check_apart};
 use anyfleet_tensor::ops::Attention;
 use anyfleet_tensor::{DType, Live, Result, SeqMeta};
 use half::{bf16, f16};
 use pairs::PairedCell;
+use softmax::{Finish, Scoring, Softmax};
 use std::ops::Range;
 
 pub(crate) struct AttentionOp {
@@ -46,7 +50,9 @@ pub(crate) struct AttentionOp {
     group_heads: usize,
     size: usize,
     page_size: usize,
-    scale: f32,
+    scoring: Scoring,
+    /// Of each query head.
+    sinks: Option<View>,
     window: Option<usize>,
     live: Live,
 }
@@ -98,11 +104,13 @@ impl AttentionOp {
             group_heads: op.q.cols() / (groups * size),
             size,
             page_size,
-            scale: op.scale,
+            scoring: Scoring { scale: op.scale, cap: op.softcap },
+            sinks: op.sinks.map(view).transpose()?,
             window: op.window.map(|w| w as usize),
             live: op.live,
         };
-        for input in [&this.q, &this.k_cache, &this.v_cache].into_iter().chain(this.scales.iter().flatten()) {
+        let inputs = [&this.q, &this.k_cache, &this.v_cache].into_iter();
+        for input in inputs.chain(this.scales.iter().flatten()).chain(&this.sinks) {
             check_apart("attention", &this.out, input)?;
         }
         Ok(this)
@@ -191,7 +199,8 @@ impl AttentionOp {
                 let out = self.head::<f32>(&self.out, task, r);
                 let sums = tile.sums[r * width..].as_ptr();
                 // SAFETY (of the kernel's promise): a head has `size` elements on both sides.
-                ctx.kernels.run(Finish { out, sums, total: tile.total[r], len: self.size });
+                let (max, total, sink) = (tile.max[r], tile.total[r], self.sink(task, r));
+                ctx.kernels.run(Finish { out, sums, max, total, sink, len: self.size });
             }
         });
     }
@@ -227,12 +236,21 @@ impl AttentionOp {
         ctx.kernels.run(Prefetch { rows });
     }
 
-    /// The head of q or out that row `r` of a tile stands for.
+    /// The query head that row `r` of a tile stands for.
+    fn query_head(&self, task: &Task, r: usize) -> usize {
+        task.group * self.group_heads + r % self.group_heads
+    }
+
+    /// Its place in q or out.
     fn head<T>(&self, view: &View, task: &Task, r: usize) -> *mut T {
         let row = task.seq.row_start as usize + task.first + r / self.group_heads;
-        let head = task.group * self.group_heads + r % self.group_heads;
-        // SAFETY: `head` is below the number of query heads.
-        unsafe { view.row::<T>(row).add(head * self.size) }
+        // SAFETY: it is below the number of query heads.
+        unsafe { view.row::<T>(row).add(self.query_head(task, r) * self.size) }
+    }
+
+    /// Its sink.
+    fn sink(&self, task: &Task, r: usize) -> Option<f32> {
+        self.sinks.as_ref().map(|sinks| sinks.f32_at(self.query_head(task, r)))
     }
 
     /// Where the caches keep the `needed` tokens of the chunk at `start`.
@@ -367,7 +385,7 @@ impl Tile<'_> {
             scores,
             seen,
             sums: &mut self.sums[r * width..][..width],
-            scale: self.op.scale,
+            scoring: self.op.scoring,
             max: &mut self.max[r],
             total: &mut self.total[r],
         });
@@ -544,80 +562,6 @@ impl<C: Cell> Kernel for Load<'_, C> {
                     s.store(target.add(whole * CHUNK), load_partial(s, value.add(whole), self.size - whole));
                 }
             }
-        }
-    }
-}
-
-/// Steps 2 and 3 of the module's text, and the scaling of step 4.
-struct Softmax<'a> {
-    /// `CHUNK` scores; becomes the weights.
-    scores: &'a mut [f32],
-    /// Those that are not masked.
-    seen: Range<usize>,
-    /// A whole number of vectors.
-    sums: &'a mut [f32],
-    scale: f32,
-    max: &'a mut f32,
-    total: &'a mut f32,
-}
-
-impl Kernel for Softmax<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let scores = self.scores.as_mut_ptr();
-        for i in (0..CHUNK).step_by(LANES) {
-            // SAFETY: `CHUNK` scores.
-            unsafe { s.store(scores.add(i), s.mul(s.load(scores.add(i)), s.splat(self.scale))) };
-        }
-        self.scores[..self.seen.start].fill(f32::NEG_INFINITY);
-        self.scores[self.seen.end..].fill(f32::NEG_INFINITY);
-        let scores = self.scores.as_mut_ptr();
-        let mut vectors = [s.splat(0.0); CHUNK / LANES];
-        let mut max = s.splat(*self.max);
-        for (i, vector) in vectors.iter_mut().enumerate() {
-            // SAFETY: as above.
-            *vector = unsafe { s.load(scores.add(i * LANES)) };
-            max = s.max(*vector, max);
-        }
-        let max = s.reduce_max(max);
-        let mut total = s.splat(0.0);
-        for (i, vector) in vectors.iter().enumerate() {
-            let weight = math::exp(s, s.sub(*vector, s.splat(max)));
-            total = s.add(total, weight);
-            // SAFETY: `CHUNK` scores.
-            unsafe { s.store(scores.add(i * LANES), weight) };
-        }
-        let shrink = math::exp(s, s.sub(s.splat(*self.max), s.splat(max)));
-        for i in (0..self.sums.len()).step_by(LANES) {
-            let sum = self.sums[i..].as_mut_ptr();
-            // SAFETY: whole vectors.
-            unsafe { s.store(sum, s.mul(s.load(sum), shrink)) };
-        }
-        *self.total = *self.total * s.reduce_max(shrink) + s.reduce_add(total);
-        *self.max = max;
-    }
-}
-
-/// `out = sums / total`; whoever makes the value promises `len` elements at both pointers.
-struct Finish {
-    out: *mut f32,
-    sums: *const f32,
-    total: f32,
-    len: usize,
-}
-
-impl Kernel for Finish {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let total = s.splat(self.total);
-        for i in (0..self.len).step_by(LANES) {
-            let left = self.len - i;
-            // SAFETY: see the type.
-            unsafe { store_up_to(s, self.out.add(i), s.div(load_up_to(s, self.sums.add(i), left), total), left) };
         }
     }
 }

@@ -14,6 +14,7 @@ pub(crate) struct EmbedOp {
     ids: View,
     sampled: Option<View>,
     weight: CpuWeight,
+    scale: f32,
     live: Live,
 }
 
@@ -24,7 +25,7 @@ impl EmbedOp {
         for input in std::iter::once(&ids).chain(&sampled) {
             check_apart("embed", &out, input)?;
         }
-        Ok(EmbedOp { out, ids, sampled, weight: op.weight.clone(), live: op.live })
+        Ok(EmbedOp { out, ids, sampled, weight: op.weight.clone(), scale: op.scale, live: op.live })
     }
 
     pub(crate) fn execute(&self, ctx: &Context) {
@@ -37,6 +38,9 @@ impl EmbedOp {
                 // SAFETY: each task has its own output rows.
                 let out = unsafe { self.out.slice_mut::<f32>(row) };
                 gather(&self.weight, id, out);
+                if self.scale != 1.0 {
+                    out.iter_mut().for_each(|value| *value *= self.scale);
+                }
             }
         });
     }
@@ -93,7 +97,14 @@ mod tests {
                 let out = tensor(&device, &[POISON; 5 * 19], &[5, width]);
                 let id_tensor = tensor_u32(&device, &ids, &[5]);
                 bind(&device, 4, |enc| {
-                    enc.embed(Embed { out: &out, ids: &id_tensor, sampled: None, weight: &weight, live: Live::Tokens })
+                    enc.embed(Embed {
+                        out: &out,
+                        ids: &id_tensor,
+                        sampled: None,
+                        weight: &weight,
+                        scale: 1.0,
+                        live: Live::Tokens,
+                    })
                 });
                 let got = read(&device, &out);
                 for (row, &id) in ids.iter().enumerate() {
@@ -113,7 +124,9 @@ mod tests {
         let weight = weight(device, &[0.0; 10], 2, DType::F32);
         let (out, ids) = (tensor(device, &[0.0; 2], &[1, 2]), tensor_u32(device, &[5], &[1]));
         device
-            .run(|enc| enc.embed(Embed { out: &out, ids: &ids, sampled: None, weight: &weight, live: Live::All }))
+            .run(|enc| {
+                enc.embed(Embed { out: &out, ids: &ids, sampled: None, weight: &weight, scale: 1.0, live: Live::All })
+            })
             .unwrap();
     }
 }

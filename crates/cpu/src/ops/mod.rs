@@ -10,5 +10,6 @@ pub(crate) mod norm;
 pub(crate) mod rope_kv;
 pub(crate) mod route;
 pub(crate) mod sample;
+pub(crate) mod softcap;
 #[cfg(test)]
 mod testing;

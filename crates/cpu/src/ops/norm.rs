@@ -10,6 +10,7 @@ pub(crate) struct NormOp {
     out: View,
     x: View,
     weight: View,
+    residual: Option<View>,
     eps: f32,
     live: Live,
 }
@@ -19,10 +20,11 @@ impl NormOp {
         let (out, x, weight) = (View::new("norm", op.out)?, View::new("norm", op.x)?, View::new("norm", op.weight)?);
         check_apart("norm", &out, &weight)?;
         // Rows are read whole before they are written, so `out` may be `x`, but not a shifted part of it.
-        if !out.same_place(&x) {
-            check_apart("norm", &out, &x)?;
+        let residual = op.residual.map(|residual| View::new("norm", residual)).transpose()?;
+        for input in std::iter::once(&x).chain(&residual).filter(|input| !out.same_place(input)) {
+            check_apart("norm", &out, input)?;
         }
-        Ok(NormOp { out, x, weight, eps: op.eps, live: op.live })
+        Ok(NormOp { out, x, weight, residual, eps: op.eps, live: op.live })
     }
 
     pub(crate) fn execute(&self, ctx: &Context) {
@@ -33,6 +35,7 @@ impl NormOp {
                     out: self.out.row(row),
                     x: self.x.row(row),
                     weight: self.weight.flat(),
+                    residual: self.residual.as_ref().map(|residual| residual.row::<f32>(row).cast_const()),
                     len: self.x.cols(),
                     eps: self.eps,
                 });
@@ -41,12 +44,13 @@ impl NormOp {
     }
 }
 
-/// `out = x / sqrt(mean(x^2) + eps) * weight` over one row; `out` may be `x`. Whoever makes the value
+/// `out = x / sqrt(mean(x^2) + eps) * weight (+ residual)` over one row; `out` may be `x` or the residual. Whoever makes the value
 /// promises `len` elements at each pointer.
 struct NormRow {
     out: *mut f32,
     x: *const f32,
     weight: *const f32,
+    residual: Option<*const f32>,
     len: usize,
     eps: f32,
 }
@@ -80,7 +84,11 @@ impl NormRow {
         // SAFETY: the caller's promise.
         unsafe {
             let x = s.mul(load_up_to(s, self.x.add(i), n), scale);
-            store_up_to(s, self.out.add(i), s.mul(x, load_up_to(s, self.weight.add(i), n)), n);
+            let mut out = s.mul(x, load_up_to(s, self.weight.add(i), n));
+            if let Some(residual) = self.residual {
+                out = s.add(out, load_up_to(s, residual.add(i), n));
+            }
+            store_up_to(s, self.out.add(i), out, n);
         }
     }
 }
@@ -117,8 +125,22 @@ mod tests {
                 let out = tensor(device, &vec![POISON; rows * cols], &[rows, cols]);
                 let live = rows as u32 - u32::from(rows > 1);
                 bind(device, live, |enc| {
-                    enc.norm(Norm { out: &out, x: &wide, weight: &weight_tensor, eps: 1e-5, live: Live::Tokens });
-                    enc.norm(Norm { out: &wide, x: &wide, weight: &weight_tensor, eps: 1e-5, live: Live::Tokens });
+                    enc.norm(Norm {
+                        out: &out,
+                        x: &wide,
+                        weight: &weight_tensor,
+                        eps: 1e-5,
+                        residual: None,
+                        live: Live::Tokens,
+                    });
+                    enc.norm(Norm {
+                        out: &wide,
+                        x: &wide,
+                        weight: &weight_tensor,
+                        eps: 1e-5,
+                        residual: None,
+                        live: Live::Tokens,
+                    });
                 });
                 let got = read(device, &out);
                 assert_eq!(got[..live as usize * cols], read_rows(device, &wide, live as usize)[..]);

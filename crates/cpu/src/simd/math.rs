@@ -31,6 +31,25 @@ pub(crate) fn times_sigmoid<S: Simd>(s: S, x: S::V, z: S::V) -> S::V {
     s.div(x, denominator)
 }
 
+/// Below this square of its argument, [`tanh`] is a polynomial.
+const TANH_NEAR: f32 = 0.625 * 0.625;
+/// Its coefficients, of x^11 down to x^3 (Moshier's Cephes, `tanhf`).
+const TANH_SERIES: [f32; 5] = [-5.704_988_7e-3, 2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1];
+
+/// `tanh(x)` with a relative error below 3 * 2^-23: `1 - 2 / (1 + e^2x)`, and where that would cancel, a polynomial.
+#[inline(always)]
+pub(crate) fn tanh<S: Simd>(s: S, x: S::V) -> S::V {
+    let square = s.mul(x, x);
+    let mut series = s.splat(TANH_SERIES[0]);
+    for &c in &TANH_SERIES[1..] {
+        series = s.fma(series, square, s.splat(c));
+    }
+    let near = s.fma(s.mul(series, square), x, x);
+    let denominator = s.add(s.splat(1.0), exp(s, s.add(x, x)));
+    let far = s.sub(s.splat(1.0), s.div(s.splat(2.0), denominator));
+    s.select_gt(square, s.splat(TANH_NEAR), far, near)
+}
+
 /// Mean of squares over `n` elements: sixteen strided sums, then the reduction tree.
 ///
 /// # Safety

@@ -1,5 +1,5 @@
 //! Every set's vectors against plain arithmetic.
-use super::{Cell, Isa, Kernel, KernelSet, LANES, Simd};
+use super::{Cell, Isa, Kernel, KernelSet, LANES, Simd, math};
 use half::{bf16, f16};
 
 fn sets() -> impl Iterator<Item = KernelSet> {
@@ -126,5 +126,43 @@ fn bytes_widen_and_numbers_become_pairs() {
                 assert_eq!([first[i], second[i]].map(f32::to_bits), want, "{:?}", set.isa());
             }
         }
+    }
+}
+
+struct Tanh<'a>(&'a [f32], &'a mut [f32]);
+
+impl Kernel for Tanh<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (x, out) in self.0.chunks_exact(LANES).zip(self.1.chunks_exact_mut(LANES)) {
+            // SAFETY: both have sixteen elements.
+            unsafe { s.store(out.as_mut_ptr(), math::tanh(s, s.load(x.as_ptr()))) };
+        }
+    }
+}
+
+#[test]
+fn tanh_is_near_and_the_same_everywhere() {
+    let mut numbers = numbers();
+    // Around where one formula takes over from the other, and where the result becomes 1.
+    numbers.extend((-3200..3200).map(|i| i as f32 * 1e-4 + 0.625));
+    numbers.extend((-3200..3200).map(|i| i as f32 * 0.004));
+    let mut first: Option<Vec<f32>> = None;
+    for set in sets() {
+        let mut found = vec![0.0; numbers.len()];
+        set.run(Tanh(&numbers, &mut found));
+        for (&x, &got) in numbers.iter().zip(&found) {
+            let want = f64::from(x).tanh();
+            let unit = f64::from(f32::EPSILON) * want.abs() + f64::from(f32::MIN_POSITIVE);
+            let near = (f64::from(got) - want).abs() <= 3.0 * unit;
+            assert!(near || x.is_nan() && got.is_nan(), "tanh({x:e}) is {got:e}, not {want:e} on {:?}", set.isa());
+        }
+        let same = |all: &Vec<f32>| {
+            all.iter().zip(&found).all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan())
+        };
+        assert!(first.as_ref().is_none_or(same), "{:?} has other bits", set.isa());
+        first.get_or_insert(found);
     }
 }

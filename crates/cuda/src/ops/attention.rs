@@ -35,6 +35,7 @@ struct Params {
     table: u64,
     live: u64,
     records: u64,
+    sinks: u64,
     rows: u32,
     sequences: u32,
     groups: u32,
@@ -50,7 +51,7 @@ struct Params {
     slots: u32,
     scale: f32,
     whole: u32,
-    reserved: u32,
+    softcap: f32,
 }
 
 /// Bytes that the segments of `rows` rows leave: for each head its weighted values, maximum and sum.
@@ -116,6 +117,16 @@ fn tiles(tokens: usize, sequences: usize, heads: usize, tile: usize) -> usize {
     ((tokens * heads + sequences * (tile - 1)) / tile).min(tokens * heads.div_ceil(tile))
 }
 
+/// Segments that a row may see, of a table with room for `held` tokens.
+fn slots(longest: usize, held: usize, window: Option<u32>) -> usize {
+    let tokens = match window {
+        None => longest.min(held),
+        // It begins and ends within segments, and the table may have the pages from its first on.
+        Some(window) => longest.min(held.min(window as usize) + SEGMENT - 1),
+    };
+    tokens.div_ceil(SEGMENT).max(1)
+}
+
 pub(crate) fn record(recorder: &mut CudaRecorder, op: &Attention<'_, CudaBackend>) -> Result<()> {
     const OP: &str = "attention";
     const THREADS: usize = 128;
@@ -131,9 +142,7 @@ pub(crate) fn record(recorder: &mut CudaRecorder, op: &Attention<'_, CudaBackend
     let wide = rows > SPLIT_ROWS && rows * group_heads > 2 * NARROW * sequences.min(rows);
     let (kernel, tile, shared) = kernel(op.k_cache.dtype(), size, wide);
     let tiles = tiles(rows, sequences, group_heads, tile);
-    let longest = op.longest.min(op.table.len() * page_size).div_ceil(SEGMENT).max(1);
-    // A window begins and ends within segments.
-    let slots = op.window.map_or(longest, |window| longest.min((window as usize + SEGMENT - 2) / SEGMENT + 1));
+    let slots = slots(op.longest, op.table.len() * page_size, op.window);
     let record_bytes = record_bytes(rows, heads, size, slots);
     let wanted = BLOCKS * recorder.device.driver().description().processors as usize;
     let splits = match rows <= SPLIT_ROWS && record_bytes <= RECORDS {
@@ -153,6 +162,7 @@ pub(crate) fn record(recorder: &mut CudaRecorder, op: &Attention<'_, CudaBackend
         table: recorder.address(op.table),
         live: recorder.live(OP, op.live)?,
         records: if splits > 1 { recorder.scratch(record_bytes)? } else { 0 },
+        sinks: recorder.address_of(op.sinks),
         rows: rows as u32,
         sequences: sequences as u32,
         groups: groups as u32,
@@ -166,9 +176,9 @@ pub(crate) fn record(recorder: &mut CudaRecorder, op: &Attention<'_, CudaBackend
         out_stride: op.out.row_stride() as u32,
         window: op.window.unwrap_or(0),
         slots: slots as u32,
-        scale: op.scale,
+        scale: op.softcap.map_or(op.scale, |cap| op.scale / cap),
         whole: u32::from(whole),
-        reserved: 0,
+        softcap: op.softcap.unwrap_or(0.0),
     };
     recorder.launch(kernel, [tiles, groups, splits], THREADS, shared, &params)?;
     if splits == 1 {

@@ -22,7 +22,7 @@ struct Params {
     blocks: u32,
     format: u32,
     sampled_count: u32,
-    reserved: u32,
+    scale: f32,
 }
 
 /// The number that `embed.cu` knows a format by.
@@ -62,7 +62,7 @@ pub(crate) fn record(recorder: &mut CudaRecorder, op: &Embed<'_, CudaBackend>) -
         blocks: weight.blocks() as u32,
         format: number(weight.format()),
         sampled_count: op.sampled.map_or(0, |sampled| sampled.len() as u32),
-        reserved: 0,
+        scale: op.scale,
     };
     recorder.launch(("embed", "embed"), [op.out.rows(), 1, 1], 256, 0, &params)
 }

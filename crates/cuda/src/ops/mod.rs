@@ -7,6 +7,7 @@ pub(crate) mod linear;
 pub(crate) mod norm;
 pub(crate) mod rope_kv;
 pub(crate) mod sample;
+pub(crate) mod softcap;
 
 use crate::CudaBackend;
 use anyfleet_tensor::ops::Activation;

@@ -48,6 +48,10 @@ pub(crate) fn record(recorder: &mut WgpuRecorder, op: &Attention<'_, WgpuBackend
     let segments = if split { most } else { 1 };
     let mut call = Call::new(OP, &[wgsl::COMMON, wgsl::EXACT, wgsl::KV, wgsl::ATTENTION]);
     call.flags.push(kv_flag(op.k_cache.dtype()));
+    if op.softcap.is_some() {
+        call.parts.extend([wgsl::ACTIVATION, wgsl::TANH]);
+        call.flags.push("SOFTCAP");
+    }
     call.constants.extend([("SIZE", size as u32), ("HEADS", together as u32)]);
     let live = recorder.live(&mut call, op.live)?;
     let q = recorder.bind(&mut call, 2, false, op.q)?;
@@ -72,6 +76,13 @@ pub(crate) fn record(recorder: &mut WgpuRecorder, op: &Attention<'_, WgpuBackend
         k_scales = recorder.bind(&mut call, 8, false, scales.k)?;
         v_scales = recorder.bind(&mut call, 9, false, scales.v)?;
     }
+    let sinks = match op.sinks.filter(|_| !split) {
+        Some(sinks) => {
+            call.flags.push("SINKS");
+            recorder.bind(&mut call, 10, false, sinks)?
+        }
+        None => 0,
+    };
     call.params = vec![
         rows as u32,
         op.seqs.rows() as u32,
@@ -81,7 +92,7 @@ pub(crate) fn record(recorder: &mut WgpuRecorder, op: &Attention<'_, WgpuBackend
         batches as u32,
         page_size as u32,
         op.k_cache.rows() as u32,
-        op.scale.to_bits(),
+        op.softcap.map_or(op.scale, |cap| op.scale / cap).to_bits(),
         op.window.unwrap_or(0),
         segments as u32,
         seqs,
@@ -96,6 +107,8 @@ pub(crate) fn record(recorder: &mut WgpuRecorder, op: &Attention<'_, WgpuBackend
         v_cache,
         k_scales,
         v_scales,
+        op.softcap.unwrap_or(0.0).to_bits(),
+        sinks,
     ];
     call.grid(rows, groups * batches * segments);
     recorder.push(call);
@@ -106,6 +119,13 @@ pub(crate) fn record(recorder: &mut WgpuRecorder, op: &Attention<'_, WgpuBackend
     let seqs = recorder.bind(&mut merge, 2, false, op.seqs)?;
     merge.bind_range(3, false, records);
     let out = recorder.bind(&mut merge, 4, true, op.out)?;
+    let sinks = match op.sinks {
+        Some(sinks) => {
+            merge.flags.push("SINKS");
+            recorder.bind(&mut merge, 5, false, sinks)?
+        }
+        None => 0,
+    };
     merge.params = vec![
         rows as u32,
         op.seqs.rows() as u32,
@@ -118,6 +138,7 @@ pub(crate) fn record(recorder: &mut WgpuRecorder, op: &Attention<'_, WgpuBackend
         0,
         out,
         op.out.row_stride() as u32,
+        sinks,
     ];
     merge.grid(rows, heads);
     recorder.push(merge);

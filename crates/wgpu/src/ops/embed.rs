@@ -35,6 +35,7 @@ pub(crate) fn record(recorder: &mut WgpuRecorder, op: &Embed<'_, WgpuBackend>) -
             op.out.row_stride() as u32,
             place,
             op.sampled.map_or(0, |sampled| sampled.len() as u32),
+            op.scale.to_bits(),
         ];
         call.grid(op.out.rows(), 1);
         recorder.push(call);

@@ -11,6 +11,7 @@ pub(crate) mod norm;
 pub(crate) mod rope_kv;
 pub(crate) mod route;
 pub(crate) mod sample;
+pub(crate) mod softcap;
 
 use crate::WgpuBackend;
 use anyfleet_tensor::ops::Activation;

@@ -4,7 +4,14 @@ use crate::http::post;
 use crate::process::{Refusals, Server};
 use serde_json::{Value, json};
 
-const SUPPORTED: [&str; 4] = ["LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"];
+const SUPPORTED: [&str; 6] = [
+    "Gemma2ForCausalLM",
+    "Gemma3ForCausalLM",
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+];
 
 /// `config.json` with this text after its opening brace.
 fn prefixed(text: &str) -> Checkpoint {

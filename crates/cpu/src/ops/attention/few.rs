@@ -4,7 +4,7 @@
 //! The sums are those of [`pairs`](super::pairs), in the same order.
 #![expect(clippy::needless_range_loop, reason = "rows, blocks and pairs count places of several arrays")]
 use super::pairs::{KEY_BLOCKS, PairedCell, Rows, Weigh, load_row};
-use super::{AttentionOp, CHUNK, Cached, CachedRow, Finish, Walk, visible_in};
+use super::{AttentionOp, CHUNK, Cached, CachedRow, Finish, Scoring, Walk, visible_in};
 use crate::panels::{Form, PANEL, ROW, Squares};
 use crate::plan::Context;
 use crate::scratch::with_scratch;
@@ -41,7 +41,7 @@ pub(super) fn tile<C: PairedCell>(op: &AttentionOp, ctx: &Context, walk: Walk<'_
                 cached,
                 later,
                 size: op.size,
-                scale: op.scale,
+                scoring: op.scoring,
                 seen: &seen,
                 q,
                 squares: squares.as_ref(),
@@ -64,7 +64,8 @@ pub(super) fn tile<C: PairedCell>(op: &AttentionOp, ctx: &Context, walk: Walk<'_
         for (r, sums) in sums.chunks_exact(width).enumerate() {
             let out = op.head::<f32>(&op.out, task, r);
             // SAFETY (of the kernel's promise): a head has `size` elements on both sides.
-            ctx.kernels.run(Finish { out, sums: sums.as_ptr(), total: total[r], len: op.size });
+            let (max, total, sink) = (max[r], total[r], op.sink(task, r));
+            ctx.kernels.run(Finish { out, sums: sums.as_ptr(), max, total, sink, len: op.size });
         }
     });
 }
@@ -143,7 +144,7 @@ struct Chunk<'a, C> {
     /// Its keys are asked for while values are added; values are while keys of the same chunk are multiplied.
     later: &'a Cached<C>,
     size: usize,
-    scale: f32,
+    scoring: Scoring,
     /// Keys each row sees.
     seen: &'a [Range<usize>; ROWS],
     /// `[rows][width]`.
@@ -188,7 +189,7 @@ impl<C: PairedCell, const R: usize> Kernel for Counted<'_, C, R> {
                 weights,
                 row: r,
                 sums: &mut chunk.sums[r * width..][..width],
-                scale: chunk.scale,
+                scoring: chunk.scoring,
                 max: &mut chunk.max[r],
                 total: &mut chunk.total[r],
             }

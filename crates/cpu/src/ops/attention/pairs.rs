@@ -4,7 +4,7 @@
 //! output features, values a panel for each 32 elements of the head, both in the order of
 //! [`panels`](crate::panels). A row's steps are those of the module above, with sums by pairs of elements
 //! (scores) and by pairs of keys (values); the sum of the weights takes them as rounded.
-use super::{AttentionOp, CHUNK, Cached, CachedRow, Finish, Task, Walk, visible_in};
+use super::{AttentionOp, CHUNK, Cached, CachedRow, Finish, Scoring, Task, Walk, visible_in};
 use crate::panels::pack::{Cells, PackPairs, store_pairs};
 use crate::panels::{self, Form, Meanwhile, PANEL, Product};
 use crate::plan::Context;
@@ -89,7 +89,7 @@ pub(super) fn tile<C: PairedCell>(op: &AttentionOp, ctx: &Context, walk: Walk<'_
             tile.chunk(start, cached);
         });
         // SAFETY (of the kernel's promise): a head has `size` elements on both sides.
-        ctx.kernels.run(FinishRows { op, task, sums: tile.sums, width, total: tile.total });
+        ctx.kernels.run(FinishRows { op, task, sums: tile.sums, width, max: tile.max, total: tile.total });
     });
 }
 
@@ -181,8 +181,8 @@ impl Kernel for WeighRows<'_> {
         let states = scores.chunks_exact_mut(CHUNK).zip(sums.chunks_exact_mut(width)).zip(max).zip(total);
         for (row, (((scores, sums), max), total)) in states.enumerate() {
             let seen = visible_in(self.op, self.task, row, self.start);
-            let (weights, scale) = (self.weights, self.op.scale);
-            Weigh { scores, seen, weights, row, sums, scale, max, total }.run(s);
+            let (weights, scoring) = (self.weights, self.op.scoring);
+            Weigh { scores, seen, weights, row, sums, scoring, max, total }.run(s);
         }
     }
 }
@@ -194,7 +194,8 @@ struct FinishRows<'a> {
     /// `[rows][width]`.
     sums: &'a [f32],
     width: usize,
-    /// `[rows]`.
+    /// `[rows]` each.
+    max: &'a [f32],
     total: &'a [f32],
 }
 
@@ -203,9 +204,10 @@ impl Kernel for FinishRows<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for (r, (sums, &total)) in self.sums.chunks_exact(self.width).zip(self.total).enumerate() {
-            let out = self.op.head::<f32>(&self.op.out, self.task, r);
-            Finish { out, sums: sums.as_ptr(), total, len: self.op.size }.run(s);
+        for (r, ((sums, &max), &total)) in self.sums.chunks_exact(self.width).zip(self.max).zip(self.total).enumerate()
+        {
+            let (out, sink) = (self.op.head::<f32>(&self.op.out, self.task, r), self.op.sink(self.task, r));
+            Finish { out, sums: sums.as_ptr(), max, total, sink, len: self.op.size }.run(s);
         }
     }
 }
@@ -333,7 +335,7 @@ pub(super) struct Weigh<'a> {
     pub(super) row: usize,
     /// A whole number of vectors.
     pub(super) sums: &'a mut [f32],
-    pub(super) scale: f32,
+    pub(super) scoring: Scoring,
     pub(super) max: &'a mut f32,
     pub(super) total: &'a mut f32,
 }
@@ -363,6 +365,7 @@ impl Kernel for Weigh<'_> {
         }
         // Vectors with keys that are seen; what is masked in them gets no weight.
         let vectors = self.seen.start / LANES..self.seen.end.div_ceil(LANES);
+        let scale = s.splat(self.scoring.cap_products(s, &mut self.scores[vectors.start * LANES..vectors.end * LANES]));
         self.scores[vectors.start * LANES..self.seen.start].fill(f32::NEG_INFINITY);
         self.scores[self.seen.end..vectors.end * LANES].fill(f32::NEG_INFINITY);
         let scores = self.scores.as_mut_ptr();
@@ -370,7 +373,7 @@ impl Kernel for Weigh<'_> {
         for i in vectors.clone() {
             // SAFETY: `CHUNK` scores.
             unsafe {
-                let score = s.mul(s.load(scores.add(i * LANES)), s.splat(self.scale));
+                let score = s.mul(s.load(scores.add(i * LANES)), scale);
                 s.store(scores.add(i * LANES), score);
                 max = s.max(score, max);
             }

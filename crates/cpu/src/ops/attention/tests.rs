@@ -14,6 +14,8 @@ struct Case {
     size: usize,
     page_size: usize,
     window: Option<u32>,
+    softcap: Option<f32>,
+    sinks: bool,
     kv: DType,
     /// Keys and values of another type are what bytes would stand for.
     as_bytes: bool,
@@ -24,6 +26,10 @@ struct Case {
 impl Case {
     fn scale(&self) -> f32 {
         1.0 / (self.size as f32).sqrt()
+    }
+    /// A query head's logit without a value: without weight, like a score, and above all.
+    fn sink(&self, head: usize) -> f32 {
+        [-1e30, 1.5, -0.25, 30.0][head % 4]
     }
     fn drawn(&self, kind: u64, seq: usize, position: usize, head: usize) -> Vec<f32> {
         let seed = (kind << 40) + ((seq as u64) << 32) + ((position as u64) << 8) + head as u64;
@@ -76,12 +82,14 @@ impl Case {
         }
         let keys = self.first_visible(position)..position + 1;
         let dot = |k: Vec<f32>| q.iter().zip(&k).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
+        let capped = |score: f64| self.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh());
         let scores: Vec<f64> =
-            keys.clone().map(|p| dot(self.head(1, seq, p, group)) * f64::from(self.scale())).collect();
-        let max = scores.iter().fold(f64::NEG_INFINITY, |m, &s| m.max(s));
+            keys.clone().map(|p| capped(dot(self.head(1, seq, p, group)) * f64::from(self.scale()))).collect();
+        let sink = self.sinks.then(|| f64::from(self.sink(head)));
+        let max = scores.iter().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
         // Weights that meet bf16 values are rounded too, relative to the running maximum: the tolerance's.
         let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
-        let total: f64 = weights.iter().sum();
+        let total: f64 = weights.iter().sum::<f64>() + sink.map_or(0.0, |sink| (sink - max).exp());
         let mut out = vec![0.0; self.size];
         for (p, w) in keys.zip(weights) {
             let value = self.head(2, seq, p, group);
@@ -136,6 +144,7 @@ impl Case {
         let out = columns_of(device, &vec![POISON; (rows + 1) * self.heads * d], rows + 1, self.heads * d);
         q.extend(vec![f32::NAN; self.heads * d]);
         let q = columns_of(device, &q, rows + 1, self.heads * d);
+        let sinks = tensor(device, &(0..self.heads).map(|h| self.sink(h)).collect::<Vec<_>>(), &[self.heads]);
         let seqs = [metas.as_slice(), &[SeqMeta { rows: 99, ..SeqMeta::default() }]].concat();
         bind(device, self.seqs.len() as u32, |enc| {
             enc.attention(Attention {
@@ -147,6 +156,8 @@ impl Case {
                 seqs: &tensor_u32(device, bytemuck::cast_slice(&seqs), &[seqs.len(), 8]),
                 table: &tensor_u32(device, &table, &[table.len()]),
                 scale: self.scale(),
+                softcap: self.softcap,
+                sinks: self.sinks.then_some(&sinks),
                 window: self.window,
                 longest: 1 << 20,
                 live: Live::Sequences,
@@ -169,7 +180,8 @@ fn narrowed(values: &[f32], dtype: DType) -> Vec<u8> {
 
 fn case() -> Case {
     let seqs = vec![(1, 150), (70, 70), (0, 5), (5, 133), (1, 1)];
-    Case { heads: 4, groups: 2, size: 16, page_size: 16, window: None, kv: DType::BF16, as_bytes: false, seqs }
+    let (softcap, sinks, window, kv, as_bytes) = (None, false, None, DType::BF16, false);
+    Case { heads: 4, groups: 2, size: 16, page_size: 16, window, softcap, sinks, kv, as_bytes, seqs }
 }
 
 #[test]
@@ -198,6 +210,11 @@ fn agrees_with_the_naive_twin() {
             seqs: vec![(200, 200), (3, 130)],
             ..case()
         },
+        Case { softcap: Some(0.5), ..case() },
+        Case { softcap: Some(0.5), kv: DType::F32, ..case() },
+        Case { sinks: true, kv: DType::F32, size: 256, ..case() },
+        Case { sinks: true, size: 256, kv: DType::I8, window: Some(20), ..case() },
+        Case { sinks: true, softcap: Some(2.0), kv: DType::F16, ..case() },
     ];
     for case in cases {
         let want = case.naive();
@@ -213,14 +230,17 @@ fn agrees_with_the_naive_twin() {
 #[test]
 fn pages_chunking_and_company_do_not_matter() {
     let device = CpuBackend::new(CpuOptions::default()).unwrap();
-    for (window, kv) in [(None, DType::BF16), (Some(37), DType::BF16), (None, DType::I8), (Some(37), DType::I8)] {
+    let plain = [(None, DType::BF16), (Some(37), DType::BF16), (None, DType::I8), (Some(37), DType::I8)];
+    let plain = plain.map(|(window, kv)| Case { window, kv, ..case() });
+    let extra = [DType::BF16, DType::F32].map(|kv| Case { softcap: Some(1.0), sinks: true, kv, ..case() });
+    for case in plain.into_iter().chain(extra) {
         let width = 4 * 16;
-        let whole = Case { window, kv, seqs: vec![(150, 150)], ..case() }.run(&device);
+        let whole = Case { seqs: vec![(150, 150)], ..case.clone() }.run(&device);
         for page_size in [1, 5, 16, 64, 200] {
             for rows in [1, 2, 13, 64, 149] {
                 for context in [rows, 65.max(rows), 128.max(rows), 150] {
                     let seqs = vec![(rows, context), (3, 40)];
-                    let got = Case { window, kv, page_size, seqs, ..case() }.run(&device);
+                    let got = Case { page_size, seqs, ..case.clone() }.run(&device);
                     let want = &whole[(context - rows) * width..context * width];
                     assert!(got[..rows * width] == *want, "pages of {page_size}, {rows} rows to {context}");
                 }
@@ -260,6 +280,8 @@ fn pages_past_the_cache_are_a_bug() {
             seqs: &tensor_u32(&device, bytemuck::cast_slice(&[seq]), &[1, 8]),
             table: &tensor_u32(&device, &[2], &[1]),
             scale: 1.0,
+            softcap: None,
+            sinks: None,
             window: None,
             longest: 3,
             live: Live::All,
