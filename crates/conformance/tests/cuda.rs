@@ -17,8 +17,21 @@ fn emulated() -> Option<CudaBackend> {
     }
 }
 
-const OPS: [&str; 9] =
-    ["act_mul", "attention", "embed", "gather", "linear", "linear_act_mul", "norm", "rope_kv", "sample"];
+const OPS: [&str; 13] = [
+    "act_mul",
+    "attention",
+    "combine",
+    "embed",
+    "gather",
+    "grouped_linear",
+    "grouped_linear_act_mul",
+    "linear",
+    "linear_act_mul",
+    "norm",
+    "rope_kv",
+    "route",
+    "sample",
+];
 
 fn passes(device: &CudaBackend, op: &str) -> Report {
     let options = Options { op: Some(op.to_owned()), ..Options::new(Tier::Small, seed_from_env().unwrap()) };
