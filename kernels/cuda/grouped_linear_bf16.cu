@@ -15,6 +15,6 @@ KERNEL(grouped_bf16_32, 256, GroupedParams) { grouped_few<Copied<Bf16s>, 2, 4>(p
 KERNEL(grouped_bf16_large, 256, GroupedParams) {
     visit_tile(p, LargeTile::ROWS, [](const ExpertParams& of, u32 tile) { bf16_tile<LargeTile>(of, tile, blockIdx.x); });
 }
-KERNEL(grouped_bf16_small, 128, GroupedParams) {
+KERNEL_OF_BLOCKS(grouped_bf16_small, 128, 3, GroupedParams) {
     visit_tile(p, SmallTile::ROWS, [](const ExpertParams& of, u32 tile) { bf16_tile<SmallTile>(of, tile, blockIdx.x); });
 }

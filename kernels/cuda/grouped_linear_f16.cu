@@ -12,6 +12,6 @@ KERNEL(grouped_f16_32, 256, GroupedParams) { grouped_few<F16, 2, 4>(p); }
 KERNEL(grouped_f16_large, 256, GroupedParams) {
     visit_tile(p, LargeTile::ROWS, [](const ExpertParams& of, u32 tile) { f16_tile<LargeTile>(of, tile, blockIdx.x); });
 }
-KERNEL(grouped_f16_small, 128, GroupedParams) {
+KERNEL_OF_BLOCKS(grouped_f16_small, 128, 3, GroupedParams) {
     visit_tile(p, SmallTile::ROWS, [](const ExpertParams& of, u32 tile) { f16_tile<SmallTile>(of, tile, blockIdx.x); });
 }

@@ -6,7 +6,7 @@
 // how many of the expert come before one: no order of threads is seen.
 //
 //   route_few     one block for a few rows: a warp each, then an expert each
-//   route_choose  a warp a row
+//   route_choose  a warp a row, for as many experts as it is named for
 //   route_sort    a block an expert, of which each warp has a run of pairs, and one block for the list of hits
 //
 // With 128 experts of which a row takes 8: a token is one launch, some 500 operations of a warp to choose and four experts'
@@ -132,6 +132,11 @@ SHARED_DEVICE void choose(const Params& p, u32 row) {
     else if (p.experts <= 16 * WARP) choose_of<16>(p, row);
     else choose_of<MOST_EXPERTS / WARP>(p, row);
 }
+template <int N>
+SHARED_DEVICE void choose_row(const Params& p) {
+    u32 row = blockIdx.x * WARPS + threadIdx.x / WARP;
+    if (row < live_rows(p.live, p.rows)) choose_of<N>(p, row);
+}
 
 // Pairs of lower experts and of this one among `from..to`, in all lanes.
 struct Counts {
@@ -204,7 +209,7 @@ struct OfWarps {
 
 using namespace route_op;
 
-KERNEL(route_few, 256, RouteParams) {
+KERNEL_OF_BLOCKS(route_few, 256, 1, RouteParams) {
     SHARED(Flags, flags);
     u32 warp = threadIdx.x / WARP, rows = live_rows(p.live, p.rows), pairs = rows * p.per_token;
     for (u32 row = warp; row < rows; row += WARPS) choose(p, row);
@@ -222,12 +227,11 @@ KERNEL(route_few, 256, RouteParams) {
     if (warp == 0) list_hits(p, flags.has);
 }
 
-KERNEL(route_choose, 256, RouteParams) {
-    u32 row = blockIdx.x * WARPS + threadIdx.x / WARP;
-    if (row < live_rows(p.live, p.rows)) choose(p, row);
-}
+KERNEL(route_choose_128, 256, RouteParams) { choose_row<4>(p); }
+KERNEL(route_choose_512, 256, RouteParams) { choose_row<16>(p); }
+KERNEL_OF_BLOCKS(route_choose_2048, 256, 1, RouteParams) { choose_row<64>(p); }
 
-KERNEL(route_sort, 512, RouteParams) {
+KERNEL_OF_BLOCKS(route_sort, 512, 2, RouteParams) {
     u32 expert = blockIdx.x, warp = threadIdx.x / WARP, pairs = live_rows(p.live, p.rows) * p.per_token;
     if (expert == p.experts) {
         SHARED(Flags, flags);

@@ -76,7 +76,13 @@ pub(crate) fn record(recorder: &mut CudaRecorder, op: &Route<'_, CudaBackend>) -
     if rows <= FEW {
         return recorder.launch((OP, "route_few"), [1, 1, 1], THREADS, 0, &params);
     }
-    recorder.launch((OP, "route_choose"), [rows.div_ceil(WARPS), 1, 1], THREADS, 0, &params)?;
+    // Keys of more experts take more registers.
+    let choose = match experts {
+        ..=128 => "route_choose_128",
+        ..=512 => "route_choose_512",
+        _ => "route_choose_2048",
+    };
+    recorder.launch((OP, choose), [rows.div_ceil(WARPS), 1, 1], THREADS, 0, &params)?;
     // One more block lists the experts that have pairs.
     recorder.launch((OP, "route_sort"), [experts + 1, 1, 1], SORT_THREADS, 0, &params)
 }
