@@ -20,7 +20,7 @@ KERNEL(grouped_q8_8, 256, GroupedParams) { grouped_few<Q8, 1, 1>(p); }
 KERNEL(grouped_q8_16, 256, GroupedParams) { grouped_few<Q8, 1, 2>(p); }
 KERNEL(grouped_q8_32, 256, GroupedParams) { grouped_few<Q8, 2, 4>(p); }
 KERNEL(grouped_q8_large, 256, GroupedParams) { grouped_tile<LargeTile, CopiedWeights<LargeTile>>(p); }
-KERNEL_OF_BLOCKS(grouped_q8_small, 128, 3, GroupedParams) { grouped_tile<SmallTile, CopiedWeights<SmallTile>>(p); }
+KERNEL_OF_BLOCKS(grouped_q8_small, 128, 2, GroupedParams) { grouped_tile<SmallTile, CopiedWeights<SmallTile>>(p); }
 
 KERNEL(grouped_q4_8, 256, GroupedParams) { grouped_few<Q4, 1, 1>(p); }
 KERNEL(grouped_q4_16, 256, GroupedParams) { grouped_few<Q4, 1, 2>(p); }

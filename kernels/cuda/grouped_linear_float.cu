@@ -4,7 +4,7 @@
 
 using namespace linear_op;
 
-KERNEL(grouped_f32_8, 256, GroupedParams) {
+KERNEL_OF_BLOCKS(grouped_f32_8, 256, 2, GroupedParams) {
     visit_groups<float_few::ROWS>(p, [](const ExpertParams& of, u32 group) {
         float_few::rows(of, group, blockIdx.x * float_few::PANELS);
     });
