@@ -83,6 +83,17 @@ SHARED_DEVICE Floats4 load_x(const LinearParams& p, const float* x, u32 k) {
     return d;
 }
 
+// Where rows of x are: row `row` from row `first` on begins `x_index` rows behind `x_base`. Rows of experts are listed:
+// grouped_linear.cuh.
+SHARED_DEVICE const float* x_base(const LinearParams& p, u32 first) { return p.x + u64(first) * p.x_stride; }
+SHARED_DEVICE u32 x_index(const LinearParams&, u32, u32 row) { return row; }
+template <class P>
+SHARED_DEVICE const float* x_row(const P& p, u32 row) {
+    return x_base(p, 0) + u64(x_index(p, 0, row)) * p.x_stride;
+}
+// The same of the row that a lane has of a fragment, which is the only one.
+SHARED_DEVICE const float* x_of_lane(const LinearParams& p, u32 row) { return p.x + u64(row) * p.x_stride; }
+
 // What a word of weights and of x holds, and what it is multiplied by.
 struct Bf16s {
     typedef float Sum;

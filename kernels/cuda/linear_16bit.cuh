@@ -46,8 +46,9 @@ struct Direct : Copied<Word> {
     };
     // Of this lane's row of x.
     float up = 1.0f;
-    static SHARED_DEVICE void load_x(X& x, const LinearParams& p, u32 row, bool wanted, bool, u32 block, u32 t) {
-        const float* from = p.x + u64(row) * p.x_stride;
+    template <class P>
+    static SHARED_DEVICE void load_x(X& x, const P& p, u32 row, bool wanted, bool, u32 block, u32 t) {
+        const float* from = x_of_lane(p, row);
         u32 k = block * BLOCK_FEATURES + t * 8;
         x.v[0] = load_vector(p, from, k, wanted);
         x.v[1] = load_vector(p, from, k + 4, wanted);
@@ -64,9 +65,9 @@ struct Direct : Copied<Word> {
 };
 
 // x times `up`, rounded, zeros up to a whole number of blocks: a block of 256 threads a row.
-template <class Word>
-SHARED_DEVICE void round_row(const LinearParams& p, u32 row, float up) {
-    const float* x = p.x + u64(row) * p.x_stride;
+template <class Word, class P>
+SHARED_DEVICE void round_row(const P& p, u32 row, float up) {
+    const float* x = x_row(p, row);
     u8* copy = p.copy + u64(row) * p.copy_bytes;
     for (u32 at = threadIdx.x * 16; at < p.copy_bytes; at += 256 * 16) {
         Words4 words;
@@ -82,9 +83,9 @@ SHARED_DEVICE void round_row(const LinearParams& p, u32 row, float up) {
 
 // `factor(row)` is what sums of a row are multiplied with.
 template <class T, class Word, class Factor>
-SHARED_DEVICE void tile_16bit(const LinearParams& p, Factor factor) {
+SHARED_DEVICE void tile_16bit(const LinearParams& p, u32 row_tile, u32 feature_tile, Factor factor) {
     SHARED_BYTES(stages);
-    TilePlace<T> at = tile_place<T>(p);
+    TilePlace<T> at = tile_place<T>(p, row_tile, feature_tile);
     if (at.rows == 0) return;
     float sum[T::MT][T::NT][4], total[T::MT][T::NT][4];
     clear<T>(sum);
@@ -118,6 +119,11 @@ SHARED_DEVICE void tile_16bit(const LinearParams& p, Factor factor) {
         }
     }
     finish_tile<T>(total, p, at, stages);
+}
+
+template <class T>
+SHARED_DEVICE void bf16_tile(const LinearParams& p, u32 row_tile, u32 feature_tile) {
+    tile_16bit<T, Bf16s>(p, row_tile, feature_tile, [](u32) { return 1.0f; });
 }
 
 }

@@ -1,15 +1,6 @@
 // Products with bf16 weights: x is rounded to bf16.
 #include "linear_16bit.cuh"
 
-namespace linear_op {
-
-template <class T>
-SHARED_DEVICE void bf16_tile(const LinearParams& p) {
-    tile_16bit<T, Bf16s>(p, [](u32) { return 1.0f; });
-}
-
-}
-
 using namespace linear_op;
 
 KERNEL(linear_bf16_x, 256, LinearParams) {
@@ -20,5 +11,5 @@ KERNEL(linear_bf16_8, 256, LinearParams) { few_rows<Direct<Bf16s>, 1, 1>(p); }
 KERNEL(linear_bf16_16, 256, LinearParams) { few_rows<Copied<Bf16s>, 1, 2>(p); }
 KERNEL(linear_bf16_32, 256, LinearParams) { few_rows<Copied<Bf16s>, 2, 4>(p); }
 KERNEL(linear_bf16_64, 256, LinearParams) { few_rows<Copied<Bf16s>, 2, 8>(p); }
-KERNEL(linear_bf16_large, 256, LinearParams) { bf16_tile<LargeTile>(p); }
-KERNEL(linear_bf16_small, 128, LinearParams) { bf16_tile<SmallTile>(p); }
+KERNEL(linear_bf16_large, 256, LinearParams) { bf16_tile<LargeTile>(p, blockIdx.x, blockIdx.y); }
+KERNEL(linear_bf16_small, 128, LinearParams) { bf16_tile<SmallTile>(p, blockIdx.x, blockIdx.y); }

@@ -49,9 +49,9 @@ struct Unscaled {
     SHARED_DEVICE float factor(const LinearParams&, const Few&, u32) const { return 1.0f; }
 };
 
-// F is how weights and x meet: see `Copied` (linear_16bit.cuh) for what it has.
-template <class F, int MT, int NT>
-SHARED_DEVICE void few_rows(const LinearParams& p) {
+// F is how weights and x meet: see `Copied` (linear_16bit.cuh) for what it has. Of group `group` of rows, and MT panels.
+template <class F, int MT, int NT, class P>
+SHARED_DEVICE void few_rows(const P& p, u32 group, u32 first_panel) {
     typedef typename F::Sum Sum;
     const int TILES = F::RESTS ? 2 * NT : NT;
     const int AHEAD = F::AHEAD / MT;
@@ -63,7 +63,6 @@ SHARED_DEVICE void few_rows(const LinearParams& p) {
     SHARED(Shared, shared);
 
     u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
-    u32 group = blockIdx.x % p.groups, first_panel = blockIdx.x / p.groups * MT;
     u32 first = warp * p.segment, end = min_u32(first + p.segment, p.blocks);
     typename F::Weights w[AHEAD][MT];
     auto load_weights = [&](int slot, u32 block) {
@@ -166,6 +165,11 @@ SHARED_DEVICE void few_rows(const LinearParams& p) {
             }
         }
     }
+}
+
+template <class F, int MT, int NT>
+SHARED_DEVICE void few_rows(const LinearParams& p) {
+    few_rows<F, MT, NT>(p, blockIdx.x % p.groups, blockIdx.x / p.groups * MT);
 }
 
 }

@@ -41,11 +41,11 @@ struct TilePlace {
 };
 
 template <class T>
-SHARED_DEVICE TilePlace<T> tile_place(const LinearParams& p) {
+SHARED_DEVICE TilePlace<T> tile_place(const LinearParams& p, u32 row_tile, u32 feature_tile) {
     u32 live = live_rows(p.live, p.rows), warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     TilePlace<T> at;
-    at.first_panel = blockIdx.y * (T::FEATURES / PANEL);
-    at.first_row = blockIdx.x * T::ROWS;
+    at.first_panel = feature_tile * (T::FEATURES / PANEL);
+    at.first_row = row_tile * T::ROWS;
     at.rows = live > at.first_row ? min_u32(live - at.first_row, T::ROWS) : 0;
     at.warp_m = warp / T::ACROSS;
     at.warp_n = warp % T::ACROSS;

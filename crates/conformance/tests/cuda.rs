@@ -17,8 +17,22 @@ fn emulated() -> Option<CudaBackend> {
     }
 }
 
-const OPS: [&str; 10] =
-    ["act_mul", "attention", "embed", "gather", "linear", "linear_act_mul", "norm", "rope_kv", "sample", "softcap"];
+const OPS: [&str; 14] = [
+    "act_mul",
+    "attention",
+    "combine",
+    "embed",
+    "gather",
+    "grouped_linear",
+    "grouped_linear_act_mul",
+    "linear",
+    "linear_act_mul",
+    "norm",
+    "rope_kv",
+    "route",
+    "sample",
+    "softcap",
+];
 
 fn passes(device: &CudaBackend, op: &str) -> Report {
     let options = Options { op: Some(op.to_owned()), ..Options::new(Tier::Small, seed_from_env().unwrap()) };

@@ -28,4 +28,19 @@ macro_rules! ops {
     ($($op:ident),*) => { $(#[test] fn $op() { passes(stringify!($op)); })* };
 }
 
-ops!(act_mul, attention, embed, gather, linear, linear_act_mul, norm, rope_kv, sample, softcap);
+ops!(
+    act_mul,
+    attention,
+    combine,
+    embed,
+    gather,
+    grouped_linear,
+    grouped_linear_act_mul,
+    linear,
+    linear_act_mul,
+    norm,
+    rope_kv,
+    route,
+    sample,
+    softcap
+);

@@ -452,6 +452,26 @@ mod tests {
     }
 
     #[test]
+    fn a_stack_is_its_matrices_one_after_the_other() {
+        let (stack, rows, cols) = (3, 34, 70);
+        let values: Vec<f32> = (0..stack * rows * cols).map(|i| ((i * 7919 % 1013) as f32 - 500.0) / 77.0).collect();
+        let part = |rows, values| HostPart { dtype: DType::F32, rows, bytes: bytemuck::cast_slice(values) };
+        for (gated, store) in [false, true].into_iter().flat_map(|g| FORMATS.map(|f| (g, f))) {
+            let host = |stack, parts| HostWeight { name: "w".into(), stack, cols, parts, store, gated };
+            // Parts end where matrices do not.
+            let (first, rest) = values.split_at(50 * cols);
+            let all = pack(&host(stack, vec![part(50, first), part(stack * rows - 50, rest)])).unwrap();
+            assert_eq!((all.stack(), all.rows(), all.cols()), (stack, rows, cols));
+            for (member, values) in values.chunks(rows * cols).enumerate() {
+                let one = pack(&host(1, vec![part(rows, values)])).unwrap();
+                let bytes = one.bytes();
+                assert!(all.all_bytes()[member * bytes..][..bytes] == *one.all_bytes(), "{store} {gated} {member}");
+                assert_eq!(all.matrix(member).at(33, 69), one.at(33, 69));
+            }
+        }
+    }
+
+    #[test]
     fn adopted_bytes_are_the_packed_ones() {
         let values: Vec<f32> = (0..40 * 33).map(|i| value(i / 33, i % 33)).collect();
         let part = HostPart { dtype: DType::F32, rows: 40, bytes: bytemuck::cast_slice(&values) };
@@ -463,7 +483,7 @@ mod tests {
             let mut bytes = bytes;
             bytes.copy_within(ALIGN.., skip);
             let kept = SharedBytes::new(Arc::new(bytes), skip..skip + packed.bytes()).unwrap();
-            let what = PackedWeight { name: "w".into(), rows: 40, cols: 33, store, gated: true };
+            let what = PackedWeight { name: "w".into(), stack: 1, rows: 40, cols: 33, store, gated: true };
             let adopted = CpuWeight::adopt(&what, kept.clone()).unwrap();
             assert!((0..40).all(|r| (0..33).all(|c| adopted.at(r, c) == packed.at(r, c))), "{store}");
             assert!(CpuWeight::adopt(&what, kept.slice(0..kept.len() - 64).unwrap()).is_err());

@@ -62,6 +62,7 @@ impl CudaBackend {
             (WeightFormat::Float(DType::BF16), Operand::Rounded(DType::BF16)),
             (WeightFormat::Float(DType::F16), Operand::Halves),
         ];
+        let operands: Vec<_> = narrow.into_iter().chain(quantized.map(|format| (format, Operand::Bytes))).collect();
         let caps = Caps {
             device: format!("cuda:{} {} ({})", description.index, description.name, description.driver),
             identity: Identity {
@@ -73,9 +74,9 @@ impl CudaBackend {
             numerics: format!("cuda-2 sm_{}", description.capability),
             activations: vec![DType::F32],
             weights: floats.map(WeightFormat::Float).into_iter().chain(quantized).collect(),
-            operands: narrow.into_iter().chain(quantized.map(|format| (format, Operand::Bytes))).collect(),
+            grouped_operands: operands.clone(),
+            operands,
             operand_rows: 0,
-            grouped_operands: Vec::new(),
             invariant: true,
             attention_operands: vec![(DType::BF16, DType::BF16), (DType::I8, DType::BF16)],
             kv: vec![DType::BF16, DType::F16, DType::F32, DType::I8],
@@ -197,8 +198,8 @@ impl Backend for CudaBackend {
         (weight.rows(), weight.cols())
     }
 
-    fn weight_stack(_weight: &CudaWeight) -> usize {
-        1
+    fn weight_stack(weight: &CudaWeight) -> usize {
+        weight.stack()
     }
 
     fn weight_bytes(&self, rows: usize, cols: usize, store: WeightFormat) -> usize {
@@ -208,6 +209,8 @@ impl Backend for CudaBackend {
     fn scratch_bytes(&self, sizes: &StepSizes) -> usize {
         let bytes = [
             ops::linear::scratch_bytes(sizes),
+            ops::grouped_linear::scratch_bytes(sizes),
+            ops::route::scratch_bytes(sizes),
             ops::attention::scratch_bytes(sizes),
             ops::sample::scratch_bytes(sizes),
         ];

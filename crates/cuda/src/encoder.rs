@@ -132,20 +132,16 @@ impl Recorder<CudaBackend> for CudaRecorder {
         self.linear(Linear { out: gate_up, x, weight, bias, residual: None, live })?;
         self.act_mul(ActMul { out, gate_up, activation, live })
     }
-    fn route(&mut self, _op: Route<'_, CudaBackend>) -> Result<()> {
-        Err(unsupported("route"))
+    fn route(&mut self, op: Route<'_, CudaBackend>) -> Result<()> {
+        ops::route::record(self, &op)
     }
-    fn grouped_linear(&mut self, _op: GroupedLinear<'_, CudaBackend>) -> Result<()> {
-        Err(unsupported("grouped_linear"))
+    fn grouped_linear(&mut self, op: GroupedLinear<'_, CudaBackend>) -> Result<()> {
+        ops::grouped_linear::record(self, &op)
     }
-    fn grouped_linear_act_mul(&mut self, _op: GroupedLinearActMul<'_, CudaBackend>) -> Result<()> {
-        Err(unsupported("grouped_linear_act_mul"))
+    fn grouped_linear_act_mul(&mut self, op: GroupedLinearActMul<'_, CudaBackend>) -> Result<()> {
+        ops::grouped_linear::record_gated(self, &op)
     }
-    fn combine(&mut self, _op: Combine<'_, CudaBackend>) -> Result<()> {
-        Err(unsupported("combine"))
+    fn combine(&mut self, op: Combine<'_, CudaBackend>) -> Result<()> {
+        ops::combine::record(self, &op)
     }
-}
-
-fn unsupported(op: &'static str) -> Error {
-    Error::Shape { op, what: "not there yet", details: String::new(), remedy: "use the CPU" }
 }

@@ -15,11 +15,12 @@ const Q4_MULTIPLIERS: usize = PANEL * Q4_BLOCK / quant::GROUP;
 /// What is packed on the host before it is sent, in bytes.
 const CHUNK: usize = 32 << 20;
 
-/// A matrix on the device.
+/// A matrix on the device, or a stack of them.
 #[derive(Clone)]
 pub struct CudaWeight(Arc<Matrix>);
 
 struct Matrix {
+    stack: usize,
     rows: usize,
     cols: usize,
     format: WeightFormat,
@@ -28,9 +29,10 @@ struct Matrix {
     buffer: CudaBuffer,
 }
 
-/// Sizes of what is kept: weights, then multipliers, then scales.
+/// Sizes of what is kept: weights, then multipliers, then scales. Of a stack all weights come first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Layout {
+    /// Of all matrices, each of which has whole ones.
     panels: usize,
     /// Bytes of a row of weights.
     row: usize,
@@ -40,7 +42,7 @@ struct Layout {
 }
 
 impl Layout {
-    fn new(rows: usize, cols: usize, format: WeightFormat) -> Layout {
+    fn new(stack: usize, rows: usize, cols: usize, format: WeightFormat) -> Layout {
         let row = match format {
             WeightFormat::Float(dtype) => cols.next_multiple_of(64) * dtype.size(),
             WeightFormat::Q8 => cols.next_multiple_of(BLOCK),
@@ -48,7 +50,7 @@ impl Layout {
         };
         let multipliers = if format == WeightFormat::Q4 { row / BLOCK * Q4_MULTIPLIERS } else { 0 };
         let scales = if matches!(format, WeightFormat::Float(_)) { 0 } else { PANEL * 4 };
-        Layout { panels: rows.div_ceil(PANEL), row, multipliers, scales }
+        Layout { panels: stack * rows.div_ceil(PANEL), row, multipliers, scales }
     }
     fn panel(&self) -> usize {
         PANEL * self.row
@@ -65,12 +67,16 @@ impl Layout {
     }
 }
 
-/// Device bytes of a matrix.
+/// Device bytes of a matrix; a stack takes as many times that.
 pub(crate) fn bytes(rows: usize, cols: usize, format: WeightFormat) -> usize {
-    Layout::new(rows, cols, format).bytes()
+    Layout::new(1, rows, cols, format).bytes()
 }
 
 impl CudaWeight {
+    /// Matrices, whose sizes follow.
+    pub(crate) fn stack(&self) -> usize {
+        self.0.stack
+    }
     pub(crate) fn rows(&self) -> usize {
         self.0.rows
     }
@@ -85,7 +91,7 @@ impl CudaWeight {
         self.0.gated
     }
     pub(crate) fn panels(&self) -> usize {
-        self.0.layout.panels
+        self.0.layout.panels / self.0.stack
     }
     /// Blocks of a row.
     pub(crate) fn blocks(&self) -> usize {
@@ -108,7 +114,7 @@ impl CudaWeight {
 
     pub(crate) fn load(device: &CudaBackend, weight: &HostWeight<'_>) -> Result<CudaWeight> {
         weight.check()?;
-        let (rows, cols, format) = (weight.rows(), weight.cols, weight.store);
+        let (stack, rows, cols, format) = (weight.stack, weight.rows(), weight.cols, weight.store);
         let bad = |reason: String| Error::Weight { name: weight.name.clone(), reason };
         match format {
             WeightFormat::Float(dtype) if !dtype.is_float() => {
@@ -120,9 +126,9 @@ impl CudaWeight {
             }
             _ => {}
         }
-        let layout = Layout::new(rows, cols, format);
-        if rows.max(layout.row) > u32::MAX as usize / 2 {
-            return Err(bad(format!("{rows} x {cols} is more than kernels count")));
+        let layout = Layout::new(stack, rows, cols, format);
+        if (layout.panels * PANEL).max(layout.row) > u32::MAX as usize / 2 {
+            return Err(bad(format!("{} x {cols} is more than kernels count", weight.all_rows())));
         }
         let gated = weight.gated && rows.is_multiple_of(2);
         let buffer = CudaBuffer::new(device.driver(), layout.bytes(), &weight.name)?;
@@ -130,7 +136,7 @@ impl CudaWeight {
             [] => Ok(()),
             _ => device.driver().write(buffer.address() + at as u64, bytes),
         };
-        let packer = Packer { weight, rows, cols, format, gated, layout };
+        let packer = Packer { weight, stack, rows, cols, format, gated, layout };
         if packer.as_it_lies() {
             let mut at = 0;
             for part in &weight.parts {
@@ -147,13 +153,15 @@ impl CudaWeight {
                 write(layout.scales_at(first), &packed.scales)?;
             }
         }
-        Ok(CudaWeight(Arc::new(Matrix { rows, cols, format, gated, layout, buffer })))
+        Ok(CudaWeight(Arc::new(Matrix { stack, rows, cols, format, gated, layout, buffer })))
     }
 }
 
 /// Brings rows of the checkpoint into panels.
 struct Packer<'a> {
     weight: &'a HostWeight<'a>,
+    stack: usize,
+    /// Of each matrix.
     rows: usize,
     cols: usize,
     format: WeightFormat,
@@ -186,17 +194,23 @@ impl Packer<'_> {
     /// Whether the checkpoint's bytes are what is kept, but for rows of padding.
     fn as_it_lies(&self) -> bool {
         let same = |part: &HostPart<'_>| self.format == WeightFormat::Float(part.dtype);
-        !self.gated && self.cols.is_multiple_of(64) && self.weight.parts.iter().all(same)
+        let whole = self.stack == 1 || self.rows.is_multiple_of(PANEL);
+        !self.gated && whole && self.cols.is_multiple_of(64) && self.weight.parts.iter().all(same)
     }
 
-    /// The output feature in row `row` of panel `panel`, if there is one.
+    /// The output feature in row `row` of panel `panel`, if there is one; of a stack among those of all matrices.
     fn feature(&self, panel: usize, row: usize) -> Option<usize> {
-        if !self.gated {
-            return Some(panel * PANEL + row).filter(|&feature| feature < self.rows);
-        }
+        let panels = self.layout.panels / self.stack;
+        let (first, panel) = (panel / panels * self.rows, panel % panels);
         let (half, width) = (self.rows / 2, PANEL / 2);
-        let feature = panel * width + row % width;
-        (feature < half).then_some(if row < width { feature } else { half + feature })
+        let feature = match self.gated {
+            false => Some(panel * PANEL + row).filter(|&feature| feature < self.rows),
+            true => {
+                let feature = panel * width + row % width;
+                (feature < half).then_some(if row < width { feature } else { half + feature })
+            }
+        };
+        feature.map(|feature| first + feature)
     }
 
     fn pack(&self, first: usize, panels: usize) -> Packed {
@@ -326,8 +340,8 @@ mod tests {
 
     fn packed<'a>(weight: &'a HostWeight<'a>) -> (Layout, Packed) {
         let (rows, cols, format) = (weight.rows(), weight.cols, weight.store);
-        let layout = Layout::new(rows, cols, format);
-        let packer = Packer { weight, rows, cols, format, gated: weight.gated, layout };
+        let layout = Layout::new(weight.stack, rows, cols, format);
+        let packer = Packer { weight, stack: weight.stack, rows, cols, format, gated: weight.gated, layout };
         (layout, packer.pack(0, layout.panels))
     }
 
@@ -382,15 +396,37 @@ mod tests {
     }
 
     #[test]
+    fn matrices_of_a_stack_are_what_they_are_alone() {
+        let (rows, cols, stack) = (22, 130, 3);
+        let values = wave(stack * rows * cols);
+        for store in FORMATS {
+            for gated in [false, true] {
+                let host = HostWeight { stack, ..weight(&values, cols, store, gated) };
+                let (layout, all) = packed(&host);
+                assert_eq!(layout.bytes(), stack * bytes(rows, cols, store));
+                for (i, values) in values.chunks(rows * cols).enumerate() {
+                    let host = weight(values, cols, store, gated);
+                    let (_, alone) = packed(&host);
+                    let same = |all: &[u8], alone: &[u8]| all[i * alone.len()..][..alone.len()] == *alone;
+                    assert!(same(&all.rows, &alone.rows), "{store}, gated {gated}, matrix {i}");
+                    assert!(same(&all.multipliers, &alone.multipliers) && same(&all.scales, &alone.scales));
+                }
+            }
+        }
+    }
+
+    #[test]
     fn sizes_are_those_stated_and_rows_begin_at_whole_blocks() {
         let (device, recorded) = CudaBackend::recording();
-        for (rows, cols) in [(1, 1), (16, 64), (17, 65), (34, 200)] {
+        for (stack, rows, cols) in [(1, 1, 1), (1, 16, 64), (1, 17, 65), (1, 34, 200), (4, 32, 64), (5, 18, 70)] {
             for store in FORMATS {
                 for gated in [false, true] {
                     let before = recorded.bytes();
-                    let values = wave(rows * cols);
-                    let loaded = CudaWeight::load(&device, &weight(&values, cols, store, gated)).unwrap();
-                    assert_eq!(recorded.bytes() - before, bytes(rows, cols, store) as u64);
+                    let values = wave(stack * rows * cols);
+                    let host = HostWeight { stack, ..weight(&values, cols, store, gated) };
+                    let loaded = CudaWeight::load(&device, &host).unwrap();
+                    assert_eq!(recorded.bytes() - before, (stack * bytes(rows, cols, store)) as u64);
+                    assert_eq!((loaded.stack(), loaded.rows(), loaded.panels()), (stack, rows, rows.div_ceil(PANEL)));
                     assert!(loaded.0.layout.row.is_multiple_of(BLOCK));
                 }
             }
@@ -405,6 +441,14 @@ mod tests {
         CudaWeight::load(&device, &weight(&values, 64, store, false)).unwrap();
         // The rows, and those of padding.
         assert_eq!(recorded.writes(), 2);
+        // A stack of whole panels is, too; of others, rows of padding lie between.
+        for (stack, writes) in [(5, 1), (2, 1)] {
+            let (device, recorded) = CudaBackend::recording();
+            let values = wave(80 * 64);
+            let host = HostWeight { stack, ..weight(&values, 64, store, false) };
+            CudaWeight::load(&device, &host).unwrap();
+            assert_eq!(recorded.writes(), writes);
+        }
     }
 
     #[test]

@@ -226,6 +226,8 @@ fn scratch_memory_is_what_was_reserved() {
         query_width: 64,
         head_size: 64,
         widest: 64,
+        grouped_rows: 0,
+        grouped_widest: 0,
         positions: 1,
         logit_rows: rows,
         vocab_size: vocab,

@@ -24,10 +24,16 @@ struct Params {
 const THREADS: usize = 256;
 
 pub(crate) fn record(recorder: &mut CudaRecorder, op: &ActMul<'_, CudaBackend>) -> Result<()> {
+    let live = recorder.live("act_mul", op.live)?;
+    record_live(recorder, op, live)
+}
+
+/// Of as many rows as `live` points to, or of all where it is 0.
+pub(crate) fn record_live(recorder: &mut CudaRecorder, op: &ActMul<'_, CudaBackend>, live: u64) -> Result<()> {
     let params = Params {
         out: recorder.address(op.out),
         gate_up: recorder.address(op.gate_up),
-        live: recorder.live("act_mul", op.live)?,
+        live,
         rows: op.out.rows() as u32,
         width: op.out.cols() as u32,
         out_stride: op.out.row_stride() as u32,

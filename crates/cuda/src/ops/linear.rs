@@ -17,12 +17,12 @@ const SEGMENTS: usize = 8;
 /// Bytes of a row's scales: `RowScales` of `linear.cuh`.
 const ROW_SCALES: usize = 8;
 /// Threads of all kernels but those of small tiles.
-const THREADS: usize = 256;
+pub(crate) const THREADS: usize = 256;
 
 /// `LinearParams` of `linear.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
+pub(crate) struct Params {
     out: u64,
     x: u64,
     weight: u64,
@@ -30,62 +30,62 @@ struct Params {
     scales: u64,
     bias: u64,
     residual: u64,
-    live: u64,
-    copy: u64,
-    rests: u64,
-    row_scales: u64,
+    pub(crate) live: u64,
+    pub(crate) copy: u64,
+    pub(crate) rests: u64,
+    pub(crate) row_scales: u64,
     rows: u32,
     width: u32,
     features: u32,
-    panels: u32,
+    pub(crate) panels: u32,
     blocks: u32,
     segment: u32,
-    copy_bytes: u32,
+    pub(crate) copy_bytes: u32,
     x_stride: u32,
     out_stride: u32,
     residual_stride: u32,
     layout: u32,
     function: u32,
-    vectors: u32,
+    pub(crate) vectors: u32,
     groups: u32,
 }
 
 /// A kernel for few rows: the most of a block, and the panels of one.
-struct Few {
-    name: &'static str,
-    rows: usize,
-    panels: usize,
+pub(crate) struct Few {
+    pub(crate) name: &'static str,
+    pub(crate) rows: usize,
+    pub(crate) panels: usize,
 }
 
 /// A kernel for many rows: rows and output features of a tile, threads and bytes of shared memory.
-struct Tile {
-    name: &'static str,
-    size: usize,
-    threads: usize,
-    shared: usize,
+pub(crate) struct Tile {
+    pub(crate) name: &'static str,
+    pub(crate) size: usize,
+    pub(crate) threads: usize,
+    pub(crate) shared: usize,
 }
 
-const fn few(name: &'static str, rows: usize, panels: usize) -> Few {
+pub(crate) const fn few(name: &'static str, rows: usize, panels: usize) -> Few {
     Few { name, rows, panels }
 }
 /// `LargeTile` and `SmallTile` of `linear_tile.cuh`: three stages of lines of 128 bytes.
-const fn large(name: &'static str) -> Tile {
+pub(crate) const fn large(name: &'static str) -> Tile {
     Tile { name, size: 128, threads: 256, shared: 3 * 256 * 128 }
 }
-const fn small(name: &'static str) -> Tile {
+pub(crate) const fn small(name: &'static str) -> Tile {
     Tile { name, size: 64, threads: 128, shared: 3 * 128 * 128 }
 }
 /// Of f32 weights.
-const fn floats(name: &'static str) -> Tile {
+pub(crate) const fn floats(name: &'static str) -> Tile {
     Tile { name, size: 64, threads: 256, shared: 0 }
 }
 
 /// The kernels of a format.
-struct Kernels {
-    module: &'static str,
-    few: &'static [Few],
+pub(crate) struct Kernels {
+    pub(crate) module: &'static str,
+    pub(crate) few: &'static [Few],
     /// The larger first.
-    tiles: &'static [Tile],
+    pub(crate) tiles: &'static [Tile],
 }
 
 const F32: Kernels =
@@ -114,21 +114,25 @@ const Q4: Kernels = Kernels {
     tiles: &[large("linear_q4_large"), small("linear_q4_small")],
 };
 
-struct Product<'a> {
-    name: &'static str,
-    out: &'a Tensor<CudaBackend>,
-    x: &'a Tensor<CudaBackend>,
-    weight: &'a CudaWeight,
-    bias: Option<&'a Tensor<CudaBackend>>,
-    residual: Option<&'a Tensor<CudaBackend>>,
-    activation: Option<Activation>,
-    live: Live,
+pub(crate) struct Product<'a> {
+    pub(crate) name: &'static str,
+    pub(crate) out: &'a Tensor<CudaBackend>,
+    pub(crate) x: &'a Tensor<CudaBackend>,
+    pub(crate) weight: &'a CudaWeight,
+    pub(crate) bias: Option<&'a Tensor<CudaBackend>>,
+    pub(crate) residual: Option<&'a Tensor<CudaBackend>>,
+    pub(crate) activation: Option<Activation>,
+    pub(crate) live: Live,
 }
 
 /// The most that a product asks of scratch memory.
 pub(crate) fn scratch_bytes(sizes: &StepSizes) -> usize {
-    let rows = sizes.tokens.max(sizes.logit_rows);
-    Scratch::of_bytes(rows, sizes.widest).bytes.max(Scratch::of_16bit(rows, sizes.widest).bytes)
+    most_bytes(sizes.tokens.max(sizes.logit_rows), sizes.widest)
+}
+
+/// The most scratch memory of a product of these rows of x, whatever its weights are.
+pub(crate) fn most_bytes(rows: usize, width: usize) -> usize {
+    Scratch::of_bytes(rows, width).bytes.max(Scratch::of_16bit(rows, width).bytes)
 }
 
 /// Where what a kernel makes of x is in scratch memory.
@@ -185,29 +189,41 @@ fn product(recorder: &mut CudaRecorder, op: &Product<'_>) -> Result<()> {
             if rows <= direct.few[0].rows && params.vectors == 1 {
                 return launch(recorder, direct, FEW, params);
             }
-            let scratch = Scratch::of_16bit(rows, weight.cols());
-            params.copy = recorder.scratch(scratch.bytes)?;
-            params.row_scales = params.copy + scratch.row_scales as u64;
-            params.copy_bytes = scratch.row as u32;
+            params.take_copy(recorder, weight, rows)?;
             recorder.launch((kernels.module, x), [rows, 1, 1], THREADS, 0, &params)?;
             launch(recorder, kernels, FEW, params)
         }
         format => {
             let (kernels, x) = if format == WeightFormat::Q8 { (&Q8, "linear_q8_x") } else { (&Q4, "linear_q4_x") };
-            let scratch = Scratch::of_bytes(rows, weight.cols());
-            params.copy = recorder.scratch(scratch.bytes)?;
-            params.rests = params.copy + scratch.rests as u64;
-            params.row_scales = params.copy + scratch.row_scales as u64;
-            // The lines of x are as long as those of weights, in input features.
-            let block = if format == WeightFormat::Q8 { BLOCK } else { Q4_BLOCK };
-            params.copy_bytes = (weight.blocks() * block) as u32;
+            params.take_copy(recorder, weight, rows)?;
             recorder.launch((kernels.module, x), [rows, 1, 1], THREADS, 0, &params)?;
             launch(recorder, kernels, FEW, params)
         }
     }
 }
 
-fn params(recorder: &mut CudaRecorder, op: &Product<'_>) -> Result<Params> {
+impl Params {
+    /// Gives `rows` rows of x their place in scratch memory, in the form in which they meet `weight`.
+    pub(crate) fn take_copy(&mut self, recorder: &mut CudaRecorder, weight: &CudaWeight, rows: usize) -> Result<()> {
+        let float = matches!(weight.format(), WeightFormat::Float(_));
+        let of = if float { Scratch::of_16bit } else { Scratch::of_bytes };
+        let scratch = of(rows, weight.cols());
+        self.copy = recorder.scratch(scratch.bytes)?;
+        if !float {
+            self.rests = self.copy + scratch.rests as u64;
+        }
+        self.row_scales = self.copy + scratch.row_scales as u64;
+        // The lines of bytes are as long as those of weights, in input features.
+        self.copy_bytes = match weight.format() {
+            WeightFormat::Float(_) => scratch.row,
+            WeightFormat::Q8 => weight.blocks() * BLOCK,
+            _ => weight.blocks() * Q4_BLOCK,
+        } as u32;
+        Ok(())
+    }
+}
+
+pub(crate) fn params(recorder: &mut CudaRecorder, op: &Product<'_>) -> Result<Params> {
     let weight = op.weight;
     recorder.weights.push(weight.clone());
     let (x, x_stride) = (recorder.address(op.x), op.x.row_stride());
