@@ -29,12 +29,15 @@ step "devices, and the whole suite"
 
 small=benches/configs/llama-1b.json
 large=benches/configs/llama-8b.json
+experts=benches/configs/qwen3-moe-3b.json
 cases=(--prompt 128,2048 --gen 64 --batch 1,16,32)
+expert_cases=(--prompt 128,2048 --gen 64 --batch 1,16 --repeat 3)
 large_cases=(--prompt 128,2048 --gen 64 --batch 1 --repeat 3)
 throughput=(--prompt 1024 --gen 128 --batch 64 --repeat 1)
 torch_cases=(2048,0 128,64 128,64,16)
 if [ -n "${DRY_RUN:-}" ]; then
     small=benches/configs/dry.json large=
+    experts=models/parity/fixtures/qwen3-moe/config.json expert_cases=(--prompt 16 --gen 4 --batch 1,2 --repeat 1)
     cases=(--prompt 16 --gen 4 --batch 1,2 --repeat 1)
     torch_cases=(16,4)
 fi
@@ -51,6 +54,7 @@ run() { # report, config, flags
 for quantize in none q8 q4; do
     run "run-$quantize" "$small" --quantize "$quantize" "${cases[@]}"
 done
+run experts "$experts" "${expert_cases[@]}"
 if [ -n "$large" ]; then
     run large "$large" "${large_cases[@]}"
     run throughput "$large" "${throughput[@]}"
@@ -74,7 +78,8 @@ if [[ $device == cuda* ]]; then
     done
     if command -v compute-sanitizer >/dev/null; then
         for tool in memcheck racecheck; do
-            for op in embed norm linear act_mul linear_act_mul rope_kv attention gather sample; do
+            for op in embed norm linear act_mul linear_act_mul rope_kv attention gather softcap sample route grouped_linear \
+                grouped_linear_act_mul combine; do
                 step "$tool: $op"
                 # What takes longer is cut short, and says so.
                 timeout 60 compute-sanitizer --tool "$tool" --error-exitcode 3 "$BIN/conformance" --device "$device" \
