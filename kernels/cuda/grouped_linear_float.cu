@@ -4,9 +4,9 @@
 
 using namespace linear_op;
 
-KERNEL_OF_BLOCKS(grouped_f32_8, 256, 2, GroupedParams) {
-    visit_groups<float_few::ROWS>(p, [](const ExpertParams& of, u32 group) {
-        float_few::rows(of, group, blockIdx.x * float_few::PANELS);
+KERNEL_OF_BLOCKS(grouped_f32_4, 256, 2, GroupedParams) {
+    visit_groups<4>(p, [](const ExpertParams& of, u32 group) {
+        float_few::rows<4>(of, group, blockIdx.x * float_few::PANELS);
     });
 }
 KERNEL(grouped_f32_small, 256, GroupedParams) {

@@ -4,22 +4,23 @@
 
 namespace linear_op {
 
-// Few rows of x: a block takes two panels and eight rows, a warp a segment of K, a lane an output feature. Lanes load lines
-// of 128 bytes together, eight loads of sixteen bytes each while as many are multiplied: 32 KiB a block on its way.
+// Few rows of x: a block takes two panels and up to ROWS rows, a warp a segment of K, a lane an output feature. Lanes load
+// lines of 128 bytes together, eight loads of sixteen bytes each while as many are multiplied: 32 KiB a block on its way.
 namespace float_few {
 
-const u32 ROWS = 8;
 const u32 PANELS = 2;
 const u32 WORDS = 32;
 
-struct Shared {
+template <u32 ROWS>
+struct FloatShared {
     // Lines are a word longer than they are full: lanes read and write words of all banks.
     u32 lines[SEGMENTS][WARP][WORDS + 1];
     float sums[SEGMENTS][ROWS][WARP];
 };
 
-template <class P>
+template <u32 ROWS, class P>
 SHARED_DEVICE void rows(const P& p, u32 group, u32 first_panel) {
+    typedef FloatShared<ROWS> Shared;
     SHARED(Shared, shared);
     u32 live = live_rows(p.live, p.rows), first_row = group * ROWS;
     if (first_row >= live) return;
@@ -28,9 +29,6 @@ SHARED_DEVICE void rows(const P& p, u32 group, u32 first_panel) {
     u32(&lines)[WARP][WORDS + 1] = shared.lines[warp];
     const u8* weight = p.weight + u64(first_panel * PANEL) * row_bytes;
     const float* x = x_base(p, first_row);
-    u32 index[ROWS];
-#pragma unroll
-    for (u32 r = 0; r < ROWS; r++) index[r] = r < count ? x_index(p, first_row, r) : 0;
     u32 features = min_u32((p.panels - first_panel) * PANEL, WARP);
 
     Words4 next[8];
@@ -67,7 +65,7 @@ SHARED_DEVICE void rows(const P& p, u32 group, u32 first_panel) {
 #pragma unroll
             for (u32 r = 0; r < ROWS; r++) {
                 if (r < count) {
-                    Floats4 v = load_x(p, x + u64(index[r]) * p.x_stride, k);
+                    Floats4 v = load_x(p, x + u64(x_index(p, first_row, r)) * p.x_stride, k);
 #pragma unroll
                     for (u32 i = 0; i < 4; i++) sum[r] = fmaf(w[i], v.v[i], sum[r]);
                 }

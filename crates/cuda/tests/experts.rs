@@ -148,7 +148,7 @@ fn products_are_given_lists_and_places() {
 fn weights_without_gates_beside_them_take_two_operations() {
     let case = Grouped::new(100, 9, 24, 64, F32, false);
     let launches = case.launches(true);
-    assert_eq!(names(&launches), ["grouped_f32_8", "act_mul"]);
+    assert_eq!(names(&launches), ["grouped_f32_4", "act_mul"]);
     assert_eq!(launches[1].address(2), at(&case.offsets) + 4 * 9, "live rows are the last offset");
     assert_eq!(launches[1].grid[0], case.pairs as u32);
 }

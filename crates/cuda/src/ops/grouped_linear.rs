@@ -24,7 +24,7 @@ struct Params {
 
 const F32: Kernels = Kernels {
     module: "grouped_linear_float",
-    few: &[few("grouped_f32_8", 8, 2)],
+    few: &[few("grouped_f32_4", 4, 2)],
     tiles: &[floats("grouped_f32_small")],
 };
 const BF16: Kernels = Kernels {
