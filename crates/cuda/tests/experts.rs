@@ -400,4 +400,55 @@ mod emulated {
             }
         }
     }
+
+    /// Weights of rows as bits, and their experts, of logits `[rows, experts]`.
+    fn routed(device: &CudaBackend, logits: &[f32], experts: usize, per_token: usize) -> Vec<(u32, usize)> {
+        let rows = logits.len() / experts;
+        let routing = Routing::new(device, rows, experts, per_token).unwrap();
+        let logits = tensor(device, DType::F32, &[rows, experts], bytemuck::cast_slice(logits));
+        let (scoring, live) = (Scoring::Softmax, Live::All);
+        device
+            .run(|enc| {
+                let (routing, logits) = (&routing, &logits);
+                enc.route(Route { routing, logits, bias: None, scoring, renormalise: false, scale: 1.0, live });
+            })
+            .unwrap();
+        let bits = |tensor| read(device, tensor).into_iter().map(f32::to_bits).collect::<Vec<u32>>();
+        let (offsets, list) = (bits(&routing.offsets), bits(&routing.rows));
+        let pairs = bits(&routing.weights).into_iter().zip(bits(&routing.places));
+        let pair = |(i, (weight, place)): (usize, (u32, u32))| {
+            assert_eq!(list[place as usize] as usize, i / per_token);
+            (weight, offsets.partition_point(|&offset| offset <= place) - 1)
+        };
+        pairs.enumerate().map(pair).collect()
+    }
+
+    #[test]
+    fn a_row_has_the_same_experts_among_few_rows_and_many() {
+        // Without a compiler the test above says so.
+        let Ok(device) = CudaBackend::emulated() else { return };
+        let (rows, per_token) = (34, 5);
+        for experts in [100, 130, 600, 2048] {
+            let mut logits = noise(95, rows * experts);
+            // One row is not all numbers, and one has equals: the first experts are taken.
+            logits[3 * experts..4 * experts].fill(f32::NAN);
+            logits[7 * experts..8 * experts].fill(0.5);
+            let many = routed(&device, &logits, experts, per_token);
+            let parts = logits.chunks(rows / 2 * experts);
+            let few: Vec<_> = parts.flat_map(|part| routed(&device, part, experts, per_token)).collect();
+            let (nan, equal) = (3 * per_token, 7 * per_token);
+            for (i, (many, few)) in many.iter().zip(&few).enumerate() {
+                let same = many == few || (nan..nan + per_token).contains(&i) && many.1 == few.1;
+                assert!(same, "{experts} experts, pair {i}: {many:?} {few:?}");
+            }
+            for first in [nan, equal] {
+                let chosen: Vec<usize> = many[first..first + per_token].iter().map(|&(_, expert)| expert).collect();
+                assert_eq!(chosen, [0, 1, 2, 3, 4]);
+            }
+            // The first row's experts are those of its largest logits.
+            let mut order: Vec<usize> = (0..experts).collect();
+            order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+            assert!(many[..per_token].iter().map(|&(_, expert)| expert).eq(order[..per_token].iter().copied()));
+        }
+    }
 }

@@ -78,8 +78,8 @@ pub(crate) fn record(recorder: &mut CudaRecorder, op: &Route<'_, CudaBackend>) -
     }
     // Keys of more experts take more registers.
     let choose = match experts {
-        ..=128 => "route_choose_128",
-        ..=512 => "route_choose_512",
+        0..=128 => "route_choose_128",
+        129..=512 => "route_choose_512",
         _ => "route_choose_2048",
     };
     recorder.launch((OP, choose), [rows.div_ceil(WARPS), 1, 1], THREADS, 0, &params)?;
