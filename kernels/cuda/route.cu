@@ -130,7 +130,7 @@ SHARED_DEVICE void choose_of(const Params& p, u32 row) {
 SHARED_DEVICE void choose(const Params& p, u32 row) {
     if (p.experts <= 4 * WARP) choose_of<4>(p, row);
     else if (p.experts <= 16 * WARP) choose_of<16>(p, row);
-    else choose_of<32>(p, row);
+    else choose_of<MOST_EXPERTS / WARP>(p, row);
 }
 template <int N>
 SHARED_DEVICE void choose_row(const Params& p) {
