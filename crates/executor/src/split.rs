@@ -65,6 +65,25 @@ fn numerics(parts: &[Part]) -> String {
     }
 }
 
+/// Each rank of a stage finds a token's experts by itself. Where two of them are nearly equal, devices that round otherwise
+/// would not find the same, and add halves of different ones.
+fn ranks_agree(spec: &DecoderSpec, parts: &[Part]) -> Result<(), PlanError> {
+    let has_experts = |part: &Part| {
+        let layers = part.shard.place.layers.clone();
+        spec.layers[layers].iter().any(|layer| layer.mlp.experts.is_some())
+    };
+    let differ = parts.windows(2).find(|pair| {
+        let numerics = |i: usize| &pair[i].device.caps().numerics;
+        pair[1].shard.place.rank > 0 && has_experts(&pair[1]) && numerics(0) != numerics(1)
+    });
+    let Some([one, other]) = differ else { return Ok(()) };
+    let [one, other] = [one, other].map(|part| &part.device.caps().device);
+    Err(PlanError::new(format!(
+        "{one} and {other} do not compute the same bits, so they might choose different experts for a token; join devices of \
+         one kind with +, or give devices whole layers, with commas"
+    )))
+}
+
 /// Plans the model `spec` on several devices. The plan's [`parts`](MemoryPlan::parts) are those of the devices.
 ///
 /// # Errors
@@ -72,6 +91,7 @@ fn numerics(parts: &[Part]) -> String {
 pub fn plan_parts(spec: &DecoderSpec, parts: &[Part]) -> Result<MemoryPlan, PlanError> {
     let none = || PlanError::new("no device was named".into());
     let options = &parts.first().ok_or_else(none)?.options;
+    ranks_agree(spec, parts)?;
     let placed: Vec<_> = parts.iter().map(|part| part.device.placed(part)).collect();
     let plans = plan_placed(spec, &placed, options)?;
     let device = joined(parts, |part| part.device.caps().device.clone());

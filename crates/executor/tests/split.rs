@@ -138,6 +138,33 @@ fn a_device_that_fails_ends_the_step_and_not_the_next() {
 }
 
 #[test]
+fn ranks_that_compute_other_bits_do_not_share_experts() {
+    let plan_with = |name: &str, numerics: [&str; 2], joined: bool| {
+        let model = model(name);
+        let layers = model.spec.layers.len();
+        let part = |(i, numerics): (usize, &str)| {
+            let place = match joined {
+                true => Place { layers: 0..layers, rank: i, ranks: 2 },
+                false => Place { layers: [0..1, 1..layers][i].clone(), rank: 0, ranks: 1 },
+            };
+            Part {
+                device: AnyDevice::new(Arc::new(NullBackend::with_numerics(numerics))),
+                options: options(DType::BF16),
+                shard: Shard::new(&model.spec, &model.weights, place).expect("heads"),
+                available: None,
+            }
+        };
+        plan_parts(&model.spec, &numerics.into_iter().enumerate().map(part).collect::<Vec<_>>())
+    };
+    let model = "qwen3-moe-plain";
+    assert!(plan_with(model, ["a", "a"], true).is_ok() && plan_with(model, ["a", "b"], false).is_ok());
+    assert!(plan_with("llama2", ["a", "b"], true).is_ok());
+    let error = plan_with(model, ["a", "b"], true).expect_err("other bits").to_string();
+    assert!(error.contains("different experts") && error.contains("join devices of one kind"), "{error}");
+    assert!(!error.contains('\n'), "{error}");
+}
+
+#[test]
 fn what_one_device_lacks_holds_for_all() {
     let model = model("llama2");
     let layers = model.spec.layers.len();
