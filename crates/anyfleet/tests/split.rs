@@ -171,7 +171,7 @@ fn bits_on_ranks_do_not_depend_on_the_company() {
         ("qwen3-mixed", "cpu+cpu+cpu", DTypeSpec::Bf16, none, KvDType::I8),
         ("mistral-full", "cpu+cpu", DTypeSpec::Bf16, QuantizeSpec::Q8, auto),
         ("qwen2-window", "cpu+cpu+cpu,cpu", DTypeSpec::Bf16, QuantizeSpec::Q4, auto),
-        ("mixtral", "cpu+cpu+cpu", DTypeSpec::Bf16, none, auto),
+        ("qwen3-moe", "cpu+cpu+cpu", DTypeSpec::Bf16, none, auto),
     ] {
         same_bits_in_any_company(model, device, dtype, quantize, kv);
     }
