@@ -137,18 +137,21 @@ struct Params {
     x: u64,
     weight: u64,
     live: u64,
+    residual: u64,
     rows: u32,
     width: u32,
     out_stride: u32,
     x_stride: u32,
     eps: f32,
-    reserved: u32,
+    residual_stride: u32,
 }
 
 impl Params {
     /// Eight numbers of which each is 1 in the end.
     fn new(out: u64, x: u64, weight: u64) -> Params {
-        Params { out, x, weight, live: 0, rows: 1, width: 8, out_stride: 8, x_stride: 8, eps: 0.0, reserved: 0 }
+        let (live, residual, residual_stride) = (0, 0, 0);
+        let (rows, width, out_stride, x_stride, eps) = (1, 8, 8, 8, 0.0);
+        Params { out, x, weight, live, residual, rows, width, out_stride, x_stride, eps, residual_stride }
     }
 }
 
