@@ -10,7 +10,7 @@
 //! [`Backend`](anyfleet_tensor::Backend).
 //!
 //! ```
-//! use anyfleet_conformance::{case::{Case, Verdict}, cases::norm::NormCase, matrix::Spread};
+//! use anyfleet_conformance::{case::{Case, Verdict}, cases::{linear::Residual, norm::NormCase}, matrix::Spread};
 //! use anyfleet_tensor::{DType, Live, null::NullBackend};
 //! let case = NormCase {
 //!     rows: 3,
@@ -18,6 +18,7 @@
 //!     width: 80,
 //!     activation: DType::F32,
 //!     in_place: false,
+//!     residual: Residual::None,
 //!     spread: Spread::Outliers,
 //!     eps: 1e-6,
 //!     live: Live::Tokens,
