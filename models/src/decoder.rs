@@ -359,13 +359,12 @@ impl<B: Backend> Decoder<B> {
         let (tokens, live) = (x.rows(), Live::Tokens);
         let MlpSpec { intermediate_size, activation, .. } = spec.mlp;
         let normed = scratch.view(&scratch.normed, tokens, x.cols());
+        enc.norm(Norm { out: &normed, x, weight: &layer.mlp_norm, eps: spec.mlp_norm.eps, residual: None, live });
         if let Some((router, experts)) = layer.router.as_ref().zip(spec.mlp.experts) {
-            enc.norm(Norm { out: &normed, x, weight: &layer.mlp_norm, eps: spec.mlp_norm.eps, residual: None, live });
             return self.experts(enc, (layer, spec), (router, &experts), scratch, x);
         }
         let gate_up = scratch.view(&scratch.gate_up, tokens, 2 * intermediate_size);
         let act = scratch.view(&scratch.act, tokens, intermediate_size);
-        enc.norm(Norm { out: &normed, x, weight: &layer.mlp_norm, eps: spec.mlp_norm.eps, residual: None, live });
         let Projection { weight, bias } = &layer.gate_up;
         enc.linear_act_mul(LinearActMul {
             out: &act,

@@ -132,10 +132,12 @@ impl LayerWeights {
         let qkv = [("q_proj", q), ("k_proj", kv), ("v_proj", kv)];
         let gate_up = [("gate_proj", inner), ("up_proj", inner)];
         let (output, down) = ([("o_proj", width)], [("down_proj", width)]);
-        let experts = layer.mlp.experts.as_ref().map(|experts| ExpertWeights::new(prefix, experts, inner, width));
-        let (router, expert_gate_up, expert_down) = match experts {
-            Some(ExpertWeights { router, gate_up, down }) => (Some(router), Some(gate_up), Some(down)),
-            None => (None, None, None),
+        let (router, gate_up_rows, down_rows) = match &layer.mlp.experts {
+            Some(experts) => {
+                let ExpertWeights { router, gate_up, down } = ExpertWeights::new(prefix, experts, inner, width);
+                (Some(router), gate_up, down)
+            }
+            None => (None, matrix(&mlp("weight", &gate_up), width), matrix(&mlp("weight", &down), inner)),
         };
         let qk_norm = |name| layer.attention.qk_norm.map(|_| norm(name, head_dim));
         LayerWeights {
@@ -148,9 +150,9 @@ impl LayerWeights {
             output_bias: bias(layer.attention.output_bias, attention("bias", &output)),
             mlp_norm: norm(before_mlp, width),
             router,
-            gate_up: expert_gate_up.unwrap_or_else(|| matrix(&mlp("weight", &gate_up), width)),
+            gate_up: gate_up_rows,
             gate_up_bias: bias(layer.mlp.bias, mlp("bias", &gate_up)),
-            down: expert_down.unwrap_or_else(|| matrix(&mlp("weight", &down), inner)),
+            down: down_rows,
             down_bias: bias(layer.mlp.bias, mlp("bias", &down)),
             attention_post_norm,
             mlp_post_norm,

@@ -89,18 +89,8 @@ impl OpCase for CombineCase {
         let weights = table(stage.input("weights", DType::F32, &[pairs], &weights)?);
         let places = table(stage.indices("places", &[pairs], &places)?);
         let added = selection.gather(&host.residual, width);
-        let shape = [capacity, width];
-        let (out, residual) = match self.residual {
-            Residual::None => (stage.output("out", self.activation, &shape)?, None),
-            Residual::Other => {
-                let residual = stage.input("residual", self.activation, &shape, &added)?;
-                (stage.output("out", self.activation, &shape)?, Some(residual))
-            }
-            Residual::InPlace => {
-                let out = stage.in_place("out", self.activation, &shape, &added)?;
-                (out.clone(), Some(out))
-            }
-        };
+        let types = (self.activation, self.activation);
+        let (out, residual) = self.residual.stage(&mut stage, types, &[capacity, width], &added)?;
         let live = live_of(self.live, selection.padding);
         let record = Box::new(move |enc: &mut Encoder<'_, B>| {
             let residual = residual.as_ref();

@@ -19,6 +19,29 @@ pub enum Residual {
     InPlace,
 }
 
+impl Residual {
+    /// The output `out` of type `types.0` and the operand `residual` of type `types.1`, whose first rows are `added`.
+    pub(super) fn stage<B: Backend>(
+        self,
+        stage: &mut Stage<'_, B>,
+        types: (DType, DType),
+        shape: &[usize],
+        added: &[f32],
+    ) -> Result<(Tensor<B>, Option<Tensor<B>>)> {
+        Ok(match self {
+            Residual::None => (stage.output("out", types.0, shape)?, None),
+            Residual::Other => {
+                let residual = stage.input("residual", types.1, shape, added)?;
+                (stage.output("out", types.0, shape)?, Some(residual))
+            }
+            Residual::InPlace => {
+                let out = stage.in_place("out", types.1, shape, added)?;
+                (out.clone(), Some(out))
+            }
+        })
+    }
+}
+
 /// Parameters of one case.
 #[derive(Clone, Debug)]
 pub struct LinearCase {
@@ -159,18 +182,8 @@ impl OpCase for LinearCase {
             (x, out, None)
         } else {
             let x = stage.input("x", self.activation, &[capacity, self.k], &rows)?;
-            let shape = [capacity, self.n];
-            let (out, residual) = match self.residual {
-                Residual::None => (stage.output("out", self.out_type(), &shape)?, None),
-                Residual::Other => {
-                    let residual = stage.input("residual", self.activation, &shape, &added)?;
-                    (stage.output("out", self.out_type(), &shape)?, Some(residual))
-                }
-                Residual::InPlace => {
-                    let out = stage.in_place("out", self.activation, &shape, &added)?;
-                    (out.clone(), Some(out))
-                }
-            };
+            let types = (self.out_type(), self.activation);
+            let (out, residual) = self.residual.stage(&mut stage, types, &[capacity, self.n], &added)?;
             (x, out, residual)
         };
         let live = live_of(self.live, selection.padding);
