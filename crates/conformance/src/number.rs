@@ -1,6 +1,6 @@
 //! Element types as the reference sees them: exact conversions, and rounding to nearest even.
 use anyfleet_tensor::quant::ByteRow;
-use anyfleet_tensor::{DType, Operand, halves};
+use anyfleet_tensor::{DType, Operand, f8, halves};
 use half::{bf16, f16};
 
 /// Largest relative error of one rounding to f32.
@@ -12,6 +12,7 @@ pub fn unit_roundoff(dtype: DType) -> f64 {
         DType::F32 => UNIT_F32,
         DType::BF16 => 1.0 / 256.0,
         DType::F16 => 1.0 / 2048.0,
+        DType::F8 => 1.0 / 16.0,
         DType::U32 | DType::U8 | DType::I8 => 0.0,
     }
 }
@@ -21,6 +22,7 @@ pub fn round(dtype: DType, value: f32) -> f32 {
     match dtype {
         DType::BF16 => bf16::from_f32(value).to_f32(),
         DType::F16 => f16::from_f32(value).to_f32(),
+        DType::F8 => f8::decode(f8::encode(value)),
         _ => value,
     }
 }
@@ -48,6 +50,7 @@ pub fn encode(dtype: DType, values: &[f32]) -> Vec<u8> {
     match dtype {
         DType::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
         DType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+        DType::F8 => values.iter().map(|&v| f8::encode(v)).collect(),
         _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
     }
 }
@@ -68,6 +71,7 @@ pub fn decode(dtype: DType, bytes: &[u8], i: usize) -> f64 {
         DType::U32 => u32::from_le_bytes(four()) as f64,
         DType::U8 => bytes[i] as f64,
         DType::I8 => bytes[i] as i8 as f64,
+        DType::F8 => f8::decode(bytes[i]) as f64,
     }
 }
 
@@ -80,6 +84,7 @@ pub fn poison(dtype: DType) -> &'static [u8] {
         DType::BF16 => &[0xde, 0x7f],
         DType::F16 => &[0xde, 0x7e],
         DType::U8 | DType::I8 => &[0xa5],
+        DType::F8 => &[f8::NAN],
     }
 }
 
@@ -89,7 +94,7 @@ mod tests {
 
     #[test]
     fn poison_is_not_a_number() {
-        for dtype in [DType::F32, DType::BF16, DType::F16] {
+        for dtype in [DType::F32, DType::BF16, DType::F16, DType::F8] {
             assert_eq!(poison(dtype).len(), dtype.size());
             assert!(decode(dtype, poison(dtype), 0).is_nan(), "{dtype}");
         }
@@ -98,7 +103,7 @@ mod tests {
     #[test]
     fn a_store_rounds_as_encode_and_decode_do() {
         let value = 1.0 + 1.0 / 300.0;
-        for dtype in [DType::F32, DType::BF16, DType::F16] {
+        for dtype in [DType::F32, DType::BF16, DType::F16, DType::F8] {
             let back = decode(dtype, &encode(dtype, &[value]), 0);
             assert_eq!(back, round(dtype, value) as f64);
             assert!((back - value as f64).abs() <= unit_roundoff(dtype) * value as f64);

@@ -16,6 +16,8 @@ pub enum DType {
     U8,
     /// Signed bytes: keys and values as [`quant::kv_head`](crate::quant::kv_head) makes them.
     I8,
+    /// Floats of eight bits, E4M3: [`f8`](crate::f8). Weights of checkpoints, with scales beside them, and caches.
+    F8,
 }
 
 impl DType {
@@ -25,7 +27,7 @@ impl DType {
         match self {
             DType::F32 | DType::U32 => 4,
             DType::BF16 | DType::F16 => 2,
-            DType::U8 | DType::I8 => 1,
+            DType::U8 | DType::I8 | DType::F8 => 1,
         }
     }
 
@@ -48,6 +50,7 @@ impl DType {
             DType::U32 => "u32",
             DType::U8 => "u8",
             DType::I8 => "i8",
+            DType::F8 => "f8",
         }
     }
 }

@@ -24,6 +24,7 @@ mod communicator;
 mod dtype;
 mod encoder;
 mod error;
+pub mod f8;
 pub mod halves;
 pub mod null;
 pub mod ops;

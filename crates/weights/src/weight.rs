@@ -245,6 +245,7 @@ fn extend_f32(out: &mut Vec<f32>, dtype: DType, bytes: &[u8]) {
     match dtype {
         DType::BF16 => out.extend(pairs().map(|b| half::bf16::from_le_bytes(b).to_f32())),
         DType::F16 => out.extend(pairs().map(|b| half::f16::from_le_bytes(b).to_f32())),
+        DType::F8 => out.extend(bytes.iter().map(|&b| anyfleet_tensor::f8::decode(b))),
         DType::F32 | DType::U32 | DType::U8 | DType::I8 => {
             out.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
         }

@@ -6,7 +6,7 @@ mod ops;
 use anyfleet_tensor::ops::*;
 use anyfleet_tensor::{
     Backend, Caps, DType, DeviceMemory, Encoder, Error, HostWeight, Live, Readback, Recorder, Result, StepHeader,
-    Tensor, WeightFormat,
+    Tensor, WeightFormat, f8,
 };
 use half::{bf16, f16};
 use std::sync::{Arc, Mutex};
@@ -192,6 +192,7 @@ impl View {
             DType::BF16 => bf16::from_le_bytes([b[0], b[1]]).to_f32(),
             DType::F16 => f16::from_le_bytes([b[0], b[1]]).to_f32(),
             DType::I8 => f32::from(b[0] as i8),
+            DType::F8 => f8::decode(b[0]),
             _ => f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
         };
         bytes.chunks_exact(size).map(decode).collect()
@@ -215,6 +216,7 @@ impl View {
                 DType::BF16 => to.copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
                 DType::F16 => to.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
                 DType::I8 => to[0] = value as i8 as u8,
+                DType::F8 => to[0] = f8::encode(value),
                 _ => to.copy_from_slice(&value.to_le_bytes()),
             }
         }
