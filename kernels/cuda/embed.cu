@@ -8,7 +8,7 @@ struct EmbedParams {
     // Null without tokens that the device chose.
     const u32* sampled;
     const u8* weight;
-    const i8* multipliers;
+    const u8* multipliers;
     const float* scales;
     const u32* live;
     u32 rows;
@@ -40,10 +40,15 @@ SHARED_DEVICE float element(const EmbedParams& p, const u8* row, u32 id, u32 k) 
         case 1: return bf16_float(reinterpret_cast<const u16*>(row)[k]);
         case 2: return half_float(reinterpret_cast<const u16*>(row)[k]);
         case 3: return float(reinterpret_cast<const i8*>(row)[k]) * p.scales[id];
+        case 5: {
+            float d[4], scale = *reinterpret_cast<const float*>(p.multipliers + f8_scale(id, k / BLOCK, p.blocks));
+            f8_floats(d, row[f8_place(k)]);
+            return rounded_bf16(d[0] * scale);
+        }
     }
     Q4Place place = q4_place(k);
     int q = i8(place.high ? row[place.byte] & 0xf0 : row[place.byte] << 4) >> 4;
-    int multiplier = p.multipliers[q4_multipliers(id, k / Q4_BLOCK, p.blocks) + k % Q4_BLOCK / Q4_GROUP];
+    int multiplier = i8(p.multipliers[q4_multipliers(id, k / Q4_BLOCK, p.blocks) + k % Q4_BLOCK / Q4_GROUP]);
     return float(q * multiplier) * p.scales[id];
 }
 }

@@ -64,7 +64,7 @@ SHARED_DEVICE ExpertParams expert_of(const GroupedParams& p, const Run& run) {
     ExpertParams d = all_places(p);
     u64 row = u64(run.expert) * p.linear.panels * PANEL;
     d.weight += row * p.linear.blocks * BLOCK;
-    d.multipliers += row / PANEL * p.linear.blocks * Q4_MULTIPLIERS;
+    d.multipliers += row / PANEL * p.linear.panel_multipliers;
     if (d.scales) d.scales += row;
     d.out += u64(run.first) * d.out_stride;
     d.copy += u64(run.first) * d.copy_bytes;

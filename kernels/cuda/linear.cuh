@@ -47,6 +47,8 @@ struct LinearParams {
     u32 vectors;
     // Groups of rows, of which a block computes one, where there are few.
     u32 groups;
+    // Bytes of a panel's multipliers: of q4 what their name says, of f8 scales.
+    u32 panel_multipliers;
 };
 
 // `layout`: output features as they are; with gates beside them; and the same where the activation is wanted.

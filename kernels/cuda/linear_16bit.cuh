@@ -18,6 +18,7 @@ struct Copied : Unscaled {
     struct Weights {
         Words4 v[2];
     };
+    typedef Weights Ready;
     struct X {
         Words4 v;
     };
@@ -29,6 +30,7 @@ struct Copied : Unscaled {
         w.v[0] = load_once(row);
         w.v[1] = load_once(row + u64(8) * p.blocks * BLOCK);
     }
+    static SHARED_DEVICE const Ready& ready(const Weights& w) { return w; }
     static SHARED_DEVICE void load_x(X& x, const LinearParams& p, u32 row, bool wanted, bool, u32 block, u32 t) {
         x.v = load_if(p.copy + u64(row) * p.copy_bytes + block * BLOCK + t * 16, wanted);
     }
@@ -36,6 +38,15 @@ struct Copied : Unscaled {
         linear_op::multiply<Word>(sum, w.v, x.v);
     }
 };
+
+// Eight neighbours of a row of x, times `up`, rounded.
+template <class Word>
+SHARED_DEVICE Words4 rounded(const Floats4* x, float up) {
+    Words4 d;
+#pragma unroll
+    for (int i = 0; i < 4; i++) d.v[i] = Word::pack(x[i / 2].v[i % 2 * 2] * up, x[i / 2].v[i % 2 * 2 + 1] * up);
+    return d;
+}
 
 // x as it is, of whole vectors, rounded where it is multiplied: no kernel has to run before this one.
 template <class Word>
@@ -54,13 +65,7 @@ struct Direct : Copied<Word> {
         x.v[1] = load_vector(p, from, k + 4, wanted);
     }
     SHARED_DEVICE void multiply(float (&sum)[4], const Weights& w, const X& x) const {
-        Words4 rounded;
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const Floats4& from = x.v[i / 2];
-            rounded.v[i] = Word::pack(from.v[i % 2 * 2] * up, from.v[i % 2 * 2 + 1] * up);
-        }
-        linear_op::multiply<Word>(sum, w.v, rounded);
+        linear_op::multiply<Word>(sum, w.v, rounded<Word>(x.v, up));
     }
 };
 
@@ -82,7 +87,7 @@ SHARED_DEVICE void round_row(const P& p, u32 row, float up) {
 }
 
 // `factor(row)` is what sums of a row are multiplied with.
-template <class T, class Word, class Factor>
+template <class T, class Word, class Weights = CopiedWeights<T>, class Factor>
 SHARED_DEVICE void tile_16bit(const LinearParams& p, u32 row_tile, u32 feature_tile, Factor factor) {
     SHARED_BYTES(stages);
     TilePlace<T> at = tile_place<T>(p, row_tile, feature_tile);
@@ -90,8 +95,8 @@ SHARED_DEVICE void tile_16bit(const LinearParams& p, u32 row_tile, u32 feature_t
     float sum[T::MT][T::NT][4], total[T::MT][T::NT][4];
     clear<T>(sum);
     clear<T>(total);
-    CopiedWeights<T> weights(p, at);
-    u32 segment = p.segment * BLOCK / LINE, left = segment;
+    Weights weights(p, at);
+    u32 segment = Weights::segment(p), left = segment;
     tile_products<T, Word>(sum, p, at, weights, p.copy, true, stages, [&](bool last) {
         if (--left > 0 && !last) return;
         left = segment;
@@ -121,9 +126,9 @@ SHARED_DEVICE void tile_16bit(const LinearParams& p, u32 row_tile, u32 feature_t
     finish_tile<T>(total, p, at, stages);
 }
 
-template <class T>
+template <class T, class Weights = CopiedWeights<T>>
 SHARED_DEVICE void bf16_tile(const LinearParams& p, u32 row_tile, u32 feature_tile) {
-    tile_16bit<T, Bf16s>(p, row_tile, feature_tile, [](u32) { return 1.0f; });
+    tile_16bit<T, Bf16s, Weights>(p, row_tile, feature_tile, [](u32) { return 1.0f; });
 }
 
 }

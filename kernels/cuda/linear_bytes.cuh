@@ -14,6 +14,7 @@ struct Q8 : Unscaled {
     struct Weights {
         Words4 v[2];
     };
+    typedef Weights Ready;
     struct X {
         Words4 v;
     };
@@ -25,6 +26,7 @@ struct Q8 : Unscaled {
         w.v[0] = load_once(row);
         w.v[1] = load_once(row + u64(8) * p.blocks * BLOCK);
     }
+    static SHARED_DEVICE const Ready& ready(const Weights& w) { return w; }
     static SHARED_DEVICE void load_x(X& x, const LinearParams& p, u32 row, bool wanted, bool rest, u32 block, u32 t) {
         x.v = load_if((rest ? p.rests : p.copy) + u64(row) * p.copy_bytes + block * BLOCK + t * 16, wanted);
     }
@@ -39,6 +41,7 @@ struct Q4 : Unscaled {
         Words4 v[2];
         Words2 multipliers;
     };
+    typedef Weights Ready;
     struct X {
         Words4 v[2];
     };
@@ -51,6 +54,7 @@ struct Q4 : Unscaled {
         w.v[1] = load_once(row + u64(8) * p.blocks * BLOCK);
         w.multipliers = load_two(p.multipliers + q4_multipliers(panel * PANEL + g, block, p.blocks));
     }
+    static SHARED_DEVICE const Ready& ready(const Weights& w) { return w; }
     static SHARED_DEVICE void load_x(X& x, const LinearParams& p, u32 row, bool wanted, bool rest, u32 block, u32 t) {
         const u8* from = (rest ? p.rests : p.copy) + u64(row) * p.copy_bytes + block * Q4_BLOCK + t * 32;
         x.v[0] = load_if(from, wanted);

@@ -109,12 +109,15 @@ SHARED_DEVICE void few_rows(const P& p, u32 group, u32 first_panel) {
         for (int a = 0; a < AHEAD; a++) {
             u32 block = start + a;
             if (block < end) {
+                typename F::Ready ready[MT];
+#pragma unroll
+                for (int m = 0; m < MT; m++) ready[m] = F::ready(w[a][m]);
 #pragma unroll
                 for (int n = 0; n < TILES; n++) {
                     const int slot = (a * TILES + n) % X_AHEAD, next = n + X_AHEAD;
                     if (few.computes(n)) {
 #pragma unroll
-                        for (int m = 0; m < MT; m++) format.multiply(sum[m][n], w[a][m], x[slot]);
+                        for (int m = 0; m < MT; m++) format.multiply(sum[m][n], ready[m], x[slot]);
                     }
                     // The place of what was multiplied is filled at once.
                     if (block + next / TILES < end) load_x(slot, next % TILES, block + next / TILES);

@@ -77,6 +77,8 @@ struct CopiedWeights {
         from = p.weight + u64(first) * row_bytes;
         rows = p.panels * PANEL - first;
     }
+    // Steps of a segment.
+    static SHARED_DEVICE u32 segment(const LinearParams& p) { return p.segment * BLOCK / LINE; }
     // Called once for each step, two before it is multiplied, and twice more.
     SHARED_DEVICE void fetch(u8* stages, u32 step, u32 steps) {
         if (step < steps) copy_lines<T, T::FEATURES>(stages + step % STAGES * T::STAGE, from, row_bytes, rows, step);

@@ -46,6 +46,31 @@ SHARED_DEVICE u16 float_half(float x) {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(d) : "f"(x));
     return d;
 }
+// What two f16 in a word stand for.
+SHARED_DEVICE void halves_floats(float& low, float& high, u32 two) {
+    asm("{.reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}" : "=f"(low), "=f"(high) : "r"(two));
+}
+
+// What four floats of eight bits (crates/tensor/src/f8.rs) stand for; none of them is NaN. As f16 they are exact.
+SHARED_DEVICE void f8_floats(float (&d)[4], u32 four) {
+    u32 low, high;
+#if __CUDA_ARCH__ >= 890
+    asm("{.reg .b16 l, h; mov.b32 {l, h}, %2; cvt.rn.f16x2.e4m3x2 %0, l; cvt.rn.f16x2.e4m3x2 %1, h;}"
+        : "=r"(low), "=r"(high)
+        : "r"(four));
+#else
+    // Seven bits in the place of an f16's are 2^-8 times the number, subnormal ones included.
+    auto halves = [](u32 upper) {
+        u32 d;
+        asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(upper & 0x80008000u | upper >> 1 & 0x3f803f80u), "r"(0x5c005c00u));
+        return d;
+    };
+    low = halves(__byte_perm(four, 0, 0x1404));
+    high = halves(__byte_perm(four, 0, 0x3424));
+#endif
+    halves_floats(d[0], d[1], low);
+    halves_floats(d[2], d[3], high);
+}
 
 // Products of 16x16 and 16x8 tiles, added to d: lane l has of a rows l/4 and l/4 + 8 (a[0], a[2] and a[1], a[3]) and
 // columns 2(l%4), +1 (a[0], a[1]) and those + 8 (a[2], a[3]); of b column l/4 and the same rows (b[0]; b[1]); of d rows

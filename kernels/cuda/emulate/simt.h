@@ -157,6 +157,13 @@ SHARED_DEVICE u16 float_half(float x) {
     }
     return u16(sign | (rest - 0x38000000u + 0xfffu + (rest >> 13 & 1u)) >> 13);
 }
+SHARED_DEVICE void f8_floats(float (&d)[4], u32 four) {
+    for (u32 i = 0; i < 4; i++) {
+        u32 byte = four >> (8 * i);
+        // The bits in the place of a float's are 2^-120 times the number.
+        d[i] = bits_float((byte & 0x80u) << 24 | (byte & 0x7fu) << 20) * bits_float(0x7b800000u);
+    }
+}
 
 SHARED_DEVICE u32 pack_f16(float low, float high) { return float_half(low) | u32(float_half(high)) << 16; }
 
