@@ -25,11 +25,9 @@ struct Copied : Unscaled {
     static const bool RESTS = false;
     static const int AHEAD = 4;
     static const int X_REGISTERS = 32;
-    static SHARED_DEVICE void load(Weights& w, const LinearParams& p, u32 panel, u32 block, u32 g, u32 t) {
-        const u8* row = p.weight + (u64(panel * PANEL + g) * p.blocks + block) * BLOCK + t * 16;
-        w.v[0] = load_once(row);
-        w.v[1] = load_once(row + u64(8) * p.blocks * BLOCK);
-    }
+    typedef RowsOfPanel Source;
+    static SHARED_DEVICE Source source(const LinearParams& p, u32 panel, u32 g, u32 t) { return rows_of_panel(p, panel, g, t); }
+    static SHARED_DEVICE void load(Weights& w, const Source& from, u32 block) { load_two_rows(w.v, from, block); }
     static SHARED_DEVICE const Ready& ready(const Weights& w) { return w; }
     static SHARED_DEVICE void load_x(X& x, const LinearParams& p, u32 row, bool wanted, bool, u32 block, u32 t) {
         x.v = load_if(p.copy + u64(row) * p.copy_bytes + block * BLOCK + t * 16, wanted);

@@ -21,11 +21,9 @@ struct Q8 : Unscaled {
     static const bool RESTS = true;
     static const int AHEAD = 4;
     static const int X_REGISTERS = 32;
-    static SHARED_DEVICE void load(Weights& w, const LinearParams& p, u32 panel, u32 block, u32 g, u32 t) {
-        const u8* row = p.weight + (u64(panel * PANEL + g) * p.blocks + block) * BLOCK + t * 16;
-        w.v[0] = load_once(row);
-        w.v[1] = load_once(row + u64(8) * p.blocks * BLOCK);
-    }
+    typedef RowsOfPanel Source;
+    static SHARED_DEVICE Source source(const LinearParams& p, u32 panel, u32 g, u32 t) { return rows_of_panel(p, panel, g, t); }
+    static SHARED_DEVICE void load(Weights& w, const Source& from, u32 block) { load_two_rows(w.v, from, block); }
     static SHARED_DEVICE const Ready& ready(const Weights& w) { return w; }
     static SHARED_DEVICE void load_x(X& x, const LinearParams& p, u32 row, bool wanted, bool rest, u32 block, u32 t) {
         x.v = load_if((rest ? p.rests : p.copy) + u64(row) * p.copy_bytes + block * BLOCK + t * 16, wanted);
@@ -48,11 +46,16 @@ struct Q4 : Unscaled {
     static const bool RESTS = true;
     static const int AHEAD = 4;
     static const int X_REGISTERS = 16;
-    static SHARED_DEVICE void load(Weights& w, const LinearParams& p, u32 panel, u32 block, u32 g, u32 t) {
-        const u8* row = p.weight + (u64(panel * PANEL + g) * p.blocks + block) * BLOCK + t * 16;
-        w.v[0] = load_once(row);
-        w.v[1] = load_once(row + u64(8) * p.blocks * BLOCK);
-        w.multipliers = load_two(p.multipliers + q4_multipliers(panel * PANEL + g, block, p.blocks));
+    struct Source {
+        RowsOfPanel rows;
+        const u8* multipliers;
+    };
+    static SHARED_DEVICE Source source(const LinearParams& p, u32 panel, u32 g, u32 t) {
+        return {rows_of_panel(p, panel, g, t), p.multipliers + q4_multipliers(panel * PANEL + g, 0, p.blocks)};
+    }
+    static SHARED_DEVICE void load(Weights& w, const Source& from, u32 block) {
+        load_two_rows(w.v, from.rows, block);
+        w.multipliers = load_two(from.multipliers + u64(block) * Q4_MULTIPLIERS);
     }
     static SHARED_DEVICE const Ready& ready(const Weights& w) { return w; }
     static SHARED_DEVICE void load_x(X& x, const LinearParams& p, u32 row, bool wanted, bool rest, u32 block, u32 t) {

@@ -36,11 +36,16 @@ struct CopiedF8 : Unscaled {
     static const bool RESTS = false;
     static const int AHEAD = 4;
     static const int X_REGISTERS = 32;
-    static SHARED_DEVICE void load(Weights& w, const LinearParams& p, u32 panel, u32 block, u32 g, u32 t) {
-        const u8* row = p.weight + (u64(panel * PANEL + g) * p.blocks + block) * BLOCK + t * 16;
-        w.v[0] = load_once(row);
-        w.v[1] = load_once(row + u64(8) * p.blocks * BLOCK);
-        w.scales = load_two(p.multipliers + f8_scale(panel * PANEL + g, block, p.blocks));
+    struct Source {
+        RowsOfPanel rows;
+        const u8* scales;
+    };
+    static SHARED_DEVICE Source source(const LinearParams& p, u32 panel, u32 g, u32 t) {
+        return {rows_of_panel(p, panel, g, t), p.multipliers + f8_scale(panel * PANEL + g, 0, p.blocks)};
+    }
+    static SHARED_DEVICE void load(Weights& w, const Source& from, u32 block) {
+        load_two_rows(w.v, from.rows, block);
+        w.scales = load_two(from.scales + u64(block / (F8_GROUP / BLOCK)) * F8_SCALES);
     }
     // Once for all rows of x.
     static SHARED_DEVICE Ready ready(const Weights& w) {
@@ -70,10 +75,16 @@ struct DirectF8 : CopiedF8 {
     };
     template <class P>
     static SHARED_DEVICE void load_x(X& x, const P& p, u32 row, bool wanted, bool, u32 block, u32 t) {
-        const float* from = x_of_lane(p, row);
         u32 k = block * (2 * BLOCK_FEATURES) + t * 8;
+        // One address with four distances.
+        const float* from = x_of_lane(p, row) + k;
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) x.v[i] = load_vector(p, from, k + i / 2 * BLOCK_FEATURES + i % 2 * 4, wanted);
+        for (u32 i = 0; i < 4; i++) {
+            const u32 further = i / 2 * BLOCK_FEATURES + i % 2 * 4;
+            Words4 words = load_if(from + further, wanted && k + further < p.width);
+#pragma unroll
+            for (int j = 0; j < 4; j++) x.v[i].v[j] = bits_float(words.v[j]);
+        }
     }
     static SHARED_DEVICE void multiply(float (&sum)[4], const Ready& w, const X& x) {
 #pragma unroll

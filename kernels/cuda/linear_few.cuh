@@ -49,6 +49,20 @@ struct Unscaled {
     SHARED_DEVICE float factor(const LinearParams&, const Few&, u32) const { return 1.0f; }
 };
 
+// Where a lane has the first block of its two rows of a panel.
+struct RowsOfPanel {
+    const u8* low;
+    const u8* high;
+};
+SHARED_DEVICE RowsOfPanel rows_of_panel(const LinearParams& p, u32 panel, u32 g, u32 t) {
+    const u8* low = p.weight + u64(panel * PANEL + g) * p.blocks * BLOCK + t * 16;
+    return {low, low + u64(8) * p.blocks * BLOCK};
+}
+SHARED_DEVICE void load_two_rows(Words4 (&to)[2], const RowsOfPanel& from, u32 block) {
+    to[0] = load_once(from.low + u64(block) * BLOCK);
+    to[1] = load_once(from.high + u64(block) * BLOCK);
+}
+
 // F is how weights and x meet: see `Copied` (linear_16bit.cuh) for what it has. Of group `group` of rows, and MT panels.
 template <class F, int MT, int NT, class P>
 SHARED_DEVICE void few_rows(const P& p, u32 group, u32 first_panel) {
@@ -64,13 +78,16 @@ SHARED_DEVICE void few_rows(const P& p, u32 group, u32 first_panel) {
 
     u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     u32 first = warp * p.segment, end = min_u32(first + p.segment, p.blocks);
+    typename F::Source from[MT];
+#pragma unroll
+    for (int m = 0; m < MT; m++) {
+        // A panel past the last is the last once more, and dropped in the end.
+        from[m] = F::source(p, min_u32(first_panel + m, p.panels - 1), g, t);
+    }
     typename F::Weights w[AHEAD][MT];
     auto load_weights = [&](int slot, u32 block) {
 #pragma unroll
-        for (int m = 0; m < MT; m++) {
-            // A panel past the last is the last once more, and dropped in the end.
-            F::load(w[slot][m], p, min_u32(first_panel + m, p.panels - 1), block, g, t);
-        }
+        for (int m = 0; m < MT; m++) F::load(w[slot][m], from[m], block);
     };
     auto load_first_weights = [&]() {
 #pragma unroll
