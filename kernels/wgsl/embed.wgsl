@@ -62,11 +62,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         scale = bitcast<f32>(weight[p.scales + i / 4u][i % 4u]);
     }
     for (var k = thread; k < p.width; k += THREADS) {
-        var value = element(weight[(panel * p.steps + k / ELEMENTS) * LANES + lane], k % ELEMENTS);
-        if FORMAT == Q4 {
-            let i = (panel * p.steps + k / 32u) * LANES + lane;
-            value *= signed_byte(weight[p.multipliers + i / 16u][i % 16u / 4u], i % 4u);
-        }
+        let s = k / ELEMENTS;
+        let step = step_at((panel * p.steps + s) * LANES + lane);
+        let value = number(step, k % ELEMENTS, multiplier_of(panel, s, lane));
         out[p.out + row * p.out_stride + k] = value * scale * p.scale;
     }
 }

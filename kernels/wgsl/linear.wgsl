@@ -116,12 +116,9 @@ fn load_tiles(thread: u32, first_panel: u32, work: Work, s: u32, first: u32) {
         let i = at / WIDTH;
         // Panels past the last are read again and dropped.
         let panel = work.panel + min(first_panel + at % WIDTH / LANES, p.panels - 1u);
-        let place = (panel * p.steps + s) * LANES + at % LANES;
-        var w = element(weight[place], first + i);
-        if FORMAT == Q4 {
-            w *= signed_byte(weight[p.multipliers + place / 16u][place % 16u / 4u], place % 4u);
-        }
-        tile_w[at] = w;
+        let lane = at % LANES;
+        let step = step_at((panel * p.steps + s) * LANES + lane);
+        tile_w[at] = number(step, first + i, multiplier_of(panel, s, lane));
     }
     for (var at = thread; at < DEPTH * ROWS; at += LANES * THREAD_ROWS) {
         let i = at % DEPTH;
@@ -161,19 +158,18 @@ fn main(
     }
     let whole = p.width / ELEMENTS;
     for (var s = split * run; s < end; s++) {
-        let step = weight[(panel * p.steps + s) * LANES + lane];
-        var multiplier = 1.0;
-        if FORMAT == Q4 {
-            let i = (panel * p.steps + s) * LANES + lane;
-            multiplier = signed_byte(weight[p.multipliers + i / 16u][i % 16u / 4u], i % 4u);
-        }
+        let step = step_at((panel * p.steps + s) * LANES + lane);
+        let multiplier = multiplier_of(panel, s, lane);
         let k = s * ELEMENTS;
         if s < whole {
 #if X_VECTORS
             for (var i = 0u; i < ELEMENTS; i += 4u) {
                 let w = vec4<f32>(
-                    element(step, i), element(step, i + 1u), element(step, i + 2u), element(step, i + 3u),
-                ) * multiplier;
+                    number(step, i, multiplier),
+                    number(step, i + 1u, multiplier),
+                    number(step, i + 2u, multiplier),
+                    number(step, i + 3u, multiplier),
+                );
                 for (var r = 0u; r < ROWS; r++) {
                     let v = x[(firsts[r] + k + i) / 4u];
                     sums[r] = fma(v.w, w.w, fma(v.z, w.z, fma(v.y, w.y, fma(v.x, w.x, sums[r]))));
@@ -181,7 +177,7 @@ fn main(
             }
 #else
             for (var i = 0u; i < ELEMENTS; i++) {
-                let w = element(step, i) * multiplier;
+                let w = number(step, i, multiplier);
                 for (var r = 0u; r < ROWS; r++) {
                     sums[r] = fma(x[firsts[r] + k + i], w, sums[r]);
                 }
@@ -189,7 +185,7 @@ fn main(
 #endif
         } else {
             for (var i = 0u; i < p.width - k; i++) {
-                let w = element(step, i) * multiplier;
+                let w = number(step, i, multiplier);
                 for (var r = 0u; r < ROWS; r++) {
                     sums[r] = fma(load_x(firsts[r], k + i), w, sums[r]);
                 }

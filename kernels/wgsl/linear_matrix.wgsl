@@ -125,17 +125,15 @@ fn load_weight(thread: u32, first_panel: u32, k: u32) {
         let lane = at % WIDTH;
         let s = k / ELEMENTS + at / WIDTH;
         var step = vec4<u32>();
-        var factor = 0.0;
+        var multiplier = 0.0;
         if s < p.steps {
-            let place = (panel_of(first_panel, lane) * p.steps + s) * LANES + lane % LANES;
-            step = weight[place];
-            factor = power_of_two(lane_exponents[lane]);
-            if FORMAT == Q4 {
-                factor = signed_byte(weight[p.multipliers + place / 16u][place % 16u / 4u], place % 4u);
-            }
+            let panel = panel_of(first_panel, lane);
+            step = step_at((panel * p.steps + s) * LANES + lane % LANES);
+            multiplier = multiplier_of(panel, s, lane % LANES);
         }
+        let power = power_of_two(lane_exponents[lane]);
         for (var i = 0u; i < ELEMENTS; i++) {
-            tile_w[lane * STRIDE + at / WIDTH * ELEMENTS + i] = half(element(step, i) * factor);
+            tile_w[lane * STRIDE + at / WIDTH * ELEMENTS + i] = half(number(step, i, multiplier) * power);
         }
     }
 }

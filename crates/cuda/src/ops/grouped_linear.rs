@@ -37,6 +37,11 @@ const F16: Kernels = Kernels {
     few: &[few("grouped_f16_16", 16, 1), few("grouped_f16_32", 32, 2)],
     tiles: &[large("grouped_f16_large"), small("grouped_f16_small")],
 };
+const F8: Kernels = Kernels {
+    module: "grouped_linear_f8",
+    few: &[few("grouped_f8_16", 16, 1), few("grouped_f8_32", 32, 2)],
+    tiles: &[large("grouped_f8_large"), small("grouped_f8_small")],
+};
 const Q8: Kernels = Kernels {
     module: "grouped_linear_bytes",
     few: &[few("grouped_q8_8", 8, 1), few("grouped_q8_16", 16, 1), few("grouped_q8_32", 32, 2)],
@@ -50,6 +55,7 @@ const Q4: Kernels = Kernels {
 /// What rounds x where it is multiplied, from whole vectors.
 const BF16_DIRECT: Few = few("grouped_bf16_8", 8, 1);
 const F16_DIRECT: Few = few("grouped_f16_8", 8, 1);
+const F8_DIRECT: Few = few("grouped_f8_8", 8, 1);
 
 /// Rows of an expert, of an even share, that are few; of more, tiles of 64 have the better part full.
 const FEW: usize = 16;
@@ -108,8 +114,9 @@ fn product(
         WeightFormat::Float(DType::F32) => (&F32, None, None),
         WeightFormat::Float(DType::BF16) => (&BF16, Some(&BF16_DIRECT), Some("grouped_bf16_x")),
         WeightFormat::Float(_) => (&F16, Some(&F16_DIRECT), Some("grouped_f16_x")),
+        WeightFormat::F8 => (&F8, Some(&F8_DIRECT), Some("grouped_f8_x")),
         WeightFormat::Q8 => (&Q8, None, Some("grouped_q8_x")),
-        _ => (&Q4, None, Some("grouped_q4_x")),
+        WeightFormat::Q4 => (&Q4, None, Some("grouped_q4_x")),
     };
     // Experts that can have places, and how many each where these share out evenly.
     let hits = weight.stack().min(pairs);

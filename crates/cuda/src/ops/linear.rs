@@ -48,6 +48,8 @@ pub(crate) struct Params {
     function: u32,
     pub(crate) vectors: u32,
     groups: u32,
+    panel_multipliers: u32,
+    reserved: u32,
 }
 
 /// A kernel for few rows: the most of a block, and the panels of one.
@@ -102,6 +104,12 @@ const F16: Kernels = Kernels {
     module: "linear_f16",
     few: &[few("linear_f16_16", 16, 1), few("linear_f16_32", 32, 2), few("linear_f16_64", 64, 2)],
     tiles: &[large("linear_f16_large"), small("linear_f16_small")],
+};
+const F8_DIRECT: Kernels = Kernels { module: "linear_f8", few: &[few("linear_f8_8", 8, 1)], tiles: &[] };
+const F8: Kernels = Kernels {
+    module: "linear_f8",
+    few: &[few("linear_f8_16", 16, 1), few("linear_f8_32", 32, 2), few("linear_f8_64", 64, 2)],
+    tiles: &[large("linear_f8_large"), small("linear_f8_small")],
 };
 const Q8: Kernels = Kernels {
     module: "linear_bytes",
@@ -181,9 +189,10 @@ fn product(recorder: &mut CudaRecorder, op: &Product<'_>) -> Result<()> {
     let mut params = params(recorder, op)?;
     match weight.format() {
         WeightFormat::Float(DType::F32) => launch(recorder, &F32, FEW_FLOATS, params),
-        WeightFormat::Float(dtype) => {
-            let (direct, kernels, x) = match dtype {
-                DType::BF16 => (&BF16_DIRECT, &BF16, "linear_bf16_x"),
+        format @ (WeightFormat::Float(_) | WeightFormat::F8) => {
+            let (direct, kernels, x) = match format {
+                WeightFormat::F8 => (&F8_DIRECT, &F8, "linear_f8_x"),
+                WeightFormat::Float(DType::BF16) => (&BF16_DIRECT, &BF16, "linear_bf16_x"),
                 _ => (&F16_DIRECT, &F16, "linear_f16_x"),
             };
             if rows <= direct.few[0].rows && params.vectors == 1 {
@@ -205,19 +214,19 @@ fn product(recorder: &mut CudaRecorder, op: &Product<'_>) -> Result<()> {
 impl Params {
     /// Gives `rows` rows of x their place in scratch memory, in the form in which they meet `weight`.
     pub(crate) fn take_copy(&mut self, recorder: &mut CudaRecorder, weight: &CudaWeight, rows: usize) -> Result<()> {
-        let float = matches!(weight.format(), WeightFormat::Float(_));
-        let of = if float { Scratch::of_16bit } else { Scratch::of_bytes };
+        let bytes = matches!(weight.format(), WeightFormat::Q8 | WeightFormat::Q4);
+        let of = if bytes { Scratch::of_bytes } else { Scratch::of_16bit };
         let scratch = of(rows, weight.cols());
         self.copy = recorder.scratch(scratch.bytes)?;
-        if !float {
+        if bytes {
             self.rests = self.copy + scratch.rests as u64;
         }
         self.row_scales = self.copy + scratch.row_scales as u64;
         // The lines of bytes are as long as those of weights, in input features.
         self.copy_bytes = match weight.format() {
-            WeightFormat::Float(_) => scratch.row,
+            WeightFormat::Float(_) | WeightFormat::F8 => scratch.row,
             WeightFormat::Q8 => weight.blocks() * BLOCK,
-            _ => weight.blocks() * Q4_BLOCK,
+            WeightFormat::Q4 => weight.blocks() * Q4_BLOCK,
         } as u32;
         Ok(())
     }
@@ -263,6 +272,8 @@ pub(crate) fn params(recorder: &mut CudaRecorder, op: &Product<'_>) -> Result<Pa
         function: op.activation.map_or(Ok(0), |activation| function(op.name, activation))?,
         vectors: u32::from(x.is_multiple_of(16) && x_stride.is_multiple_of(4) && weight.cols().is_multiple_of(4)),
         groups: 1,
+        panel_multipliers: weight.panel_multipliers() as u32,
+        reserved: 0,
     })
 }
 
