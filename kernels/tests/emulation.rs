@@ -408,6 +408,16 @@ fn half(x: u16) -> f64 {
     if x >> 15 == 1 { -magnitude } else { magnitude }
 }
 
+/// The number of a float of eight bits, by the formula of the OCP specification.
+fn f8(x: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(x >> 3 & 15), f32::from(x & 7));
+    let magnitude = match exponent {
+        0 => mantissa / 8.0 * 2f32.powi(-6),
+        _ => (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
+    };
+    if x >> 7 == 1 { -magnitude } else { magnitude }
+}
+
 #[test]
 fn words_are_as_on_a_device() {
     compiled_or_return!();
@@ -420,7 +430,7 @@ fn words_are_as_on_a_device() {
     }));
     x.extend([0, 0, 1, 0x8000_0000, 0x7f80_0000, 0xff80_0000, 0x7f7f_ffff, 0x7f7f_8000, 0xffff_ffff, 0x7f80_0001]);
     let n = x.len() / 2;
-    let y = Launch { n: n as u32, ..Launch::of("test_words", 32) }.run(&x, &[], &vec![0; n * 16]).expect("no error");
+    let y = Launch { n: n as u32, ..Launch::of("test_words", 32) }.run(&x, &[], &vec![0; n * 19]).expect("no error");
     for (i, pair) in x.chunks_exact(2).enumerate() {
         let (x, w) = (pair[0], pair[1]);
         let both = u64::from(w) << 32 | u64::from(x);
@@ -450,7 +460,7 @@ fn words_are_as_on_a_device() {
             }
             sign | nearest(x, low, half)
         };
-        let word = &y[i * 16..][..15];
+        let word = &y[i * 19..][..19];
         assert_eq!(word[0], x.leading_zeros());
         assert_eq!(word[1], both.leading_zeros());
         assert_eq!(word[2], x.count_ones());
@@ -469,6 +479,11 @@ fn words_are_as_on_a_device() {
         let sum = f32::from_bits(x).mul_add(1.5, f32::from_bits(w));
         assert!(word[13] == sum.to_bits() || sum.is_nan(), "{x:#x} {w:#x}");
         assert_eq!(word[14], u32::from(to_half(x)) | u32::from(to_half(w)) << 16, "{x:#x} {w:#x}");
+        for (&byte, &number) in bytes[..4].iter().zip(&word[15..]) {
+            if byte & 0x7f != 0x7f {
+                assert_eq!(number, f8(byte).to_bits(), "{byte:#x}");
+            }
+        }
     }
 }
 

@@ -226,7 +226,7 @@ KERNEL(test_votes, 64, TestParams) {
 // y[i] of x[i]: the words of host and device that have no other test.
 KERNEL(test_words, 32, TestParams) {
     for (u32 i = threadIdx.x; i < p.n; i += blockDim.x) {
-        u32 x = p.x[2 * i], w = p.x[2 * i + 1], *y = p.y + i * 16;
+        u32 x = p.x[2 * i], w = p.x[2 * i + 1], *y = p.y + i * 19;
         u64 both = u64(w) << 32 | x;
         y[0] = u32(__clz(int(x)));
         y[1] = u32(__clzll(i64(both)));
@@ -243,6 +243,9 @@ KERNEL(test_words, 32, TestParams) {
         y[12] = min(x, 5) + max(int(x), 5u);
         y[13] = float_bits(fmaf(bits_float(x), 1.5f, bits_float(w)));
         y[14] = pack_f16(bits_float(x), bits_float(w));
+        float numbers[4];
+        f8_floats(numbers, x);
+        for (u32 j = 0; j < 4; j++) y[15 + j] = float_bits(numbers[j]);
     }
 }
 
