@@ -125,6 +125,10 @@ pub trait OpCase: Debug {
     fn rounded(&self, host: Self::Host, _caps: &Caps, _rows: usize) -> Self::Host {
         host
     }
+    /// The inputs with the bf16 matrix that the drawn one of f8 reads as; `None` where there is none.
+    fn as_bf16(&self, _host: &Self::Host) -> Option<Self::Host> {
+        None
+    }
     /// Whether the device promises a row's bits whatever the other rows are.
     fn invariant(&self, _caps: &Caps) -> bool {
         true

@@ -127,6 +127,44 @@ impl<B: Backend, C: OpCase> Case<B> for RowIndependence<C> {
     }
 }
 
+/// A matrix of f8 gives the bits of the bf16 matrix that it reads as.
+#[derive(Debug)]
+pub struct ReadsAsBf16<C>(pub C);
+
+impl<B: Backend, C: OpCase> Case<B> for ReadsAsBf16<C> {
+    fn op(&self) -> &'static str {
+        C::OP
+    }
+    fn types(&self) -> Types {
+        self.0.types()
+    }
+    fn label(&self) -> String {
+        format!("{self:?}")
+    }
+    fn largest_buffer(&self) -> u64 {
+        self.0.largest_buffer()
+    }
+
+    fn check(&self, backend: &B, rng: &mut Rng, errors: &mut Errors) -> Result<(), String> {
+        let host = self.0.draw(rng);
+        let wide = self.0.as_bf16(&host).ok_or_else(|| format!("{} has no matrix", C::OP))?;
+        let (selection, seed) = (Selection::all(self.0.rows(), self.0.padding()), rng.bits());
+        let run = |host: &C::Host| -> Result<Vec<Vec<u8>>, String> {
+            let staged = self.0.stage(backend, host, &selection, Placement::Scattered(seed)).map_err(device)?;
+            let after = execute(backend, &staged, staged.live(), None)?;
+            let rows = 0..selection.rows.len();
+            Ok(rows.map(|row| row_bits(&self.0, host, &staged, &after, row, row)).collect())
+        };
+        for (row, (narrow, wide)) in run(&host)?.iter().zip(run(&wide)?).enumerate() {
+            errors.compared += 1;
+            if *narrow != wide {
+                return Err(format!("row {row} gave other bits than with the bf16 matrix that the one of f8 reads as"));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Queries give the same bits as one prefill, in chunks, one by one, beside other sequences, with
 /// other page sizes and once a window's dead pages are gone.
 #[derive(Debug)]

@@ -15,7 +15,7 @@ use crate::cases::sample::{Logits, SampleCase};
 use crate::cases::softcap::SoftcapCase;
 use crate::large;
 use crate::matrix::Spread;
-use crate::property::{ChunkIndependence, RowIndependence};
+use crate::property::{ChunkIndependence, ReadsAsBf16, RowIndependence};
 use crate::report::Report;
 use crate::rng::Rng;
 use anyfleet_tensor::ops::{Activation, Scoring};
@@ -176,6 +176,14 @@ fn spread(rng: &mut Rng) -> Spread {
     rng.pick(&[Spread::Normal, Spread::Outliers, Spread::Extreme])
 }
 
+/// As [`with_rows`], and where the matrix is f8 also the property that it gives the bits of the bf16 matrix it reads as.
+fn with_matrix<B: Backend, C: OpCase + Clone + 'static>(cases: &mut Cases<B>, case: C) {
+    if case.types().weight == Some(WeightFormat::F8) {
+        cases.push(Box::new(ReadsAsBf16(case.clone())));
+    }
+    with_rows(cases, case);
+}
+
 /// Adds a case and, unless it is trivial, the property that its rows do not depend on each other.
 fn with_rows<B: Backend, C: OpCase + Clone + 'static>(cases: &mut Cases<B>, case: C) {
     if case.rows() > 1 {
@@ -188,12 +196,12 @@ fn embed<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType, wei
     for (rows, padding, vocab, width) in [(1, 0, 17, 1), (3, 2, 80, 100), (17, 0, 515, 64), (0, 4, 3, 8), (0, 0, 3, 8)]
     {
         let (live, sampled) = (live_for(rng, padding, Live::Tokens), rows == 17);
-        with_rows(cases, EmbedCase { rows, padding, vocab, width, activation, weight, scale: 1.0, sampled, live });
+        with_matrix(cases, EmbedCase { rows, padding, vocab, width, activation, weight, scale: 1.0, sampled, live });
     }
     for (sampled, scale) in [(false, 55.5), (true, 1.0), (true, 0.3), (false, 11.25)] {
         let (rows, padding) = (rng.range(1, 40), rng.below(5));
         let (vocab, width, live) = (rng.pick(&ODD), rng.pick(&ODD), Live::Tokens);
-        with_rows(cases, EmbedCase { rows, padding, vocab, width, activation, weight, scale, sampled, live });
+        with_matrix(cases, EmbedCase { rows, padding, vocab, width, activation, weight, scale, sampled, live });
     }
 }
 
@@ -255,14 +263,14 @@ fn linear<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType, we
         };
         // In place, the output has the residual's type.
         let f32_out = case.f32_out && case.residual != Residual::InPlace;
-        with_rows(cases, LinearCase { f32_out, ..case });
+        with_matrix(cases, LinearCase { f32_out, ..case });
     }
     // Magnitudes that a narrower type does not hold, in every way of computing; what else is added would hide them.
     for (rows, padding, n, k) in [(3, 0, 33, 80), (5, 66, 40, 33), (70, 5, 80, 97)] {
         for spread in [Spread::Extreme, Spread::Mixed] {
             let live = live_for(rng, padding, Live::Tokens);
             let case = LinearCase::plain(rows, n, k, activation, weight);
-            with_rows(cases, LinearCase { padding, spread, live, ..case });
+            with_matrix(cases, LinearCase { padding, spread, live, ..case });
         }
     }
 }
@@ -297,7 +305,7 @@ fn linear_act_mul<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: D
             live: live_for(rng, padding, Live::Tokens),
             sampled: 0,
         };
-        with_rows(cases, case);
+        with_matrix(cases, case);
     }
     for (rows, padding, width, k) in [(3, 0, 17, 80), (5, 66, 20, 33), (70, 5, 40, 97)] {
         for spread in [Spread::Extreme, Spread::Mixed] {
@@ -305,7 +313,7 @@ fn linear_act_mul<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: D
             let (bias, live, sampled) = (false, live_for(rng, padding, Live::Tokens), 0);
             let case =
                 LinearActMulCase { rows, padding, width, k, activation, weight, bias, function, spread, live, sampled };
-            with_rows(cases, case);
+            with_matrix(cases, case);
         }
     }
 }
@@ -372,8 +380,8 @@ fn grouped_linear<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: D
         let case =
             GroupedLinearCase { pairs, padding, experts, uneven, tokens, n, k, activation, weight, spread, sampled: 0 };
         let function = rng.pick(&[Activation::Silu, Activation::GeluTanh]);
-        with_rows(cases, GroupedLinearActMulCase { product: case.clone(), function, gated: rng.chance(0.7) });
-        with_rows(cases, case);
+        with_matrix(cases, GroupedLinearActMulCase { product: case.clone(), function, gated: rng.chance(0.7) });
+        with_matrix(cases, case);
     }
 }
 

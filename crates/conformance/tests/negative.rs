@@ -48,7 +48,7 @@ fn a_backend_that_computes_nothing_fails_every_op() {
 }
 
 /// Each mutation with the op it breaks and a word of the message that names the damage.
-const MUTATIONS: [(Mutation, &str, &str); 57] = [
+const MUTATIONS: [(Mutation, &str, &str); 63] = [
     (Mutation::EmbedNextRow, "embed", "expected Exact"),
     (Mutation::EmbedIgnoresSampled, "embed", "expected Exact"),
     (Mutation::EmbedForgetsScale, "embed", "expected Near"),
@@ -65,6 +65,12 @@ const MUTATIONS: [(Mutation, &str, &str); 57] = [
     (Mutation::LinearOrderDependsOnRows, "linear", "gave other bits than in a batch"),
     (Mutation::LinearForgetsResidual, "linear", "expected Near"),
     (Mutation::LinearSkipsLastRow, "linear", "never written"),
+    (Mutation::F8TakesNextScale, "linear", "expected Near"),
+    (Mutation::F8TakesScalesOfRowBefore, "linear_act_mul", "expected Near"),
+    (Mutation::F8KeepsTheProduct, "linear", "the bf16 matrix that the one of f8 reads as"),
+    (Mutation::F8TruncatesTheProduct, "embed", "expected Exact"),
+    (Mutation::F8LosesTheSign, "grouped_linear", "expected Near"),
+    (Mutation::F8FlushesSubnormals, "linear", "expected Near"),
     (Mutation::ActMulSwapsHalves, "act_mul", "expected Near"),
     (Mutation::ActMulDrifts, "act_mul", "second run"),
     (Mutation::RopeThetaOff, "rope_kv", "expected Near"),

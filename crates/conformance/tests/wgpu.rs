@@ -107,7 +107,7 @@ fn product<B: Backend>(device: &B, x: &[Vec<f32>], weight: &[f32], residual: &[f
     let (rows, k) = (x.len(), x[0].len());
     let n = weight.len() / k;
     let bytes = bytemuck::cast_slice(weight);
-    let parts = vec![HostPart { dtype: DType::F32, rows: n, bytes }];
+    let parts = vec![HostPart { dtype: DType::F32, rows: n, bytes, scales: None }];
     let weight =
         device.load(HostWeight { name: "weight".into(), stack: 1, cols: k, parts, store, gated: false }).unwrap();
     let tensor = |shape: [usize; 2], values: &[f32]| {
@@ -184,7 +184,7 @@ fn stacks_larger_than_a_binding_have_the_bits_of_single_matrices() {
         let values: Vec<f32> = values.collect();
         let load = |stack, values: &[f32]| {
             let bytes = bytemuck::cast_slice(values);
-            let parts = vec![HostPart { dtype: DType::F32, rows: stack * n, bytes }];
+            let parts = vec![HostPart { dtype: DType::F32, rows: stack * n, bytes, scales: None }];
             let store = WeightFormat::Float(DType::F32);
             device.load(HostWeight { name: "experts".into(), stack, cols: k, parts, store, gated: true }).unwrap()
         };

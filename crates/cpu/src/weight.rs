@@ -285,7 +285,7 @@ mod tests {
         for (cols, fits) in [(quant::FEATURES, true), (quant::FEATURES + 1, false)] {
             let bytes = vec![0; cols * 2];
             for store in [WeightFormat::Q8, WeightFormat::Q4, WeightFormat::Float(DType::BF16)] {
-                let parts = vec![HostPart { dtype: DType::BF16, rows: 1, bytes: &bytes }];
+                let parts = vec![HostPart { dtype: DType::BF16, rows: 1, bytes: &bytes, scales: None }];
                 let packed = pack(&HostWeight { name: "wide".into(), stack: 1, cols, parts, store, gated: false });
                 assert_eq!(packed.is_ok(), fits || store == WeightFormat::Float(DType::BF16), "{cols} {store}");
                 if let Err(error) = packed {
@@ -308,7 +308,7 @@ mod tests {
         let odd = |bytes: &[u8]| [&[0xFF], bytes].concat();
         let (a, b, c) = (odd(&f32s), odd(&bf16s), odd(&f16s));
         for store in [DType::F32, DType::BF16, DType::F16] {
-            let part = |dtype, rows, bytes| HostPart { dtype, rows, bytes };
+            let part = |dtype, rows, bytes| HostPart { dtype, rows, bytes, scales: None };
             let host = HostWeight {
                 name: "w".into(),
                 stack: 1,
@@ -345,7 +345,7 @@ mod tests {
             name: "w".into(),
             stack: 1,
             cols,
-            parts: vec![HostPart { dtype, rows: 1, bytes: &bytes }],
+            parts: vec![HostPart { dtype, rows: 1, bytes: &bytes, scales: None }],
             store: WeightFormat::Float(store),
             gated: false,
         };
@@ -360,7 +360,7 @@ mod tests {
         for (rows, cols) in [(2, 1), (20, 31), (34, 64), (70, 100), (66, 129)] {
             let values: Vec<f32> = (0..rows * cols).map(|i| ((i * 7919 % 1013) as f32 - 500.0) / 77.0).collect();
             for (gated, store) in [false, true].into_iter().flat_map(|g| FORMATS.map(|f| (g, f))) {
-                let part = HostPart { dtype: DType::F32, rows, bytes: bytemuck::cast_slice(&values) };
+                let part = HostPart { dtype: DType::F32, rows, bytes: bytemuck::cast_slice(&values), scales: None };
                 let packed = pack(&HostWeight { name: "w".into(), stack: 1, cols, parts: vec![part], store, gated });
                 let packed = packed.unwrap();
                 for (r, row) in values.chunks(cols).enumerate() {
@@ -416,7 +416,7 @@ mod tests {
                 });
             }
         }
-        let part = HostPart { dtype: DType::F32, rows, bytes: bytemuck::cast_slice(&values) };
+        let part = HostPart { dtype: DType::F32, rows, bytes: bytemuck::cast_slice(&values), scales: None };
         for store in [WeightFormat::Q8, WeightFormat::Q4] {
             let host = HostWeight { name: "w".into(), stack: 1, cols, parts: vec![part], store, gated: false };
             let packed = pack(&host).unwrap();
@@ -440,7 +440,7 @@ mod tests {
     fn the_layout_has_a_version() {
         let (rows, cols) = (70, 100);
         let values: Vec<f32> = (0..rows * cols).map(|i| ((i * 7919 % 1013) as f32 - 500.0) / 77.0).collect();
-        let part = HostPart { dtype: DType::F32, rows, bytes: bytemuck::cast_slice(&values) };
+        let part = HostPart { dtype: DType::F32, rows, bytes: bytemuck::cast_slice(&values), scales: None };
         let hashes = FORMATS.map(|store| {
             let host = HostWeight { name: "w".into(), stack: 1, cols, parts: vec![part], store, gated: true };
             let packed = pack(&host).unwrap();
@@ -455,7 +455,8 @@ mod tests {
     fn a_stack_is_its_matrices_one_after_the_other() {
         let (stack, rows, cols) = (3, 34, 70);
         let values: Vec<f32> = (0..stack * rows * cols).map(|i| ((i * 7919 % 1013) as f32 - 500.0) / 77.0).collect();
-        let part = |rows, values| HostPart { dtype: DType::F32, rows, bytes: bytemuck::cast_slice(values) };
+        let part =
+            |rows, values| HostPart { dtype: DType::F32, rows, bytes: bytemuck::cast_slice(values), scales: None };
         for (gated, store) in [false, true].into_iter().flat_map(|g| FORMATS.map(|f| (g, f))) {
             let host = |stack, parts| HostWeight { name: "w".into(), stack, cols, parts, store, gated };
             // Parts end where matrices do not.
@@ -474,7 +475,7 @@ mod tests {
     #[test]
     fn adopted_bytes_are_the_packed_ones() {
         let values: Vec<f32> = (0..40 * 33).map(|i| value(i / 33, i % 33)).collect();
-        let part = HostPart { dtype: DType::F32, rows: 40, bytes: bytemuck::cast_slice(&values) };
+        let part = HostPart { dtype: DType::F32, rows: 40, bytes: bytemuck::cast_slice(&values), scales: None };
         for store in FORMATS {
             let host = HostWeight { name: "w".into(), stack: 1, cols: 33, parts: vec![part], store, gated: true };
             let packed = pack(&host).unwrap();

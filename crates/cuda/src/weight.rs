@@ -1,6 +1,6 @@
 //! Packed weights: see `kernels/cuda/weight.cuh` for how they lie.
 use crate::{CudaBackend, CudaBuffer};
-use anyfleet_tensor::{DType, Error, HostPart, HostWeight, Result, WeightFormat, quant};
+use anyfleet_tensor::{DType, Error, HostPart, HostRow, HostWeight, Result, WeightFormat, quant};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -124,6 +124,7 @@ impl CudaWeight {
                 let most = quant::FEATURES;
                 return Err(bad(format!("{cols} input features are too many for {format}, at most {most}; use bf16")));
             }
+            WeightFormat::F8 => return Err(bad("the CUDA backend keeps no matrices of f8; use bf16".into())),
             _ => {}
         }
         let layout = Layout::new(stack, rows, cols, format);
@@ -244,12 +245,12 @@ impl Packer<'_> {
 
     /// Puts output feature `feature` into a panel's row.
     fn pack_row(&self, feature: usize, row: usize, scratch: &mut Row, to: &mut Panel<'_>) {
-        let (part, cells) = self.cells(feature);
+        let host = self.host_row(feature);
         let target = &mut to.rows[row * self.layout.row..][..self.layout.row];
-        if self.format == WeightFormat::Float(part.dtype) {
-            return target[..cells.len()].copy_from_slice(cells);
+        if self.format == WeightFormat::Float(host.dtype) {
+            return target[..host.bytes.len()].copy_from_slice(host.bytes);
         }
-        widen(part.dtype, cells, &mut scratch.values);
+        host.values(&mut scratch.values);
         let scale = match self.format {
             WeightFormat::Float(dtype) => return narrow(dtype, &scratch.values, target),
             WeightFormat::Q8 => quant::q8_row(&scratch.values, bytemuck::cast_slice_mut(target)),
@@ -264,11 +265,10 @@ impl Packer<'_> {
     }
 
     /// Output row `row` as the checkpoint has it.
-    fn cells(&self, mut row: usize) -> (&HostPart<'_>, &[u8]) {
+    fn host_row(&self, mut row: usize) -> HostRow<'_> {
         for part in &self.weight.parts {
             if row < part.rows {
-                let size = self.cols * part.dtype.size();
-                return (part, &part.bytes[row * size..][..size]);
+                return part.row(row, self.cols);
             }
             row -= part.rows;
         }
@@ -312,16 +312,6 @@ fn narrow(dtype: DType, values: &[f32], row: &mut [u8]) {
     }
 }
 
-fn widen(dtype: DType, cells: &[u8], values: &mut [f32]) {
-    for (value, cell) in values.iter_mut().zip(cells.chunks_exact(dtype.size())) {
-        *value = match dtype {
-            DType::F32 => bytemuck::pod_read_unaligned(cell),
-            DType::BF16 => bytemuck::pod_read_unaligned::<bf16>(cell).to_f32(),
-            _ => bytemuck::pod_read_unaligned::<f16>(cell).to_f32(),
-        };
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -346,7 +336,12 @@ mod tests {
     }
 
     fn weight(values: &[f32], cols: usize, store: WeightFormat, gated: bool) -> HostWeight<'_> {
-        let part = HostPart { dtype: DType::F32, rows: values.len() / cols, bytes: bytemuck::cast_slice(values) };
+        let part = HostPart {
+            dtype: DType::F32,
+            rows: values.len() / cols,
+            bytes: bytemuck::cast_slice(values),
+            scales: None,
+        };
         HostWeight { name: "w".into(), stack: 1, cols, parts: vec![part], store, gated }
     }
 

@@ -8,7 +8,8 @@ const F16: WeightFormat = WeightFormat::Float(DType::F16);
 const F32: WeightFormat = WeightFormat::Float(DType::F32);
 
 fn load(device: &CudaBackend, w: &[f32], stack: usize, cols: usize, store: WeightFormat, gated: bool) -> CudaWeight {
-    let parts = vec![HostPart { dtype: DType::F32, rows: w.len() / cols, bytes: bytemuck::cast_slice(w) }];
+    let parts =
+        vec![HostPart { dtype: DType::F32, rows: w.len() / cols, bytes: bytemuck::cast_slice(w), scales: None }];
     device.load(HostWeight { name: "w".into(), stack, cols, parts, store, gated }).unwrap()
 }
 

@@ -87,7 +87,7 @@ fn devices() -> Vec<CudaBackend> {
 }
 
 fn load(device: &CudaBackend, w: &[f32], k: usize, store: WeightFormat, gated: bool) -> CudaWeight {
-    let parts = vec![HostPart { dtype: DType::F32, rows: N, bytes: bytemuck::cast_slice(w) }];
+    let parts = vec![HostPart { dtype: DType::F32, rows: N, bytes: bytemuck::cast_slice(w), scales: None }];
     device.load(HostWeight { name: "w".into(), stack: 1, cols: k, parts, store, gated }).unwrap()
 }
 

@@ -70,7 +70,7 @@ pub struct Caps {
     /// Formats [`Backend::load`] takes as [`HostWeight::store`].
     pub weights: Vec<WeightFormat>,
     /// Formats whose products take activations in a narrower form, and which. Products of other formats
-    /// take them as they are.
+    /// take them as they are. What it says of [`WeightFormat::F8`] it says of bf16.
     pub operands: Vec<(WeightFormat, Operand)>,
     /// Rows of capacity from which on `operands` holds; products of fewer take activations as they are.
     pub operand_rows: usize,

@@ -72,6 +72,12 @@ pub enum WeightFormat {
     /// Four bits per element, a whole number per output feature and 32 input features, and an f32 scale per
     /// output feature: [`quant::q4_row`](crate::quant::q4_row).
     Q4,
+    /// A float of eight bits ([`f8`](crate::f8)) per element and an f32 scale per output feature and
+    /// [`quant::F8_GROUP`](crate::quant::F8_GROUP) input features. An element reads as the bf16 number
+    /// [`quant::f8_value`](crate::quant::f8_value); a group whose scale is NaN reads as NaN altogether, and no byte is NaN
+    /// in any other. Whatever a device does with such a matrix has, bit for bit, the results of the bf16 matrix that it
+    /// reads as.
+    F8,
 }
 
 impl WeightFormat {
@@ -81,6 +87,7 @@ impl WeightFormat {
             WeightFormat::Float(dtype) => rows * cols * dtype.size(),
             WeightFormat::Q8 => rows * (cols + 4),
             WeightFormat::Q4 => rows * (cols.div_ceil(2) + cols.div_ceil(crate::quant::GROUP) + 4),
+            WeightFormat::F8 => rows * (cols + 4 * cols.div_ceil(crate::quant::F8_GROUP)),
         }
     }
 }
@@ -91,6 +98,7 @@ impl fmt::Display for WeightFormat {
             WeightFormat::Float(dtype) => dtype.fmt(f),
             WeightFormat::Q8 => f.write_str("q8"),
             WeightFormat::Q4 => f.write_str("q4"),
+            WeightFormat::F8 => f.write_str("f8"),
         }
     }
 }

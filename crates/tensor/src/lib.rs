@@ -43,4 +43,4 @@ pub use error::{Error, Result};
 pub use packed::{PackedWeight, SharedBytes};
 pub use step::{Adjust, Live, SampleMode, SampleParams, SeqMeta, StepHeader, TOP_LOGPROBS};
 pub use tensor::Tensor;
-pub use weight::{HostPart, HostWeight};
+pub use weight::{HostPart, HostRow, HostScales, HostWeight};

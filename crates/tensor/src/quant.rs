@@ -7,9 +7,13 @@
 //! - q8: `out = (sum over K of x * w) * x.scale * w.scale`;
 //! - q4: the same with `w = q * multiplier`, four bits times a small whole number that 32 input features share.
 //!
+//! Weights of f8 are no integers: an element reads as a bf16 number ([`f8_value`]), and from there on a product is that with
+//! a bf16 matrix.
+//!
 //! A row with a [`ByteRow::rest`] is two rows; their results are added before the weights' scale, the rest
 //! last: `fma(rest, rest.scale, row * row.scale)`.
 
+use crate::f8;
 use half::bf16;
 
 /// Input features that share a multiplier in [`WeightFormat::Q4`](crate::WeightFormat::Q4).
@@ -83,6 +87,56 @@ pub fn q4_row(w: &[f32], q: &mut [i8], multipliers: &mut [i8]) -> f32 {
         q.iter_mut().zip(w).for_each(|(q, &w)| *q = nibble(w, inverse) as i8);
     }
     row
+}
+
+/// Input features that share a scale in [`WeightFormat::F8`](crate::WeightFormat::F8).
+pub const F8_GROUP: usize = 128;
+
+/// The least magnitude of a scale that is kept, 2^-100: its products with numbers of eight bits are normal f32 numbers,
+/// which no device takes for zeros.
+const F8_LEAST: f32 = f32::from_bits((127 - 100) << 23);
+
+/// A scale as it is kept: 0 where its magnitude is below 2^-100, NaN where it is not finite or its product with the
+/// largest number of eight bits would not be (magnitudes above `f32::MAX / 448`). Otherwise, as it is.
+pub fn f8_scale(scale: f32) -> f32 {
+    match scale.abs() {
+        size if size < F8_LEAST => 0.0,
+        size if size <= f32::MAX / f8::MAX => scale,
+        _ => f32::NAN,
+    }
+}
+
+/// What an element of f8 reads as: the byte's number times the scale, in f32, rounded to bf16 to nearest, ties to even.
+#[inline]
+pub fn f8_value(byte: u8, scale: f32) -> bf16 {
+    bf16::from_f32(f8::decode(byte) * scale)
+}
+
+/// Quantizes weights that share a scale: `w / scale` to the nearest number of eight bits ([`f8::encode`]), with
+/// `scale = largest magnitude / 448` ([`f8_scale`]). Returns the scale. Where it is 0, and where it is NaN because an
+/// element is not finite, all bytes are 0: the group reads as zeros, or as NaN.
+///
+/// # Panics
+/// When `bytes` is shorter than `w`.
+pub fn f8_group(w: &[f32], bytes: &mut [u8]) -> f32 {
+    let finite = w.iter().all(|v| v.is_finite());
+    let most = w.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+    let scale = if finite { f8_scale(most / f8::MAX) } else { f32::NAN };
+    for (byte, &w) in bytes[..w.len()].iter_mut().zip(w) {
+        *byte = if scale > 0.0 { f8::encode(w / scale) } else { 0 };
+    }
+    scale
+}
+
+/// Quantizes one output feature's weights: [`f8_group`] for each [`F8_GROUP`] of them, the last of which may be shorter.
+///
+/// # Panics
+/// When `bytes` is shorter than `w`, or there are fewer scales than groups.
+pub fn f8_row(w: &[f32], bytes: &mut [u8], scales: &mut [f32]) {
+    let scales = &mut scales[..w.len().div_ceil(F8_GROUP)];
+    for ((w, bytes), scale) in w.chunks(F8_GROUP).zip(bytes.chunks_mut(F8_GROUP)).zip(scales) {
+        *scale = f8_group(w, bytes);
+    }
 }
 
 fn padded(w: &[f32]) -> [f32; GROUP] {
@@ -287,6 +341,34 @@ mod tests {
         // A short group is padded with zeros.
         let short = q4(&w[..39]).1;
         assert!(short.iter().zip(&w).all(|(q, w)| (q - w).abs() < 0.3) && short[38] != 0.0);
+    }
+
+    #[test]
+    fn f8_keeps_three_bits_of_each_number_and_a_scale_of_each_group() {
+        let w: Vec<f32> = wave(300).iter().enumerate().map(|(i, v)| v * if i < 128 { 1e-3 } else { 50.0 }).collect();
+        let (mut bytes, mut scales) = ([0; 300], [0.0; 3]);
+        f8_row(&w, &mut bytes, &mut scales);
+        for (i, &w) in w.iter().enumerate() {
+            let (got, scale) = (f8_value(bytes[i], scales[i / F8_GROUP]).to_f32(), scales[i / F8_GROUP]);
+            // Half a unit of four bits, or half of the least step; and half a unit of bf16.
+            let most = (w.abs() / 16.0).max(scale * 2f32.powi(-10)) + w.abs() / 256.0;
+            assert!((got - w).abs() <= most, "{i}: {got}, expected {w}");
+        }
+        for (scale, group) in scales.iter().zip(w.chunks(F8_GROUP)) {
+            assert_eq!(*scale, group.iter().fold(0.0f32, |most, v| most.max(v.abs())) / 448.0);
+        }
+        for (w, scale) in [([0.0, -0.0], 0.0), ([1e-30, -1e-38], 0.0), ([f32::MAX, 1.0], f32::MAX / 448.0)] {
+            assert_eq!(f8_group(&w, &mut bytes), scale);
+            assert_eq!(bytes[..2], if scale == 0.0 { [0, 0] } else { [0x7e, 0] });
+        }
+        for odd in [f32::NAN, f32::INFINITY] {
+            let scale = f8_group(&[1.0, odd], &mut bytes);
+            assert!(scale.is_nan() && bytes[..2] == [0, 0] && f8_value(bytes[0], scale).is_nan());
+        }
+        // A product is rounded once, to bf16: 1.125 * 1.0078125 lies halfway and goes to the even.
+        assert_eq!(f8_value(f8::encode(1.125), 1.0 + 2f32.powi(-7)).to_f32(), 1.1328125);
+        assert!([f32::INFINITY, f32::NAN, f32::MAX].iter().all(|&scale| f8_scale(scale).is_nan()));
+        assert_eq!([1e-31, -1e-40, -0.5].map(f8_scale), [0.0, 0.0, -0.5]);
     }
 
     #[test]

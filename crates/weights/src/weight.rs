@@ -186,7 +186,7 @@ impl ModelDir {
         let mut parts = Vec::with_capacity(spec.parts.len());
         for ((name, shape), (_, rows)) in spec.tensors().zip(&spec.parts) {
             let view = self.tensor_of_shape(name, &shape)?;
-            parts.push(HostPart { dtype: view.dtype, rows: *rows, bytes: view.bytes });
+            parts.push(HostPart { dtype: view.dtype, rows: *rows, bytes: view.bytes, scales: None });
         }
         if let Some(cut) = &spec.cut {
             cut.apply(spec.cols, &mut parts, copy);

@@ -1,7 +1,7 @@
 //! Packed weights: see `kernels/wgsl/weight.wgsl` for their order. Each matrix of a stack has whole panels of its own.
 use crate::context::Context;
 use crate::encoder::Range;
-use anyfleet_tensor::{DType, Error, HostPart, HostWeight, Result, WeightFormat, halves, quant};
+use anyfleet_tensor::{DType, Error, HostRow, HostWeight, Result, WeightFormat, halves, quant};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use std::ops;
@@ -161,10 +161,8 @@ impl WgpuWeight {
         weight.check()?;
         let (stack, rows, cols, format) = (weight.stack, weight.rows(), weight.cols, weight.store);
         let gated = weight.gated && rows.is_multiple_of(2);
-        if let WeightFormat::Float(dtype) = format
-            && !dtype.is_float()
-        {
-            let reason = format!("{} keeps no matrices of {dtype}", context.name());
+        if matches!(format, WeightFormat::Float(dtype) if !dtype.is_float()) || format == WeightFormat::F8 {
+            let reason = format!("{} keeps no matrices of {format}", context.name());
             return Err(Error::Weight { name: weight.name.clone(), reason });
         }
         let size = panel_bytes(context, cols, format);
@@ -265,16 +263,17 @@ impl Packer<'_> {
         multipliers: &mut [u8],
         scales: &mut [u8],
     ) {
-        let (part, cells) = self.cells(feature);
+        let host = self.host_row(feature);
         let steps = data.chunks_exact_mut(STEP).skip(lane).step_by(LANES);
-        if self.format == WeightFormat::Float(part.dtype) {
+        if self.format == WeightFormat::Float(host.dtype) {
             if !scales.is_empty() {
-                widen(part.dtype, cells, &mut row.values);
+                host.values(&mut row.values);
                 scales[4 * lane..][..4].copy_from_slice(&halves::exponent(&row.values).to_le_bytes());
             }
-            return steps.zip(cells.chunks(STEP)).for_each(|(step, cells)| step[..cells.len()].copy_from_slice(cells));
+            let cells = host.bytes.chunks(STEP);
+            return steps.zip(cells).for_each(|(step, cells)| step[..cells.len()].copy_from_slice(cells));
         }
-        widen(part.dtype, cells, &mut row.values);
+        host.values(&mut row.values);
         match self.format {
             WeightFormat::Float(dtype) => {
                 row.values.iter_mut().for_each(|value| *value = kept(dtype, *value));
@@ -314,11 +313,10 @@ impl Packer<'_> {
     }
 
     /// Output row `row` of the stack as the checkpoint has it.
-    fn cells(&self, row: usize) -> (&HostPart<'_>, &[u8]) {
+    fn host_row(&self, row: usize) -> HostRow<'_> {
         let i = self.ends.partition_point(|&end| end <= row);
         let part = &self.weight.parts[i];
-        let (size, first) = (self.cols * part.dtype.size(), self.ends[i] - part.rows);
-        (part, &part.bytes[(row - first) * size..][..size])
+        part.row(row + part.rows - self.ends[i], self.cols)
     }
 }
 
@@ -336,16 +334,6 @@ fn kept(dtype: DType, value: f32) -> f32 {
         DType::F32 => value,
         DType::BF16 => bf16::from_f32(value).to_f32(),
         _ => f16::from_f32(value).to_f32(),
-    }
-}
-
-fn widen(dtype: DType, cells: &[u8], values: &mut [f32]) {
-    for (value, cell) in values.iter_mut().zip(cells.chunks_exact(dtype.size())) {
-        *value = match dtype {
-            DType::F32 => bytemuck::pod_read_unaligned(cell),
-            DType::BF16 => bytemuck::pod_read_unaligned::<bf16>(cell).to_f32(),
-            _ => bytemuck::pod_read_unaligned::<f16>(cell).to_f32(),
-        };
     }
 }
 

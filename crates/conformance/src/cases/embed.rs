@@ -33,6 +33,7 @@ pub struct EmbedCase {
 }
 
 /// Inputs.
+#[derive(Clone)]
 pub struct Host {
     ids: Vec<u32>,
     sampled: Vec<u32>,
@@ -92,6 +93,10 @@ impl OpCase for EmbedCase {
             enc.embed(Embed { out: &out, ids: &ids, sampled: sampled.as_ref(), weight: &weight, scale, live });
         });
         stage.finish(live, selection.rows.len(), record)
+    }
+
+    fn as_bf16(&self, host: &Host) -> Option<Host> {
+        Some(Host { weight: host.weight.as_bf16(), ..host.clone() })
     }
 
     fn expect(&self, host: &Host, selection: &Selection) -> Vec<Expected> {

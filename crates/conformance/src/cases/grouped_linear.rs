@@ -49,6 +49,7 @@ pub struct GroupedLinearActMulCase {
 }
 
 /// Inputs.
+#[derive(Clone)]
 pub struct Host {
     x: Vec<f32>,
     weight: Matrix,
@@ -188,6 +189,10 @@ impl OpCase for GroupedLinearCase {
         self.rounded(host, caps)
     }
 
+    fn as_bf16(&self, host: &Host) -> Option<Host> {
+        Some(Host { weight: host.weight.as_bf16(), ..host.clone() })
+    }
+
     fn expect(&self, host: &Host, selection: &Selection) -> Vec<Expected> {
         let want = |expert: usize, column: usize, x: &[f32]| {
             let (value, scale) = linear::dot(x, &host.weight.row(expert * self.n + column));
@@ -256,6 +261,10 @@ impl OpCase for GroupedLinearActMulCase {
 
     fn rounded(&self, host: Host, caps: &Caps, _rows: usize) -> Host {
         self.product.rounded(host, caps)
+    }
+
+    fn as_bf16(&self, host: &Host) -> Option<Host> {
+        Some(Host { weight: host.weight.as_bf16(), ..host.clone() })
     }
 
     fn expect(&self, host: &Host, selection: &Selection) -> Vec<Expected> {

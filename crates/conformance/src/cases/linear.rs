@@ -106,6 +106,7 @@ impl LinearCase {
 }
 
 /// Inputs.
+#[derive(Clone)]
 pub struct Host {
     x: Vec<f32>,
     weight: Matrix,
@@ -202,6 +203,10 @@ impl OpCase for LinearCase {
 
     fn invariant(&self, caps: &Caps) -> bool {
         caps.invariant
+    }
+
+    fn as_bf16(&self, host: &Host) -> Option<Host> {
+        Some(Host { weight: host.weight.as_bf16(), ..host.clone() })
     }
 
     fn expect(&self, host: &Host, selection: &Selection) -> Vec<Expected> {

@@ -37,6 +37,7 @@ pub struct LinearActMulCase {
 }
 
 /// Inputs.
+#[derive(Clone)]
 pub struct Host {
     x: Vec<f32>,
     weight: Matrix,
@@ -115,6 +116,10 @@ impl OpCase for LinearActMulCase {
 
     fn invariant(&self, caps: &Caps) -> bool {
         caps.invariant
+    }
+
+    fn as_bf16(&self, host: &Host) -> Option<Host> {
+        Some(Host { weight: host.weight.as_bf16(), ..host.clone() })
     }
 
     fn expect(&self, host: &Host, selection: &Selection) -> Vec<Expected> {

@@ -6,7 +6,7 @@ mod ops;
 use anyfleet_tensor::ops::*;
 use anyfleet_tensor::{
     Backend, Caps, DType, DeviceMemory, Encoder, Error, HostWeight, Live, Readback, Recorder, Result, StepHeader,
-    Tensor, WeightFormat, f8,
+    Tensor, WeightFormat, f8, quant,
 };
 use half::{bf16, f16};
 use std::sync::{Arc, Mutex};
@@ -31,6 +31,12 @@ pub enum Mutation {
     LinearOrderDependsOnRows,
     LinearForgetsResidual,
     LinearSkipsLastRow,
+    F8TakesNextScale,
+    F8TakesScalesOfRowBefore,
+    F8KeepsTheProduct,
+    F8TruncatesTheProduct,
+    F8LosesTheSign,
+    F8FlushesSubnormals,
     ActMulSwapsHalves,
     ActMulDrifts,
     RopeThetaOff,
@@ -90,7 +96,7 @@ impl Naive {
             identity: Default::default(),
             numerics: "naive".into(),
             activations: vec![DType::F32, DType::BF16],
-            weights: [DType::F32, DType::BF16].map(WeightFormat::Float).to_vec(),
+            weights: vec![WeightFormat::Float(DType::F32), WeightFormat::Float(DType::BF16), WeightFormat::F8],
             operands: Vec::new(),
             operand_rows: 0,
             grouped_operands: Vec::new(),
@@ -386,19 +392,30 @@ impl Backend for Naive {
     }
     fn load(&self, weight: HostWeight<'_>) -> Result<Packed> {
         weight.check()?;
-        let WeightFormat::Float(kept) = weight.store else {
-            return Err(Error::Weight { name: weight.name, reason: "floats only".into() });
-        };
-        let mut values = Vec::new();
-        for part in &weight.parts {
-            values.extend(part.bytes.chunks_exact(part.dtype.size()).map(|b| {
-                let value = match part.dtype {
-                    DType::BF16 => bf16::from_le_bytes([b[0], b[1]]).to_f32(),
-                    DType::F16 => f16::from_le_bytes([b[0], b[1]]).to_f32(),
-                    _ => f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
-                };
-                ops::store(kept, value)
-            }));
+        let cols = weight.cols;
+        let mut values = Vec::with_capacity(weight.all_rows() * cols);
+        let mut scales_before = None;
+        for row in weight.parts.iter().flat_map(|part| (0..part.rows).map(|row| part.row(row, cols))) {
+            let mut numbers = vec![0.0; cols];
+            match weight.store {
+                WeightFormat::Float(kept) => {
+                    row.values(&mut numbers);
+                    values.extend(numbers.into_iter().map(|value| ops::store(kept, value)));
+                }
+                WeightFormat::F8 => {
+                    let (mut bytes, mut scales) = (vec![0; cols], vec![0.0; cols.div_ceil(quant::F8_GROUP)]);
+                    row.f8(&mut bytes, &mut scales);
+                    let before = scales_before.replace(scales.clone());
+                    if self.mutation == Mutation::F8TakesScalesOfRowBefore {
+                        scales = before.unwrap_or(scales);
+                    }
+                    values.extend(ops::read_f8(self.mutation, &bytes, &scales));
+                }
+                other => {
+                    let reason = format!("no matrices of {other}");
+                    return Err(Error::Weight { name: weight.name, reason });
+                }
+            }
         }
         Ok(Packed { stack: weight.stack, rows: weight.rows(), cols: weight.cols, values: Arc::new(values) })
     }

@@ -1,7 +1,7 @@
 //! The ops one element at a time, with a place for every mutation.
 use super::{Mutation, Packed, View};
 use anyfleet_tensor::ops::{Activation, SAMPLED};
-use anyfleet_tensor::{Adjust, DType, SampleMode, SampleParams, TOP_LOGPROBS, quant, sampling};
+use anyfleet_tensor::{Adjust, DType, SampleMode, SampleParams, TOP_LOGPROBS, f8, quant, sampling};
 use half::{bf16, f16};
 use std::cell::Cell;
 
@@ -19,6 +19,28 @@ pub fn store(dtype: DType, value: f32) -> f32 {
         DType::F16 => f16::from_f32(value).to_f32(),
         _ => value,
     }
+}
+
+/// A row of f8 as numbers.
+pub fn read_f8(m: Mutation, bytes: &[u8], scales: &[f32]) -> Vec<f32> {
+    let read = |(col, &byte): (usize, &u8)| {
+        let group = col / quant::F8_GROUP;
+        let scale = match m {
+            Mutation::F8TakesNextScale => scales[(group + 1) % scales.len()],
+            _ => scales[group],
+        };
+        let byte = match m {
+            Mutation::F8LosesTheSign => byte & 0x7f,
+            Mutation::F8FlushesSubnormals if byte & 0x78 == 0 => 0,
+            _ => byte,
+        };
+        match m {
+            Mutation::F8KeepsTheProduct => f8::decode(byte) * scale,
+            Mutation::F8TruncatesTheProduct => f32::from_bits((f8::decode(byte) * scale).to_bits() & 0xffff_0000),
+            _ => store(DType::BF16, f8::decode(byte) * scale),
+        }
+    };
+    bytes.iter().enumerate().map(read).collect()
 }
 
 pub fn embed(m: Mutation, live: usize, out: &View, ids: &View, sampled: Option<&View>, weight: &Packed, scale: f32) {

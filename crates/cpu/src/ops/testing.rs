@@ -85,7 +85,8 @@ pub(super) fn weight_in(
     store: WeightFormat,
     gated: bool,
 ) -> CpuWeight {
-    let part = HostPart { dtype: DType::F32, rows: values.len() / cols, bytes: bytemuck::cast_slice(values) };
+    let part =
+        HostPart { dtype: DType::F32, rows: values.len() / cols, bytes: bytemuck::cast_slice(values), scales: None };
     let host = HostWeight { name: "w".into(), stack: 1, cols, parts: vec![part], store, gated };
     device.load(host).unwrap()
 }

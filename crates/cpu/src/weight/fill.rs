@@ -2,7 +2,7 @@
 use super::CpuWeight;
 use crate::panels::Form;
 use crate::simd::{Cell, Kernel, LANES, Simd};
-use anyfleet_tensor::{DType, HostPart, WeightFormat, quant};
+use anyfleet_tensor::{DType, HostPart, HostRow, WeightFormat, quant};
 use half::{bf16, f16};
 
 /// Bytes of a row that one transposition takes: sixteen units of four.
@@ -43,7 +43,7 @@ impl Kernel for Fill<'_> {
             };
             let rows = first..end.max(first);
             let before = weight.member() * weight.rows();
-            let row = |i: usize| rows.clone().nth(i).map(|row| row_bytes(parts, before + row, cols));
+            let row = |i: usize| rows.clone().nth(i).map(|row| row_of(parts, before + row, cols));
             match (weight.form(), weight.format()) {
                 (Some(Form::Nibbles), _) => {
                     let stride = cols.next_multiple_of(2 * quant::GROUP);
@@ -92,12 +92,11 @@ impl Kernel for Fill<'_> {
     }
 }
 
-/// The bytes of output row `row` over all parts, and their type.
-fn row_bytes<'a>(parts: &[HostPart<'a>], mut row: usize, cols: usize) -> (DType, &'a [u8]) {
+/// Output row `row` over all parts.
+fn row_of<'a>(parts: &[HostPart<'a>], mut row: usize, cols: usize) -> HostRow<'a> {
     for part in parts {
         if row < part.rows {
-            let size = cols * part.dtype.size();
-            return (part.dtype, &part.bytes[row * size..][..size]);
+            return part.row(row, cols);
         }
         row -= part.rows;
     }
@@ -106,11 +105,12 @@ fn row_bytes<'a>(parts: &[HostPart<'a>], mut row: usize, cols: usize) -> (DType,
 
 /// A row of any type and alignment as numbers.
 #[inline(always)]
-fn widen<S: Simd>(s: S, (dtype, bytes): (DType, &[u8]), out: &mut [f32]) {
-    match dtype {
-        DType::F32 => widen_cells::<S, f32>(s, bytes, out),
-        DType::BF16 => widen_cells::<S, bf16>(s, bytes, out),
-        _ => widen_cells::<S, f16>(s, bytes, out),
+fn widen<S: Simd>(s: S, row: HostRow<'_>, out: &mut [f32]) {
+    match row.dtype {
+        DType::F32 => widen_cells::<S, f32>(s, row.bytes, out),
+        DType::BF16 => widen_cells::<S, bf16>(s, row.bytes, out),
+        DType::F16 => widen_cells::<S, f16>(s, row.bytes, out),
+        _ => row.values(out),
     }
 }
 
@@ -133,20 +133,20 @@ fn widen_cells<S: Simd, C: Cell>(s: S, bytes: &[u8], out: &mut [f32]) {
 fn kept<'a, S: Simd, C: Cell>(
     s: S,
     dtype: DType,
-    row: impl Fn(usize) -> Option<(DType, &'a [u8])>,
+    row: impl Fn(usize) -> Option<HostRow<'a>>,
     cols: usize,
     scratch: &'a mut Scratch,
 ) -> [&'a [u8]; LANES] {
     let rows: [_; LANES] = std::array::from_fn(row);
     let size = cols * size_of::<C>();
     let Scratch { values, cells, .. } = scratch;
-    if rows.iter().any(|row| row.is_none_or(|(from, _)| from != dtype)) {
+    if rows.iter().any(|row| row.is_none_or(|row| row.dtype != dtype)) {
         values.resize(cols, 0.0);
         cells.resize(LANES * size, 0);
         for (row, cells) in rows.iter().zip(cells.chunks_exact_mut(size)) {
             match *row {
                 None => cells.fill(0),
-                Some((from, _)) if from == dtype => {}
+                Some(row) if row.dtype == dtype => {}
                 Some(row) => {
                     widen(s, row, &mut values[..cols]);
                     for (cell, &value) in cells.chunks_exact_mut(size_of::<C>()).zip(&values[..cols]) {
@@ -158,7 +158,7 @@ fn kept<'a, S: Simd, C: Cell>(
     }
     let cells: &[u8] = cells;
     std::array::from_fn(|i| match rows[i] {
-        Some((from, bytes)) if from == dtype => bytes,
+        Some(row) if row.dtype == dtype => row.bytes,
         _ => &cells[i * size..][..size],
     })
 }
