@@ -60,6 +60,7 @@ impl CudaBackend {
         let quantized = [WeightFormat::Q8, WeightFormat::Q4];
         let narrow = [
             (WeightFormat::Float(DType::BF16), Operand::Rounded(DType::BF16)),
+            (WeightFormat::F8, Operand::Rounded(DType::BF16)),
             (WeightFormat::Float(DType::F16), Operand::Halves),
         ];
         let operands: Vec<_> = narrow.into_iter().chain(quantized.map(|format| (format, Operand::Bytes))).collect();
@@ -73,7 +74,7 @@ impl CudaBackend {
             // Sums in matrix units differ between generations of them.
             numerics: format!("cuda-2 sm_{}", description.capability),
             activations: vec![DType::F32],
-            weights: floats.map(WeightFormat::Float).into_iter().chain(quantized).collect(),
+            weights: floats.map(WeightFormat::Float).into_iter().chain(quantized).chain([WeightFormat::F8]).collect(),
             grouped_operands: operands.clone(),
             operands,
             operand_rows: 0,

@@ -12,6 +12,8 @@ pub(crate) const BLOCK: usize = 64;
 /// Input features of a block of q4, and bytes of a panel's multipliers of it.
 pub(crate) const Q4_BLOCK: usize = 128;
 const Q4_MULTIPLIERS: usize = PANEL * Q4_BLOCK / quant::GROUP;
+/// Bytes of a panel's scales of a group of f8.
+const F8_SCALES: usize = PANEL * 4;
 /// What is packed on the host before it is sent, in bytes.
 const CHUNK: usize = 32 << 20;
 
@@ -29,7 +31,8 @@ struct Matrix {
     buffer: CudaBuffer,
 }
 
-/// Sizes of what is kept: weights, then multipliers, then scales. Of a stack all weights come first.
+/// Sizes of what is kept: weights, then multipliers (the scales of f8's groups are some), then scales. Of a stack all weights
+/// come first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Layout {
     /// Of all matrices, each of which has whole ones.
@@ -45,11 +48,15 @@ impl Layout {
     fn new(stack: usize, rows: usize, cols: usize, format: WeightFormat) -> Layout {
         let row = match format {
             WeightFormat::Float(dtype) => cols.next_multiple_of(64) * dtype.size(),
-            WeightFormat::Q8 => cols.next_multiple_of(BLOCK),
+            WeightFormat::Q8 | WeightFormat::F8 => cols.next_multiple_of(BLOCK),
             _ => cols.next_multiple_of(Q4_BLOCK) / 2,
         };
-        let multipliers = if format == WeightFormat::Q4 { row / BLOCK * Q4_MULTIPLIERS } else { 0 };
-        let scales = if matches!(format, WeightFormat::Float(_)) { 0 } else { PANEL * 4 };
+        let multipliers = match format {
+            WeightFormat::Q4 => row / BLOCK * Q4_MULTIPLIERS,
+            WeightFormat::F8 => cols.div_ceil(quant::F8_GROUP) * F8_SCALES,
+            _ => 0,
+        };
+        let scales = if matches!(format, WeightFormat::Q8 | WeightFormat::Q4) { PANEL * 4 } else { 0 };
         Layout { panels: stack * rows.div_ceil(PANEL), row, multipliers, scales }
     }
     fn panel(&self) -> usize {
@@ -101,6 +108,10 @@ impl CudaWeight {
     pub(crate) fn address(&self) -> u64 {
         self.0.buffer.address()
     }
+    /// Bytes of a panel's multipliers.
+    pub(crate) fn panel_multipliers(&self) -> usize {
+        self.0.layout.multipliers
+    }
     /// Where the multipliers and scales begin; 0 where there are none.
     pub(crate) fn multipliers(&self) -> u64 {
         self.place(self.0.layout.multipliers, self.0.layout.multipliers_at(0))
@@ -124,7 +135,6 @@ impl CudaWeight {
                 let most = quant::FEATURES;
                 return Err(bad(format!("{cols} input features are too many for {format}, at most {most}; use bf16")));
             }
-            WeightFormat::F8 => return Err(bad("the CUDA backend keeps no matrices of f8; use bf16".into())),
             _ => {}
         }
         let layout = Layout::new(stack, rows, cols, format);
@@ -184,11 +194,12 @@ struct Panel<'a> {
     scales: &'a mut [u8],
 }
 
-/// What a thread works with: a row as numbers, as quantized ones, and its groups' multipliers.
+/// What a thread works with: a row as numbers, as quantized ones, and its groups' multipliers and scales.
 struct Row {
     values: Vec<f32>,
     quantized: Vec<i8>,
     groups: Vec<i8>,
+    scales: Vec<f32>,
 }
 
 impl Packer<'_> {
@@ -222,6 +233,7 @@ impl Packer<'_> {
             values: vec![0.0; self.cols],
             quantized: vec![0; self.cols],
             groups: vec![0; self.cols.div_ceil(quant::GROUP)],
+            scales: vec![0.0; self.cols.div_ceil(quant::F8_GROUP)],
         };
         let mut pieces = (chunks(&mut multipliers, layout.multipliers), chunks(&mut scales, layout.scales));
         let work: Vec<_> = rows
@@ -249,6 +261,12 @@ impl Packer<'_> {
         let target = &mut to.rows[row * self.layout.row..][..self.layout.row];
         if self.format == WeightFormat::Float(host.dtype) {
             return target[..host.bytes.len()].copy_from_slice(host.bytes);
+        }
+        if self.format == WeightFormat::F8 {
+            let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut scratch.quantized);
+            host.f8(bytes, &mut scratch.scales);
+            put_f8(bytes, target);
+            return put_scales(&scratch.scales, row, to.multipliers);
         }
         host.values(&mut scratch.values);
         let scale = match self.format {
@@ -294,9 +312,29 @@ fn put_nibbles(quantized: &[i8], row: &mut [u8]) {
     }
 }
 
+/// A row of f8: `f8_place` of `weight.cuh`.
+fn put_f8(bytes: &[u8], row: &mut [u8]) {
+    for (i, eight) in bytes.chunks(8).enumerate() {
+        // Of each lane sixteen bytes: eight of the first half of a block, and eight of the second.
+        row[i / 8 * BLOCK + i % 4 * 16 + i / 4 % 2 * 8..][..eight.len()].copy_from_slice(eight);
+    }
+}
+
+/// Where row `row` of a panel has its four bytes among those of a block or group.
+fn place_of_row(row: usize) -> usize {
+    (row % 8 * 2 + row / 8) * 4
+}
+
+/// Scales of row `row` of a panel: `f8_scale` of `weight.cuh`.
+fn put_scales(scales: &[f32], row: usize, panel: &mut [u8]) {
+    for (scale, group) in scales.iter().zip(panel.chunks_exact_mut(F8_SCALES)) {
+        group[place_of_row(row)..][..4].copy_from_slice(&scale.to_le_bytes());
+    }
+}
+
 /// Multipliers of row `row` of a panel: `q4_multipliers` of `weight.cuh`.
 fn put_multipliers(groups: &[i8], row: usize, panel: &mut [u8]) {
-    let place = (row % 8 * 2 + row / 8) * 4;
+    let place = place_of_row(row);
     for (groups, block) in groups.chunks(4).zip(panel.chunks_exact_mut(Q4_MULTIPLIERS)) {
         block[place..][..groups.len()].copy_from_slice(bytemuck::cast_slice(groups));
     }
@@ -316,12 +354,13 @@ fn narrow(dtype: DType, values: &[f32], row: &mut [u8]) {
 mod tests {
     use super::*;
 
-    const FORMATS: [WeightFormat; 5] = [
+    const FORMATS: [WeightFormat; 6] = [
         WeightFormat::Float(DType::F32),
         WeightFormat::Float(DType::BF16),
         WeightFormat::Float(DType::F16),
         WeightFormat::Q8,
         WeightFormat::Q4,
+        WeightFormat::F8,
     ];
 
     fn wave(n: usize) -> Vec<f32> {
@@ -370,6 +409,30 @@ mod tests {
                     let high: Vec<i8> = word.iter().map(|&byte| (byte & 0xf0) as i8 >> 4).collect();
                     assert_eq!((&low[..], &high[..]), (&q[first..][..4], &q[first + 16..][..4]), "row {row}");
                 }
+            }
+        }
+        assert!(packed.rows[rows * layout.row..].iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn a_row_of_f8_can_be_read_as_kernels_read_it() {
+        let (rows, cols) = (19, 300);
+        let values = wave(rows * cols);
+        let host = weight(&values, cols, WeightFormat::F8, false);
+        let (layout, packed) = packed(&host);
+        for row in 0..rows {
+            let (mut bytes, mut scales) = (vec![0; cols], vec![0.0; cols.div_ceil(quant::F8_GROUP)]);
+            host.parts[0].row(row, cols).f8(&mut bytes, &mut scales);
+            bytes.resize(layout.row, 0);
+            for (block, lane) in (0..layout.row / BLOCK).flat_map(|block| (0..4).map(move |lane| (block, lane))) {
+                // What a lane has of a block: eight columns of the first 32, and eight of the others.
+                let got = &packed.rows[row * layout.row + block * BLOCK + lane * 16..][..16];
+                let first = block * BLOCK + lane * 8;
+                assert_eq!((&got[..8], &got[8..]), (&bytes[first..][..8], &bytes[first + 32..][..8]), "row {row}");
+            }
+            for (group, scale) in scales.iter().enumerate() {
+                let place = row / PANEL * layout.multipliers + group * F8_SCALES + (row % 8 * 2 + row % 16 / 8) * 4;
+                assert_eq!(packed.multipliers[place..][..4], scale.to_le_bytes());
             }
         }
         assert!(packed.rows[rows * layout.row..].iter().all(|&byte| byte == 0));

@@ -108,7 +108,8 @@ fn kernels_follow_the_share_of_an_expert() {
 
 #[test]
 fn products_are_given_lists_and_places() {
-    for (store, width) in [(BF16, 128), (F16, 128), (WeightFormat::Q8, 128), (WeightFormat::Q4, 128), (F32, 128)] {
+    let stores = [BF16, F16, WeightFormat::F8, WeightFormat::Q8, WeightFormat::Q4, F32];
+    for (store, width) in stores.map(|store| (store, 128)) {
         for gated in [false, true] {
             let (pairs, experts, n, k) = (100, 9, 24, 66);
             let case = Grouped::new(pairs, experts, n, k, store, true);
@@ -125,16 +126,23 @@ fn products_are_given_lists_and_places() {
                 assert_eq!([word(7), word(8), word(9)], [k as u32, out.cols() as u32, 0]);
                 assert_eq!([word(10), word(11)], if gated { [2, 1] } else { [1, 0] });
                 // What follows it.
-                assert_eq!([18, 19, 20].map(of), [&case.rows, &case.offsets, &case.hits].map(at));
-                assert_eq!([launch.word(42), launch.word(43)], [experts as u32, 7]);
-                assert_eq!(launch.params.len(), 176);
+                assert_eq!([19, 20, 21].map(of), [&case.rows, &case.offsets, &case.hits].map(at));
+                assert_eq!([launch.word(44), launch.word(45)], [experts as u32, 7]);
+                assert_eq!(launch.params.len(), 184);
                 let copies = store != F32;
                 assert_eq!(of(8) != 0, copies, "{store}");
                 if copies {
-                    let row = if matches!(store, WeightFormat::Float(_)) { 2 * width } else { width };
+                    let bytes = matches!(store, WeightFormat::Q8 | WeightFormat::Q4);
+                    let row = if bytes { width } else { 2 * width };
                     assert_eq!(word(6), row, "{store}");
                     assert!(of(10) >= of(8) + u64::from(row) * pairs as u64);
                 }
+            }
+            // Multipliers of panels, and of f8 scales of groups, lie behind the rows of all.
+            let multipliers = if matches!(store, WeightFormat::F8 | WeightFormat::Q4) { 64 } else { 0 };
+            assert!(launches.iter().all(|launch| launch.word(36) == multipliers), "{store}");
+            if store == WeightFormat::F8 {
+                assert_eq!(launches[1].address(3), launches[1].address(2) + (experts * 48 * 128) as u64);
             }
             // Scales of all matrices follow the rows and multipliers of all.
             if store == WeightFormat::Q8 {
@@ -168,7 +176,7 @@ fn scratch_memory_is_that_of_the_largest_product() {
         logit_rows: 1,
         vocab_size: 64,
     };
-    for store in [BF16, F16, WeightFormat::Q8, WeightFormat::Q4, F32] {
+    for store in [BF16, F16, WeightFormat::F8, WeightFormat::Q8, WeightFormat::Q4, F32] {
         let case = Grouped::new(pairs, 3, 8, k, store, true);
         case.backend.reserve(&sizes).unwrap();
         let bytes = case.recorded.bytes();
@@ -338,7 +346,7 @@ mod emulated {
         let x_values = noise(96, TOKENS * k);
         let x = tensor(&device, DType::F32, &[TOKENS, k], bytemuck::cast_slice(&x_values));
         let w = noise(98, EXPERTS * 2 * N * k);
-        for store in [F32, BF16, F16, WeightFormat::Q8, WeightFormat::Q4] {
+        for store in [F32, BF16, F16, WeightFormat::F8, WeightFormat::Q8, WeightFormat::Q4] {
             for gated in [false, true] {
                 let want: Vec<_> = w
                     .chunks(2 * N * k)

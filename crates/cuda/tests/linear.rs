@@ -213,7 +213,7 @@ fn products_with_f16_weights_have_the_values_that_are_stated() {
 fn a_row_has_the_same_bits_in_every_kernel() {
     let floats = [DType::F32, DType::BF16, DType::F16].map(WeightFormat::Float);
     for device in devices() {
-        for format in floats.into_iter().chain([WeightFormat::Q8, WeightFormat::Q4]) {
+        for format in floats.into_iter().chain([WeightFormat::Q8, WeightFormat::Q4, WeightFormat::F8]) {
             // More than one turn of all rings, and segments that are not full.
             for k in [998, 2052] {
                 let [weight, gated] = [false, true].map(|gated| load(&device, &noise(98, N * k), k, format, gated));
@@ -227,6 +227,44 @@ fn a_row_has_the_same_bits_in_every_kernel() {
                         let differs = got.iter().zip(&want).position(|(&got, &want)| !same(got, want));
                         assert_eq!(differs, None, "{format}, K {k}, {rows} rows of {capacity}");
                     }
+                }
+            }
+        }
+    }
+}
+
+/// What the matrix of f8 reads as that a checkpoint of floats becomes.
+fn as_bf16(w: &[f32], k: usize) -> Vec<f32> {
+    let row = |w: &[f32]| {
+        let (mut bytes, mut scales) = (vec![0; k], vec![0.0; k.div_ceil(quant::F8_GROUP)]);
+        quant::f8_row(w, &mut bytes, &mut scales);
+        let number = |(k, byte): (usize, u8)| quant::f8_value(byte, scales[k / quant::F8_GROUP]).to_f32();
+        bytes.into_iter().enumerate().map(number).collect::<Vec<f32>>()
+    };
+    w.chunks(k).flat_map(row).collect()
+}
+
+#[test]
+fn a_matrix_of_f8_has_the_bits_of_the_bf16_matrix_that_it_reads_as() {
+    for device in devices() {
+        // Less than a group, odd numbers of blocks, of features, and segments that are not full or begin within a group.
+        for k in [37, 130, 320, 998, 2052] {
+            // Groups of all sizes: a scale that is not its own shows.
+            let mut w = noise(96, N * k);
+            w.iter_mut().enumerate().for_each(|(i, w)| *w *= 2f32.powi((i / k * 7 + i % k / quant::F8_GROUP * 5) as i32 % 9));
+            w[5 * k + 3] = f32::NAN;
+            let wide = as_bf16(&w, k);
+            let x = noise(95, 150 * k);
+            for gated in [false, true] {
+                let narrow = load(&device, &w, k, WeightFormat::F8, gated);
+                let wide = load(&device, &wide, k, WeightFormat::Float(DType::BF16), gated);
+                for (rows, capacity) in [(1, 1), (7, 8), (9, 9), (17, 32), (33, 60), (66, 70), (140, 150)] {
+                    let x = &x[..rows * k];
+                    let [got, want] = [&narrow, &wide].map(|weight| product(&device, weight, x, capacity, false));
+                    let differs = got.iter().zip(&want).position(|(&got, &want)| !same(got, want));
+                    assert_eq!(differs, None, "K {k}, gated {gated}, {rows} rows of {capacity}");
+                    // The NaN is in one feature's group, and nowhere else.
+                    assert!(got.iter().enumerate().all(|(i, v)| v.is_nan() == (i % N == 5)), "K {k}");
                 }
             }
         }

@@ -98,7 +98,8 @@ impl WgpuBackend {
         let context = Arc::new(Context::new(&adapter, description, options)?);
         let floats = [DType::BF16, DType::F16, DType::F32];
         let quantized = [WeightFormat::Q8, WeightFormat::Q4];
-        let weights: Vec<_> = floats.map(WeightFormat::Float).into_iter().chain(quantized).collect();
+        let floats = floats.map(WeightFormat::Float).into_iter();
+        let weights: Vec<_> = floats.chain(quantized).chain([WeightFormat::F8]).collect();
         let limits = &context.limits;
         let fast = context.matrices.is_some();
         let kernels = if fast { format!("{} fast", options.variant) } else { options.variant.to_string() };

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 /// Output features of a panel: `LANES` of `weight.wgsl`.
 const LANES: usize = 16;
-/// Bytes of a step of one lane.
-const STEP: usize = 16;
+/// Bytes that kernels count places in.
+const UNIT: usize = 16;
 
 /// A matrix or a stack of such on the device, dealt out to parts of no more panels than the device binds.
 #[derive(Clone)]
@@ -96,24 +96,33 @@ impl Part {
 fn elements(format: WeightFormat) -> usize {
     match format {
         WeightFormat::Float(DType::F32) => 4,
-        WeightFormat::Float(_) => 8,
+        WeightFormat::Float(_) | WeightFormat::F8 => 8,
         WeightFormat::Q8 => 16,
         _ => 32,
     }
 }
 
-/// Bytes of a panel's multipliers, and of its scales: those of integers, and of floats the exponents that matrix units
-/// want.
+/// Bytes of a step of one lane.
+fn step_bytes(format: WeightFormat) -> usize {
+    if format == WeightFormat::F8 { 8 } else { UNIT }
+}
+
+/// Bytes of a panel's multipliers, which are the scales of groups of f8, and of its scales: those of integers, and of floats
+/// the exponents that matrix units want.
 fn extras(context: &Context, cols: usize, format: WeightFormat) -> (usize, usize) {
-    let multipliers = if format == WeightFormat::Q4 { cols.div_ceil(elements(format)) * LANES } else { 0 };
-    let none = matches!(format, WeightFormat::Float(_)) && context.matrices.is_none();
-    (multipliers, if none { 0 } else { LANES * 4 })
+    let multipliers = match format {
+        WeightFormat::Q4 => cols.div_ceil(quant::GROUP) * LANES,
+        WeightFormat::F8 => cols.div_ceil(quant::F8_GROUP) * LANES * 4,
+        _ => 0,
+    };
+    let integers = matches!(format, WeightFormat::Q8 | WeightFormat::Q4);
+    (multipliers, if integers || context.matrices.is_some() { LANES * 4 } else { 0 })
 }
 
 /// Bytes of a panel with its multipliers and scales.
 fn panel_bytes(context: &Context, cols: usize, format: WeightFormat) -> usize {
     let (multipliers, scales) = extras(context, cols, format);
-    cols.div_ceil(elements(format)) * LANES * STEP + multipliers + scales
+    cols.div_ceil(elements(format)) * LANES * step_bytes(format) + multipliers + scales
 }
 
 /// Device bytes of a matrix, which has as many panels where it is gated.
@@ -144,7 +153,7 @@ impl WgpuWeight {
     }
     /// Whether it is integers.
     pub(crate) fn quantized(&self) -> bool {
-        !matches!(self.0.format, WeightFormat::Float(_))
+        matches!(self.0.format, WeightFormat::Q8 | WeightFormat::Q4)
     }
     /// The flag that kernels know the format by.
     pub(crate) fn flag(&self) -> &'static str {
@@ -153,6 +162,7 @@ impl WgpuWeight {
             WeightFormat::Float(DType::BF16) => "FORMAT_BF16",
             WeightFormat::Float(_) => "FORMAT_F16",
             WeightFormat::Q8 => "FORMAT_Q8",
+            WeightFormat::F8 => "FORMAT_F8",
             _ => "FORMAT_Q4",
         }
     }
@@ -161,8 +171,10 @@ impl WgpuWeight {
         weight.check()?;
         let (stack, rows, cols, format) = (weight.stack, weight.rows(), weight.cols, weight.store);
         let gated = weight.gated && rows.is_multiple_of(2);
-        if matches!(format, WeightFormat::Float(dtype) if !dtype.is_float()) || format == WeightFormat::F8 {
-            let reason = format!("{} keeps no matrices of {format}", context.name());
+        if let WeightFormat::Float(dtype) = format
+            && !dtype.is_float()
+        {
+            let reason = format!("{} keeps no matrices of {dtype}", context.name());
             return Err(Error::Weight { name: weight.name.clone(), reason });
         }
         let size = panel_bytes(context, cols, format);
@@ -194,11 +206,12 @@ struct Packer<'a> {
     gated: bool,
 }
 
-/// What a thread works with: a row as numbers, as quantized ones, and its groups' multipliers.
+/// What a thread works with: a row as numbers, as quantized ones, and its groups' multipliers and scales.
 struct Row {
     values: Vec<f32>,
     quantized: Vec<i8>,
     groups: Vec<i8>,
+    scales: Vec<f32>,
 }
 
 impl Packer<'_> {
@@ -214,14 +227,14 @@ impl Packer<'_> {
 
     fn part(&self, context: &Context, what: Span) -> Result<Part> {
         let panels = what.count();
-        let steps = self.cols.div_ceil(elements(self.format));
-        let data = panels * steps * LANES * STEP;
+        let panel_data = self.cols.div_ceil(elements(self.format)) * LANES * step_bytes(self.format);
+        let data = panels * panel_data;
         let (multipliers, scales) = extras(context, self.cols, self.format);
         let mut bytes = vec![0u8; data + panels * (multipliers + scales)];
         let (steps_of_all, rest) = bytes.split_at_mut(data);
         let (multipliers_of_all, scales_of_all) = rest.split_at_mut(panels * multipliers);
         // A piece for each panel, of nothing where the format has no such piece.
-        let panels_of_all = steps_of_all.chunks_exact_mut((steps * LANES * STEP).max(1));
+        let panels_of_all = steps_of_all.chunks_exact_mut(panel_data.max(1));
         let work: Vec<_> = panels_of_all
             .zip(chunks(multipliers_of_all, multipliers, panels))
             .zip(chunks(scales_of_all, scales, panels))
@@ -230,6 +243,7 @@ impl Packer<'_> {
             values: vec![0.0; self.cols],
             quantized: vec![0; self.cols],
             groups: vec![0; self.cols.div_ceil(quant::GROUP)],
+            scales: vec![0.0; self.cols.div_ceil(quant::F8_GROUP)],
         };
         work.into_par_iter().enumerate().for_each_init(scratch, |row, (panel, ((data, multipliers), scales))| {
             let matrix = what.matrices.start + panel / what.panels.len();
@@ -248,8 +262,8 @@ impl Packer<'_> {
         Ok(Part {
             buffer: Arc::new(buffer),
             what,
-            multipliers: data / STEP,
-            scales: (data + panels * multipliers) / STEP,
+            multipliers: data / UNIT,
+            scales: (data + panels * multipliers) / UNIT,
         })
     }
 
@@ -264,14 +278,28 @@ impl Packer<'_> {
         scales: &mut [u8],
     ) {
         let host = self.host_row(feature);
-        let steps = data.chunks_exact_mut(STEP).skip(lane).step_by(LANES);
+        let steps = data.chunks_exact_mut(step_bytes(self.format)).skip(lane).step_by(LANES);
         if self.format == WeightFormat::Float(host.dtype) {
             if !scales.is_empty() {
                 host.values(&mut row.values);
                 scales[4 * lane..][..4].copy_from_slice(&halves::exponent(&row.values).to_le_bytes());
             }
-            let cells = host.bytes.chunks(STEP);
+            let cells = host.bytes.chunks(UNIT);
             return steps.zip(cells).for_each(|(step, cells)| step[..cells.len()].copy_from_slice(cells));
+        }
+        if self.format == WeightFormat::F8 {
+            let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut row.quantized);
+            host.f8(bytes, &mut row.scales);
+            steps.zip(bytes.chunks(8)).for_each(|(step, eight)| step[..eight.len()].copy_from_slice(eight));
+            for (group, scale) in row.scales.iter().enumerate() {
+                multipliers[4 * (group * LANES + lane)..][..4].copy_from_slice(&scale.to_le_bytes());
+            }
+            if !scales.is_empty() {
+                let number = |(k, &byte): (usize, &u8)| quant::f8_value(byte, row.scales[k / quant::F8_GROUP]).to_f32();
+                row.values.iter_mut().zip(bytes.iter().enumerate()).for_each(|(value, at)| *value = number(at));
+                scales[4 * lane..][..4].copy_from_slice(&halves::exponent(&row.values).to_le_bytes());
+            }
+            return;
         }
         host.values(&mut row.values);
         match self.format {
@@ -292,14 +320,14 @@ impl Packer<'_> {
             }
             WeightFormat::Q8 => {
                 let scale = quant::q8_row(&row.values, &mut row.quantized);
-                for (step, values) in steps.zip(row.quantized.chunks(STEP)) {
+                for (step, values) in steps.zip(row.quantized.chunks(UNIT)) {
                     step[..values.len()].copy_from_slice(bytemuck::cast_slice(values));
                 }
                 scales[4 * lane..][..4].copy_from_slice(&scale.to_le_bytes());
             }
             _ => {
                 let scale = quant::q4_row(&row.values, &mut row.quantized, &mut row.groups);
-                for (step, values) in steps.zip(row.quantized.chunks(2 * STEP)) {
+                for (step, values) in steps.zip(row.quantized.chunks(2 * UNIT)) {
                     for (cell, pair) in step.iter_mut().zip(values.chunks(2)) {
                         *cell = pair[0] as u8 & 15 | (pair.get(1).copied().unwrap_or(0) as u8) << 4;
                     }

@@ -32,8 +32,8 @@ fn number(format: WeightFormat) -> u32 {
         WeightFormat::Float(DType::BF16) => 1,
         WeightFormat::Float(_) => 2,
         WeightFormat::Q8 => 3,
-        WeightFormat::Q4 => 4,
         WeightFormat::F8 => 5,
+        _ => 4,
     }
 }
 

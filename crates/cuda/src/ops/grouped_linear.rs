@@ -116,7 +116,7 @@ fn product(
         WeightFormat::Float(_) => (&F16, Some(&F16_DIRECT), Some("grouped_f16_x")),
         WeightFormat::F8 => (&F8, Some(&F8_DIRECT), Some("grouped_f8_x")),
         WeightFormat::Q8 => (&Q8, None, Some("grouped_q8_x")),
-        WeightFormat::Q4 => (&Q4, None, Some("grouped_q4_x")),
+        _ => (&Q4, None, Some("grouped_q4_x")),
     };
     // Experts that can have places, and how many each where these share out evenly.
     let hits = weight.stack().min(pairs);

@@ -226,7 +226,7 @@ impl Params {
         self.copy_bytes = match weight.format() {
             WeightFormat::Float(_) | WeightFormat::F8 => scratch.row,
             WeightFormat::Q8 => weight.blocks() * BLOCK,
-            WeightFormat::Q4 => weight.blocks() * Q4_BLOCK,
+            _ => weight.blocks() * Q4_BLOCK,
         } as u32;
         Ok(())
     }
