@@ -248,7 +248,7 @@ fn as_bf16(w: &[f32], k: usize) -> Vec<f32> {
 fn a_matrix_of_f8_has_the_bits_of_the_bf16_matrix_that_it_reads_as() {
     for device in devices() {
         // Less than a group, odd numbers of blocks, of features, and segments that are not full or begin within a group.
-        for k in [37, 130, 320, 998, 2052] {
+        for k in [37, 130, 2052] {
             // Groups of all sizes: a scale that is not its own shows.
             let mut w = noise(96, N * k);
             w.iter_mut().enumerate().for_each(|(i, w)| *w *= 2f32.powi((i / k * 7 + i % k / quant::F8_GROUP * 5) as i32 % 9));
