@@ -57,7 +57,7 @@ pub struct RunArgs {
     /// How it is loaded.
     #[command(flatten)]
     pub options: ModelOptions,
-    /// How weights are quantized, several with commas: none, q8, q4
+    /// How weights are quantized, several with commas: none, q8, q4, f8
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "none")]
     pub quantize: Vec<Quantize>,
     /// Prompt tokens of the prefill; several with commas
@@ -104,7 +104,7 @@ pub struct PerplexityArgs {
     /// How it is loaded.
     #[command(flatten)]
     pub options: ModelOptions,
-    /// How weights are quantized, compared with the first; several with commas: none, q8, q4
+    /// How weights are quantized, compared with the first; several with commas: none, q8, q4, f8
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "none")]
     pub quantize: Vec<Quantize>,
     /// The text, UTF-8

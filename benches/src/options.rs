@@ -5,7 +5,7 @@ pub use anyfleet::QuantizeSpec as Quantize;
 
 /// Whether products take int8 operands, so that int8 rates bound them.
 pub fn is_integer(quantize: Quantize) -> bool {
-    quantize != Quantize::None
+    matches!(quantize, Quantize::Q8 | Quantize::Q4)
 }
 
 /// Where a model runs and in which types.

@@ -12,6 +12,7 @@ mod mixtral;
 mod pack;
 #[cfg(feature = "pocket")]
 mod pocket;
+mod quantization;
 mod qwen2;
 mod qwen3;
 mod qwen3_moe;

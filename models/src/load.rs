@@ -108,6 +108,9 @@ const NARROW: usize = 64;
 /// layer averages; the attention's output projection, where four bits cost the most for its size; and narrow
 /// matrices, whose sums have too few terms for their errors to average, and which are small.
 ///
+/// In a model of f8, embedding and head are bf16, as published checkpoints have them, and so is what a checkpoint of f8 has
+/// as floats.
+///
 /// A router is kept in f32: it is small, and what it rounds away changes which experts a token meets.
 ///
 /// A part of a matrix has the format of the whole: how a model is split does not decide how it is quantized.
@@ -115,6 +118,8 @@ fn stored_as(store: WeightFormat, role: Role, spec: &MatrixSpec) -> WeightFormat
     let cols = spec.tensors().next().map_or(spec.cols, |(_, [_, cols])| cols);
     match (store, role) {
         (_, Role::Router) => WeightFormat::Float(DType::F32),
+        (WeightFormat::F8, Role::Table) => WeightFormat::Float(DType::BF16),
+        (WeightFormat::F8, _) if spec.floats => WeightFormat::Float(DType::BF16),
         (WeightFormat::Q4, Role::Table | Role::Output) => WeightFormat::Q8,
         (WeightFormat::Q4, _) if cols <= NARROW => WeightFormat::Q8,
         _ => store,
@@ -125,7 +130,7 @@ fn stored_as(store: WeightFormat, role: Role, spec: &MatrixSpec) -> WeightFormat
 fn embed_scale(spec: &DecoderSpec, store: WeightFormat) -> f32 {
     let scale = spec.embed_scale.unwrap_or(1.0) as f32;
     match store {
-        WeightFormat::Float(DType::BF16) => bf16::from_f32(scale).to_f32(),
+        WeightFormat::Float(DType::BF16) | WeightFormat::F8 => bf16::from_f32(scale).to_f32(),
         WeightFormat::Float(DType::F16) => f16::from_f32(scale).to_f32(),
         _ => scale,
     }
@@ -253,7 +258,7 @@ impl<B: Backend> Decoder<B> {
 /// How to load a decoder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
-    /// Format of matrices on the device; with four bits, some have eight.
+    /// Format of matrices on the device; with four bits, some have eight, and with f8 some are bf16.
     pub store: WeightFormat,
     /// Positions the rotary tables cover.
     pub positions: usize,

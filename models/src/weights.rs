@@ -81,6 +81,20 @@ impl WeightMap {
         [&self.embed].into_iter().chain(layers).chain(&self.head)
     }
 
+    /// Notes which matrices `dir` has as floats though others have eight bits.
+    fn note_floats(&mut self, dir: &ModelDir) {
+        if !dir.has_f8() {
+            return;
+        }
+        let layers = self
+            .layers
+            .iter_mut()
+            .flat_map(|l| [&mut l.qkv, &mut l.output, &mut l.gate_up, &mut l.down].into_iter().chain(&mut l.router));
+        for matrix in [&mut self.embed].into_iter().chain(layers).chain(&mut self.head) {
+            matrix.floats = !matrix.parts.iter().all(|(name, _)| dir.is_f8(name));
+        }
+    }
+
     /// All vectors, which are kept as f32.
     pub fn vectors(&self) -> impl Iterator<Item = &VectorSpec> {
         self.layers.iter().flat_map(LayerWeights::vectors).chain([&self.final_norm])
@@ -251,6 +265,7 @@ pub fn check_weights(dir: &ModelDir, spec: &DecoderSpec) -> Result<WeightMap> {
         map.embed.parts[0].0 = HEAD.into();
     }
     dir.check(map.tensors())?;
+    map.note_floats(dir);
     Ok(map)
 }
 

@@ -405,7 +405,25 @@ fn unsupported_models() {
     refused(llama(json!({"architectures": "LlamaForCausalLM"})), &["architectures", "a list of strings"]);
     let gptq = json!({"quantization_config": {"quant_method": "gptq", "bits": 4}});
     refused(llama(gptq), &["quantized (gptq)", "f32, bf16 or f16"]);
-    assert!(llama(json!({"quantization_config": null})).is_ok());
+    for (config, named) in [
+        (
+            json!({"quant_method": "compressed-tensors", "format": "pack-quantized"}),
+            "compressed-tensors, pack-quantized",
+        ),
+        (json!({"quant_method": "modelopt", "quant_algo": "NVFP4"}), "modelopt, NVFP4"),
+        (json!({"quant_method": "awq"}), "awq"),
+    ] {
+        refused(llama(json!({"quantization_config": config})), &["quantized", named, "float-quantized"]);
+    }
+    for config in [
+        json!(null),
+        json!({"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}),
+        json!({"quant_method": "fbgemm_fp8", "modules_to_not_convert": ["lm_head"]}),
+        json!({"quant_method": "compressed-tensors", "format": "float-quantized", "ignore": ["lm_head"]}),
+        json!({"quant_method": "modelopt", "quant_algo": "FP8"}),
+    ] {
+        assert!(llama(json!({"quantization_config": config})).is_ok(), "{config}");
+    }
 }
 
 /// Published configs, from `ANYFLEET_DATA` or beside the workspace.

@@ -5,7 +5,7 @@ use super::session::Session;
 use crate::Result;
 use crate::args::RunArgs;
 use crate::memory::{Resident, reset_peak};
-use crate::options::{ModelOptions, Quantize, is_integer};
+use crate::options::{ModelOptions, Quantize};
 use anyfleet::{DTypeSpec, Engine, EngineBuilder, MemoryPlan};
 use anyfleet_cpu::{CpuBackend, CpuOptions};
 use anyfleet_models::{LayerSpec, LayerWeights, Model, open_model};
@@ -58,11 +58,13 @@ impl Loaded {
     /// The model cannot be used, or the cases do not fit it.
     pub fn new(dir: &Path, args: &RunArgs, quantize: Quantize, cases: &[Case]) -> Result<Loaded> {
         let model = open_model(dir).map_err(|e| e.to_string())?;
-        let dtype = dtype(&args.options, &model);
+        let store = format(&args.options, &model, quantize);
+        // What products of f8 multiply.
+        let dtype = if store == WeightFormat::F8 { DType::BF16 } else { dtype(&args.options, &model) };
         let builder = builder(dir, args, quantize, cases, &model)?;
         let plan = builder.plan().map_err(|e| e.to_string())?;
-        let experts = expert_bytes(&model, dtype, quantize)?;
-        let account = Account::new(&model.spec, &plan, embedding_bytes(&model, dtype, quantize)?, experts);
+        let experts = expert_bytes(&model, store)?;
+        let account = Account::new(&model.spec, &plan, embedding_bytes(&model, store)?, experts);
         drop(model);
         reset_peak();
         let before = Resident::now();
@@ -119,6 +121,17 @@ fn builder(dir: &Path, args: &RunArgs, quantize: Quantize, cases: &[Case], model
     })
 }
 
+/// The format of a layer's matrices on the CPU, by the facade's rule.
+fn format(options: &ModelOptions, model: &Model, quantize: Quantize) -> WeightFormat {
+    match quantize {
+        Quantize::None if options.dtype == DTypeSpec::Auto && model.dir.has_f8() => WeightFormat::F8,
+        Quantize::None => WeightFormat::Float(dtype(options, model)),
+        Quantize::Q8 => WeightFormat::Q8,
+        Quantize::Q4 => WeightFormat::Q4,
+        Quantize::F8 => WeightFormat::F8,
+    }
+}
+
 /// The type `--dtype` means for this checkpoint, by the facade's rule.
 fn dtype(options: &ModelOptions, model: &Model) -> DType {
     match options.dtype {
@@ -135,13 +148,8 @@ fn packer() -> Result<CpuBackend> {
 }
 
 /// Bytes the experts of each layer that has some take on the device, padding included.
-fn expert_bytes(model: &Model, dtype: DType, quantize: Quantize) -> Result<Vec<ExpertBytes>> {
+fn expert_bytes(model: &Model, store: WeightFormat) -> Result<Vec<ExpertBytes>> {
     let device = packer()?;
-    let store = match quantize {
-        Quantize::None => WeightFormat::Float(dtype),
-        Quantize::Q8 => WeightFormat::Q8,
-        Quantize::Q4 => WeightFormat::Q4,
-    };
     let bytes = |m: &MatrixSpec| (m.stack * device.weight_bytes(m.matrix_rows(), m.cols, store)) as u64;
     let layers = model.spec.layers.iter().zip(&model.weights.layers);
     let of_layer = |(layer, weights): (&LayerSpec, &LayerWeights)| {
@@ -153,9 +161,13 @@ fn expert_bytes(model: &Model, dtype: DType, quantize: Quantize) -> Result<Vec<E
 }
 
 /// Bytes the embedding takes on the device, padding included.
-fn embedding_bytes(model: &Model, dtype: DType, quantize: Quantize) -> Result<u64> {
+fn embedding_bytes(model: &Model, store: WeightFormat) -> Result<u64> {
     let device = packer()?;
     let (rows, cols) = (model.spec.vocab_size, model.spec.hidden_size);
-    let format = if is_integer(quantize) { WeightFormat::Q8 } else { WeightFormat::Float(dtype) };
+    let format = match store {
+        WeightFormat::Float(_) => store,
+        WeightFormat::F8 => WeightFormat::Float(DType::BF16),
+        _ => WeightFormat::Q8,
+    };
     Ok(device.weight_bytes(rows, cols, format) as u64)
 }

@@ -7,7 +7,7 @@ use crate::{
     ChatTemplate, DTypeSpec, DeviceSpec, Engine, EngineInfo, Error, KvDType, PackCache, QuantizeSpec, Result,
     SamplingParams, Tokenizer,
 };
-use anyfleet_executor::{ExecutorOptions, MemoryPlan, ModelExecutor, Part, plan};
+use anyfleet_executor::{ExecutorOptions, MemoryPlan, ModelExecutor, Part, plan_weights};
 use anyfleet_models::{Decoder, LoadOptions, Model, open_model};
 use anyfleet_runtime::{Executor, Identity, Runtime, RuntimeOptions};
 use anyfleet_tensor::{Backend, DType, Gemm, WeightFormat};
@@ -439,6 +439,11 @@ impl EngineBuilder {
         }
     }
 
+    /// What the checkpoint has in eight bits is not asked for in another form.
+    fn stays_f8(&self, model: &Model) -> bool {
+        self.dtype == DTypeSpec::Auto && self.quantize == QuantizeSpec::None && model.dir.has_f8()
+    }
+
     fn executor_options<B: Backend>(&self, device: &B, model: &Model) -> Result<ExecutorOptions> {
         let dtype = self.weight_dtype(model);
         let kv = match self.kv_dtype {
@@ -450,9 +455,11 @@ impl EngineBuilder {
         };
         let caps = device.caps();
         let weights = match self.quantize {
+            QuantizeSpec::None if self.stays_f8(model) && caps.weights.contains(&WeightFormat::F8) => WeightFormat::F8,
             QuantizeSpec::None => WeightFormat::Float(dtype),
             QuantizeSpec::Q8 => WeightFormat::Q8,
             QuantizeSpec::Q4 => WeightFormat::Q4,
+            QuantizeSpec::F8 => WeightFormat::F8,
         };
         if !caps.weights.contains(&WeightFormat::Float(dtype)) {
             return Err(Error::Device(format!("{} does not support --dtype {dtype}; use another dtype", caps.device)));
@@ -528,7 +535,7 @@ impl OnBackend for Plan<'_> {
     fn run<B: Backend>(self, device: Arc<B>) -> Result<MemoryPlan> {
         let Plan(builder, model) = self;
         let options = builder.executor_options(&*device, model)?;
-        plan(&*device, &model.spec, &options).map_err(|e| Error::Plan(e.to_string()))
+        plan_weights(&*device, &model.spec, &model.weights, &options).map_err(|e| Error::Plan(e.to_string()))
     }
 }
 
@@ -538,7 +545,8 @@ impl OnBackend for Load<'_> {
     fn run<B: Backend>(self, device: Arc<B>) -> Result<Loaded> {
         let Load(builder, model, stop) = self;
         let options = builder.executor_options(&*device, model)?;
-        let plan = plan(&*device, &model.spec, &options).map_err(|e| Error::Plan(e.to_string()))?;
+        let plan =
+            plan_weights(&*device, &model.spec, &model.weights, &options).map_err(|e| Error::Plan(e.to_string()))?;
         let load = LoadOptions {
             store: options.weights,
             positions: plan.limits.max_model_len,

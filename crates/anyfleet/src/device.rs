@@ -97,10 +97,11 @@ impl FromStr for DTypeSpec {
     }
 }
 
-/// Whether weight matrices are kept as integers.
+/// Whether weight matrices are kept narrower than floats of 16 bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum QuantizeSpec {
-    /// As floats of the chosen type.
+    /// As floats of the chosen type. With [`DTypeSpec::Auto`], what a checkpoint has in eight bits stays so
+    /// ([`QuantizeSpec::F8`]) where the device keeps that, and is bf16 elsewhere.
     #[default]
     None,
     /// A byte a weight with a scale per output feature, activations as bytes with a scale per row.
@@ -108,6 +109,9 @@ pub enum QuantizeSpec {
     /// Four bits a weight with a scale per 32 of them; embedding, head, the attention's output projection and
     /// matrices of at most 64 input features as [`QuantizeSpec::Q8`].
     Q4,
+    /// A float of eight bits (E4M3) a weight with a scale per output feature and 128 input features; embedding and head, and
+    /// what a checkpoint of f8 has as floats, in bf16. Activations are what they are for bf16.
+    F8,
 }
 
 impl fmt::Display for QuantizeSpec {
@@ -116,6 +120,7 @@ impl fmt::Display for QuantizeSpec {
             QuantizeSpec::None => "none",
             QuantizeSpec::Q8 => "q8",
             QuantizeSpec::Q4 => "q4",
+            QuantizeSpec::F8 => "f8",
         })
     }
 }
@@ -128,7 +133,8 @@ impl FromStr for QuantizeSpec {
             "none" => Ok(QuantizeSpec::None),
             "q8" => Ok(QuantizeSpec::Q8),
             "q4" => Ok(QuantizeSpec::Q4),
-            _ => Err(format!("quantization \"{name}\" is unknown; use none, q8 or q4")),
+            "f8" => Ok(QuantizeSpec::F8),
+            _ => Err(format!("quantization \"{name}\" is unknown; use none, q8, q4 or f8")),
         }
     }
 }

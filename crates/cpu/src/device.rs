@@ -77,6 +77,7 @@ impl CpuBackend {
         let floats = [DType::F32, DType::BF16, DType::F16];
         let operands = [
             (WeightFormat::Float(DType::BF16), Operand::Rounded(DType::BF16)),
+            (WeightFormat::F8, Operand::Rounded(DType::BF16)),
             (WeightFormat::Q8, Operand::Bytes),
             (WeightFormat::Q4, Operand::Bytes),
         ];

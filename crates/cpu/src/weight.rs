@@ -1,7 +1,7 @@
 //! Weight matrices, packed once at load into the order the matrix kernels read.
 //!
 //! f32 and f16: `[N/16][K][16]`, panel `p` holds output rows `16p .. 16p + 16`, and within it the sixteen
-//! weights of one input feature lie side by side. bf16, q8 and q4: panels of 32 output rows in the order of
+//! weights of one input feature lie side by side. bf16, q8, q4 and f8: panels of 32 output rows in the order of
 //! [`panels`](crate::panels). Rows past N are zero. Each panel starts on a cache line.
 //!
 //! In panels of 32, a gated matrix keeps sixteen gates and the sixteen rows they gate in one panel.
@@ -43,7 +43,7 @@ fn panel_rows(format: WeightFormat) -> usize {
 /// Bytes from one panel to the next; `None` when that overflows, or when there is no such format.
 fn panel_bytes(cols: usize, format: WeightFormat) -> Option<usize> {
     match (Form::of(format), format) {
-        (Some(form), _) => form.blocks(cols).checked_mul(form.block_bytes())?.checked_add(form.tail_bytes()),
+        (Some(form), _) => form.blocks(cols).checked_mul(form.block_bytes())?.checked_add(form.tail_bytes(cols)),
         (None, WeightFormat::Float(dtype)) => cols.checked_mul(LANES * dtype.size())?.checked_next_multiple_of(ALIGN),
         _ => None,
     }
@@ -69,12 +69,13 @@ fn is_gated(asked: bool, rows: usize, format: WeightFormat) -> bool {
 pub(crate) const LAYOUT: &str = if cfg!(target_endian = "big") { "cpu-panels-2-be" } else { "cpu-panels-2" };
 
 /// The formats matrices are kept in.
-pub(crate) const FORMATS: [WeightFormat; 5] = [
+pub(crate) const FORMATS: [WeightFormat; 6] = [
     WeightFormat::Float(DType::F32),
     WeightFormat::Float(DType::BF16),
     WeightFormat::Float(DType::F16),
     WeightFormat::Q8,
     WeightFormat::Q4,
+    WeightFormat::F8,
 ];
 
 impl CpuWeight {
@@ -86,11 +87,11 @@ impl CpuWeight {
         weight.check()?;
         let format = weight.store;
         if !FORMATS.contains(&format) {
-            let reason = format!("format {format} is not supported on the CPU; use f32, bf16, f16, q8 or q4");
+            let reason = format!("format {format} is not supported on the CPU; use f32, bf16, f16, q8, q4 or f8");
             return Err(Error::Weight { name: weight.name.clone(), reason });
         }
         let (rows, cols) = (weight.rows(), weight.cols);
-        if cols > quant::FEATURES && !matches!(format, WeightFormat::Float(_)) {
+        if cols > quant::FEATURES && matches!(format, WeightFormat::Q8 | WeightFormat::Q4) {
             let most = quant::FEATURES;
             let reason = format!("{cols} input features are too many for {format}, at most {most}; use bf16");
             return Err(Error::Weight { name: weight.name.clone(), reason });
@@ -244,6 +245,10 @@ impl CpuWeight {
             let byte = panel.add(place);
             match form {
                 Form::Pairs => (*byte.cast::<bf16>()).to_f32(),
+                Form::Eights => {
+                    let group = col / quant::F8_GROUP;
+                    quant::f8_value(*byte, *self.scales(p).add(group * PANEL + n)).to_f32()
+                }
                 Form::Bytes => f32::from(*byte.cast::<i8>()) * *self.scales(p).add(n),
                 Form::Nibbles => {
                     let nibble = if high { *byte >> 4 } else { *byte & 15 };
@@ -254,9 +259,10 @@ impl CpuWeight {
         }
     }
 
-    /// The 32 scales of a panel of integers.
+    /// The 32 scales of a panel of integers; of f8 as many for each group of input features.
     pub(crate) fn scales(&self, p: usize) -> *const f32 {
-        self.panel(p).wrapping_add(self.panel_stride() - PANEL * size_of::<f32>()).cast()
+        let bytes = self.form().map_or(0, |form| form.tail_bytes(self.cols()));
+        self.panel(p).wrapping_add(self.panel_stride() - bytes).cast()
     }
 }
 
@@ -356,8 +362,8 @@ mod tests {
     }
 
     #[test]
-    fn integers_are_the_definition_s_gated_or_not() {
-        for (rows, cols) in [(2, 1), (20, 31), (34, 64), (70, 100), (66, 129)] {
+    fn narrow_weights_are_the_definition_s_gated_or_not() {
+        for (rows, cols) in [(2, 1), (20, 31), (34, 64), (70, 100), (66, 129), (40, 385)] {
             let values: Vec<f32> = (0..rows * cols).map(|i| ((i * 7919 % 1013) as f32 - 500.0) / 77.0).collect();
             for (gated, store) in [false, true].into_iter().flat_map(|g| FORMATS.map(|f| (g, f))) {
                 let part = HostPart { dtype: DType::F32, rows, bytes: bytemuck::cast_slice(&values), scales: None };
@@ -374,6 +380,12 @@ mod tests {
                             let (mut q, mut multipliers) = (vec![0; cols], vec![0; cols.div_ceil(quant::GROUP)]);
                             let scale = quant::q4_row(row, &mut q, &mut multipliers);
                             let value = |c: usize| f32::from(q[c] * multipliers[c / quant::GROUP]) * scale;
+                            (0..cols).map(value).collect()
+                        }
+                        WeightFormat::F8 => {
+                            let (mut q, mut scales) = (vec![0; cols], vec![0.0; cols.div_ceil(quant::F8_GROUP)]);
+                            quant::f8_row(row, &mut q, &mut scales);
+                            let value = |c: usize| quant::f8_value(q[c], scales[c / quant::F8_GROUP]).to_f32();
                             (0..cols).map(value).collect()
                         }
                         WeightFormat::Float(DType::BF16) => row.iter().map(|&v| bf16::from_f32(v).to_f32()).collect(),
@@ -446,8 +458,14 @@ mod tests {
             let packed = pack(&host).unwrap();
             packed.all_bytes().iter().fold(0u64, |hash, &b| hash.wrapping_mul(0x0100_0000_01B3) ^ u64::from(b))
         });
-        let known =
-            [0x1242e9440c8d13c6, 0x51a0ddcb83636918, 0x814e55e36eb45c09, 0x38b4ba98dfaeb0dc, 0x44a02716dd89d19c];
+        let known = [
+            0x1242e9440c8d13c6,
+            0x51a0ddcb83636918,
+            0x814e55e36eb45c09,
+            0x38b4ba98dfaeb0dc,
+            0x44a02716dd89d19c,
+            0xdafc2c43b06a9b25,
+        ];
         assert_eq!(hashes, known, "other bytes need another LAYOUT: packs on people's disks hold the old ones");
     }
 

@@ -25,6 +25,6 @@ mod stage;
 pub use cache::cache_groups;
 pub use device::AnyDevice;
 pub use executor::ModelExecutor;
-pub use plan::{ExecutorOptions, MemoryPlan, PlanError, plan};
+pub use plan::{ExecutorOptions, MemoryPlan, PlanError, plan, plan_weights};
 pub use split::{Part, SplitExecutor, plan_parts};
 pub use stage::Stage;

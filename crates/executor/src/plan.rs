@@ -181,12 +181,25 @@ impl<'a> Placed<'a> {
     }
 }
 
-/// Plans a model on a device.
+/// Plans a model on a device, before anything is known of its checkpoint.
 ///
 /// # Errors
 /// One line that says what does not fit and what would.
 pub fn plan<B: Backend>(device: &B, spec: &DecoderSpec, options: &ExecutorOptions) -> Result<MemoryPlan, PlanError> {
-    let shard = Shard::whole(spec, &WeightMap::new(spec));
+    plan_weights(device, spec, &WeightMap::new(spec), options)
+}
+
+/// Plans a model on a device. Which of its matrices have another format than most, `weights` knows.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_weights<B: Backend>(
+    device: &B,
+    spec: &DecoderSpec,
+    weights: &WeightMap,
+    options: &ExecutorOptions,
+) -> Result<MemoryPlan, PlanError> {
+    let shard = Shard::whole(spec, weights);
     let placed = Placed::new(device, &shard, options, device.caps().memory.available);
     let mut plans = plan_placed(spec, &[placed], options)?;
     plans.pop().ok_or_else(|| PlanError::new("no device was named".into()))

@@ -147,6 +147,11 @@ impl<'a> Section<'a> {
         self.map.get(key)
     }
 
+    /// All keys.
+    pub fn keys(&self) -> impl Iterator<Item = &'a str> + use<'a> {
+        self.map.keys().map(String::as_str)
+    }
+
     /// True when the object has no keys.
     pub fn is_empty(&self) -> bool {
         self.map.is_empty()

@@ -2,7 +2,7 @@
 use crate::error::{quote, show_path};
 use crate::header::Entry;
 use crate::shard::{Shard, Stamp};
-use crate::{Config, Error, GenerationConfig, MatrixSpec, ModelFiles, Result};
+use crate::{Config, Error, GenerationConfig, MatrixSpec, ModelFiles, Result, scales};
 use anyfleet_tensor::DType;
 use safetensors::Dtype;
 use serde::Deserialize;
@@ -31,12 +31,14 @@ pub struct ModelDir {
     shards: Vec<Shard>,
     /// By name: shard and entry.
     tensors: BTreeMap<String, (usize, Entry)>,
+    /// Rows and columns that share a scale where tensors have eight bits, if the config says so.
+    pub(crate) block: Option<[usize; 2]>,
 }
 
 /// A tensor of the checkpoint, borrowed from the memory map or the program.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorView<'a> {
-    /// f32, bf16 or f16.
+    /// f32, bf16 or f16; of a matrix also f8, whose elements mean something with their scales only.
     pub dtype: DType,
     /// Dimensions, outermost first.
     pub shape: &'a [usize],
@@ -69,7 +71,8 @@ impl ModelDir {
         };
         let generation = GenerationConfig::new(&generation, &config)?;
         let (listing, shards, tensors) = open_weights(&files)?;
-        Ok(ModelDir { files, config, generation, listing, shards, tensors })
+        let block = scales::block(&config)?;
+        Ok(ModelDir { files, config, generation, listing, shards, tensors, block })
     }
 
     /// Where its files are.
@@ -100,15 +103,17 @@ impl ModelDir {
     /// A tensor by name.
     ///
     /// # Errors
-    /// [`Error::Tensor`] when there is none, or its dtype is not f32, bf16 or f16.
+    /// [`Error::Tensor`] when there is none, or its dtype is not f32, bf16, f16 or, of a matrix, F8_E4M3.
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
         let Some((shard, entry)) = self.tensors.get(name) else {
             return Err(self.missing(name));
         };
         let shard = &self.shards[*shard];
-        let Some(dtype) = float(entry.dtype) else {
+        let matrix = entry.shape.len() == 2;
+        let Some(dtype) = float(entry.dtype).filter(|dtype| dtype.is_float() || matrix) else {
             let reason = format!(
-                "has dtype {:?}; f32, bf16 and f16 are supported, so use a checkpoint saved in one of these",
+                "has dtype {:?}; f32, bf16 and f16 are supported, and for matrices F8_E4M3, so use a checkpoint saved in \
+                 these",
                 entry.dtype
             );
             return Err(Error::tensor(&shard.path, name, reason));
@@ -140,7 +145,7 @@ impl ModelDir {
         Error::tensor(&self.listing, name, "is missing; download the checkpoint again or check config.json")
     }
 
-    /// Checks that every tensor of `expected` is there, with that shape and a supported dtype.
+    /// Checks that every tensor of `expected` is there, with that shape, a supported dtype, and scales where it needs some.
     ///
     /// # Errors
     /// [`Error::File`] that counts the missing tensors and names the first few, or
@@ -151,7 +156,10 @@ impl ModelDir {
         for (name, shape) in expected {
             total += 1;
             if self.contains(&name) {
-                self.tensor_of_shape(&name, &shape)?;
+                let view = self.tensor_of_shape(&name, &shape)?;
+                if let (DType::F8, [rows, cols]) = (view.dtype, &shape[..]) {
+                    self.scales(&name, [*rows, *cols])?;
+                }
             } else {
                 missing += 1;
                 if first.len() < SHOWN {
@@ -171,10 +179,26 @@ impl ModelDir {
     }
 
     /// Names of tensors that are not in `used`, in order: worth a warning, since a checkpoint with
-    /// weights nobody reads may not be the model it says it is.
+    /// weights nobody reads may not be the model it says it is. Scales of tensors that are used are, too, and those of
+    /// activations are known to say nothing of the weights.
     pub fn unused(&self, used: impl IntoIterator<Item = String>) -> Vec<&str> {
         let used: BTreeSet<String> = used.into_iter().collect();
-        self.tensors.keys().map(String::as_str).filter(|name| !used.contains(*name)).collect()
+        let read = |name: &str| {
+            used.contains(name)
+                || scales::scaled(name).is_some_and(|of| used.contains(of) && self.is_f8(of))
+                || scales::of_activations(name)
+        };
+        self.tensors.keys().map(String::as_str).filter(|name| !read(name)).collect()
+    }
+
+    /// True when the checkpoint has this tensor in eight bits.
+    pub fn is_f8(&self, name: &str) -> bool {
+        self.tensors.get(name).is_some_and(|(_, entry)| float(entry.dtype) == Some(DType::F8))
+    }
+
+    /// True when any tensor has eight bits.
+    pub fn has_f8(&self) -> bool {
+        self.tensors.keys().any(|name| self.is_f8(name))
     }
 
     /// Bytes of all tensors by the format's dtype name, e.g. `BF16`.
@@ -186,12 +210,13 @@ impl ModelDir {
         sums
     }
 
-    /// The element type most of the weights have: f32, bf16 or f16; `None` where no tensor has one
-    /// of these.
+    /// The element type most of the weights have, beside those of eight bits and their scales: f32, bf16 or f16; `None`
+    /// where no tensor has one of these.
     pub fn main_dtype(&self) -> Option<DType> {
         let mut sums: BTreeMap<DType, u64> = BTreeMap::new();
-        for (_, entry) in self.tensors.values() {
-            if let Some(dtype) = float(entry.dtype) {
+        let scales = |name: &str| scales::scaled(name).is_some_and(|of| self.is_f8(of));
+        for (_, entry) in self.tensors.iter().filter(|(name, _)| !scales(name)).map(|(_, tensor)| tensor) {
+            if let Some(dtype) = float(entry.dtype).filter(|dtype| dtype.is_float()) {
                 *sums.entry(dtype).or_default() += entry.range.len() as u64;
             }
         }
@@ -226,6 +251,7 @@ fn float(dtype: Dtype) -> Option<DType> {
         Dtype::F32 => Some(DType::F32),
         Dtype::BF16 => Some(DType::BF16),
         Dtype::F16 => Some(DType::F16),
+        Dtype::F8_E4M3 => Some(DType::F8),
         _ => None,
     }
 }

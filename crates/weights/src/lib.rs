@@ -27,6 +27,7 @@ mod header;
 mod hub;
 mod identity;
 pub mod pack;
+mod scales;
 mod shard;
 mod weight;
 

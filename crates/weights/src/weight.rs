@@ -1,6 +1,6 @@
 //! What a model asks of a checkpoint: matrices and vectors, possibly merged from several tensors.
 use crate::{Error, ModelDir, Result};
-use anyfleet_tensor::{DType, HostPart, HostWeight, WeightFormat};
+use anyfleet_tensor::{DType, HostPart, HostScales, HostWeight, WeightFormat};
 use std::ops::Range;
 
 /// A matrix made of tensors stacked along the output rows, e.g. q, k and v, or of parts of them; or several such of equal
@@ -13,6 +13,8 @@ pub struct MatrixSpec {
     pub cols: usize,
     /// How many matrices the parts make up; 1 but for experts.
     pub stack: usize,
+    /// Not every part has eight bits in a checkpoint where others do: whoever made it kept this matrix from it.
+    pub floats: bool,
     /// Which rows and columns, where the tensors have more.
     cut: Option<MatrixCut>,
 }
@@ -36,7 +38,7 @@ struct Span {
 impl MatrixSpec {
     /// Whole tensors: names with their rows, and the columns of each.
     pub fn new(parts: Vec<(String, usize)>, cols: usize) -> Self {
-        MatrixSpec { parts, cols, stack: 1, cut: None }
+        MatrixSpec { parts, cols, stack: 1, floats: false, cut: None }
     }
 
     /// The same tensors as `stack` matrices, each of as many parts.
@@ -85,7 +87,8 @@ impl MatrixSpec {
     pub fn take_rows(&self, ranges: &[Range<usize>]) -> Self {
         let cols = Span { first: 0, of: self.cols };
         let (parts, rows) = take(&self.parts, ranges);
-        self.taken(MatrixSpec { parts, cols: self.cols, stack: self.stack, cut: Some(MatrixCut { rows, cols }) })
+        let cut = Some(MatrixCut { rows, cols });
+        self.taken(MatrixSpec { parts, cut, ..self.clone() })
     }
 
     /// These columns of each tensor.
@@ -96,9 +99,8 @@ impl MatrixSpec {
     pub fn take_cols(&self, range: Range<usize>) -> Self {
         assert!(range.start <= range.end && range.end <= self.cols, "columns {range:?} of {}", self.cols);
         let rows = self.parts.iter().map(|&(_, of)| Span { first: 0, of }).collect();
-        let cut = MatrixCut { rows, cols: Span { first: range.start, of: self.cols } };
-        let parts = self.parts.clone();
-        self.taken(MatrixSpec { parts, cols: range.len(), stack: self.stack, cut: Some(cut) })
+        let cut = Some(MatrixCut { rows, cols: Span { first: range.start, of: self.cols } });
+        self.taken(MatrixSpec { cols: range.len(), cut, ..self.clone() })
     }
 
     fn taken(&self, part: Self) -> Self {
@@ -175,7 +177,8 @@ impl ModelDir {
     /// there: they are copied to `copy`, which is empty otherwise.
     ///
     /// # Errors
-    /// [`Error::Tensor`] when a part is missing, or has another shape or an unsupported dtype.
+    /// [`Error::Tensor`] when a part is missing, or has another shape or an unsupported dtype; or its scales are, of one of
+    /// eight bits.
     pub fn matrix<'a>(
         &'a self,
         spec: &MatrixSpec,
@@ -186,7 +189,8 @@ impl ModelDir {
         let mut parts = Vec::with_capacity(spec.parts.len());
         for ((name, shape), (_, rows)) in spec.tensors().zip(&spec.parts) {
             let view = self.tensor_of_shape(name, &shape)?;
-            parts.push(HostPart { dtype: view.dtype, rows: *rows, bytes: view.bytes, scales: None });
+            let scales = if view.dtype == DType::F8 { Some(self.scales(name, shape)?) } else { None };
+            parts.push(HostPart { dtype: view.dtype, rows: *rows, bytes: view.bytes, scales });
         }
         if let Some(cut) = &spec.cut {
             cut.apply(spec.cols, &mut parts, copy);
@@ -223,6 +227,7 @@ impl MatrixCut {
         for (part, span) in parts.iter_mut().zip(&self.rows) {
             let row = row_bytes(part);
             part.bytes = &part.bytes[span.first * row..(span.first + part.rows) * row];
+            part.scales = part.scales.map(|scales| HostScales { first: [span.first, self.cols.first], ..scales });
         }
         if cols == self.cols.of {
             return;
@@ -240,7 +245,7 @@ impl MatrixCut {
 }
 
 /// Appends little-endian floats of any alignment as f32.
-fn extend_f32(out: &mut Vec<f32>, dtype: DType, bytes: &[u8]) {
+pub(crate) fn extend_f32(out: &mut Vec<f32>, dtype: DType, bytes: &[u8]) {
     let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
     match dtype {
         DType::BF16 => out.extend(pairs().map(|b| half::bf16::from_le_bytes(b).to_f32())),

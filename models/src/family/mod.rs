@@ -55,13 +55,7 @@ pub fn supported_architectures() -> impl Iterator<Item = &'static str> {
 pub fn spec_from_config(config: &Config) -> Result<DecoderSpec> {
     let root = config.root();
     let family = find(&root)?;
-    if let Some(quantization) = root.section("quantization_config")? {
-        let method = quantization.text("quant_method")?.map_or_else(String::new, |m| format!(" ({})", quote(m)));
-        return Err(root.unsupported(format!(
-            "the weights are quantized{method}, which is not supported; \
-             use a checkpoint in f32, bf16 or f16 without quantization_config"
-        )));
-    }
+    crate::quantization::check(&root)?;
     (family.spec)(&root)
 }
 

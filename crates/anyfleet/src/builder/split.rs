@@ -3,7 +3,7 @@ use super::{EngineBuilder, Load, Loaded, OnBackend, Plan, model_error, numerics_
 use crate::{DeviceSpec, Error, Progress, Result, Split};
 use anyfleet_executor::{AnyDevice, ExecutorOptions, MemoryPlan, Part, SplitExecutor, plan_parts};
 use anyfleet_models::{Model, Place, Shard, divide_layers};
-use anyfleet_tensor::Backend;
+use anyfleet_tensor::{Backend, WeightFormat};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -68,6 +68,12 @@ impl EngineBuilder {
                 Ok((device, options, available))
             };
             stages.push(stage.iter().map(open).collect::<Result<Vec<_>>>()?);
+        }
+        // A model has one format: where a device does not keep what the checkpoint has in eight bits, none does.
+        let options = || stages.iter().flatten().map(|(_, options, _): &(_, ExecutorOptions, _)| options);
+        if self.stays_f8(model) && options().any(|options| options.weights != WeightFormat::F8) {
+            let float = WeightFormat::Float(self.weight_dtype(model));
+            stages.iter_mut().flatten().for_each(|(_, options, _)| options.weights = float);
         }
         // Two devices of a kind say the same.
         for warning in said {

@@ -1,6 +1,6 @@
 //! `linear` and `linear_act_mul`: activations times a packed weight, with the epilogue.
 //!
-//! bf16, q8 and q4 weights go the way of [`panels`](crate::panels): a few rows read the panels once, as
+//! bf16, q8, q4 and f8 weights go the way of [`panels`](crate::panels): a few rows read the panels once, as
 //! streams from memory; more keep panels, or parts of them, in a cache while all rows use them. f32 and f16 weights are in
 //! [`floats`].
 pub(super) mod few;
@@ -9,6 +9,7 @@ mod floats;
 
 use super::act_mul::check_activation;
 use crate::CpuBackend;
+use crate::panels::eights::Widen;
 use crate::panels::ints::Expand;
 use crate::panels::pack::{Packed, Rows};
 use crate::panels::stream;
@@ -50,6 +51,8 @@ const PANELS: usize = 8;
 const PANELS_BYTES: usize = 448 * 1024;
 /// Packed rows the matrix unit takes at a time.
 const GROUP: usize = 32;
+/// Bytes between asking and use where panels of f8 are widened.
+const AHEAD: usize = 8192;
 /// Blocks of a panel that stay in the first-level cache.
 const BLOCKS: usize = 16;
 
@@ -119,7 +122,7 @@ impl LinearOp {
         rows: Range<usize>,
     ) -> Option<(Form, Packed<'a>)> {
         let form = self.weight.form()?;
-        Some((form, packed.pack_for_streams(ctx, form, &self.x, rows)))
+        Some((form, packed.pack_for_streams(ctx, form.rows(), &self.x, rows)))
     }
 
     /// These rows.
@@ -136,8 +139,11 @@ impl LinearOp {
         let chunk = self.chunk(form, rows.len());
         for first in rows.clone().step_by(chunk) {
             let chunk = first..rows.end.min(first + chunk);
-            let x = packed.pack(ctx, form, &self.x, chunk.clone());
-            if x.rows() <= stream::ROWS {
+            let x = packed.pack(ctx, form.rows(), &self.x, chunk.clone());
+            if form == Form::Eights && x.rows() <= FEW {
+                let width = |left: usize| left.min(STREAMS);
+                ctx.each_share(panels, width, |piece| self.widen_panels(ctx, &x, chunk.clone(), &piece));
+            } else if x.rows() <= stream::ROWS {
                 self.stream_rows(ctx, form, &x, chunk);
             } else if x.rows() <= FEW && form != Form::Nibbles {
                 let width = |left: usize| left.min(STREAMS);
@@ -154,6 +160,7 @@ impl LinearOp {
     fn worked(&self, form: Form) -> (Form, usize) {
         match form {
             Form::Nibbles => (Form::Bytes, form.blocks(self.weight.cols()) * Form::Bytes.block_bytes()),
+            Form::Eights => (Form::Pairs, form.blocks(self.weight.cols()) * Form::Pairs.block_bytes()),
             _ => (form, self.weight.panel_stride()),
         }
     }
@@ -215,20 +222,31 @@ impl LinearOp {
         let (part, step) = if ctx.kernels.isa() == Isa::Amx { (blocks, GROUP) } else { (BLOCKS, usize::MAX) };
         let step = if x.rows() == rows.len() { step } else { usize::MAX };
         let regrouped = panels::regroups(ctx.kernels, form);
-        let as_they_are = form == self.weight.form().unwrap_or(form) && !regrouped;
-        let expanded = if as_they_are { 0 } else { panels.len() * stride / 4 };
-        with_scratch([x.rows().min(step).next_multiple_of(16) * width, expanded], |[acc, bytes]| {
+        let kept = self.weight.form().unwrap_or(form);
+        let room = |needed: bool| if needed { panels.len() * stride / 4 } else { 0 };
+        let sizes = [x.rows().min(step).next_multiple_of(16) * width, room(form != kept), room(regrouped)];
+        with_scratch(sizes, |[acc, expanded, ordered]| {
             let sums = acc.as_mut_ptr();
             let mut first_panel = self.weight.panel(panels.start);
-            if expanded > 0 {
-                let (panel_stride, out) = (self.weight.panel_stride(), bytes.as_mut_ptr().cast::<u8>());
-                if regrouped {
-                    // SAFETY: the panels are there, and have room.
-                    unsafe { panels::regroup(ctx.kernels, first_panel, panels.len() * stride, out) };
+            if form != kept {
+                let (panel_stride, out) = (self.weight.panel_stride(), expanded.as_mut_ptr().cast::<u8>());
+                if kept == Form::Eights {
+                    for (i, panel) in panels.clone().enumerate() {
+                        let (w, scales) = (self.weight.panel(panel), self.weight.scales(panel));
+                        let (ahead, out) = (w.wrapping_add(AHEAD), out.wrapping_add(i * stride));
+                        // The panel is there, and its pairs have room (the promise of `Widen`).
+                        ctx.kernels.run(Widen { w, scales, blocks, ahead, out });
+                    }
                 } else {
                     // The panels are there, and their bytes have room (the promise of `Expand`).
                     ctx.kernels.dots(Expand { w: first_panel, panel_stride, panels: panels.len(), blocks, out });
                 }
+                first_panel = out;
+            }
+            if regrouped {
+                let out = ordered.as_mut_ptr().cast::<u8>();
+                // SAFETY: the panels are there, and have room.
+                unsafe { panels::regroup(ctx.kernels, first_panel, panels.len() * stride, out) };
                 first_panel = out;
             }
             for first in (0..x.rows()).step_by(step.min(x.rows())) {
@@ -288,6 +306,12 @@ mod tests {
     fn naive(x: &[f32], w: &[f32], bias: Option<f32>, residual: Option<f32>, store: WeightFormat) -> f32 {
         let sum = match store {
             WeightFormat::Float(DType::BF16) => pairs(x, w),
+            WeightFormat::F8 => {
+                let (mut q, mut scales) = (vec![0; w.len()], vec![0.0; w.len().div_ceil(quant::F8_GROUP)]);
+                quant::f8_row(w, &mut q, &mut scales);
+                let value = |(k, &q): (usize, &u8)| quant::f8_value(q, scales[k / quant::F8_GROUP]).to_f32();
+                pairs(x, &q.iter().enumerate().map(value).collect::<Vec<_>>())
+            }
             WeightFormat::Float(dtype) => dot(x, &w.iter().map(|&v| round(v, dtype)).collect::<Vec<_>>()),
             WeightFormat::Q8 => {
                 let mut q = vec![0; w.len()];

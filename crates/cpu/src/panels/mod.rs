@@ -17,10 +17,15 @@
 //! halves the others; after its two tiles the block has the multipliers of both groups, `[2][32]` bytes, and
 //! the panel 32 f32 scales as above. A row or two are multiplied with nibbles, more with the bytes that
 //! nibbles and multipliers make, which are those of [`Form::Bytes`]: sums are exact in i32 either way.
+//!
+//! **Eights** (f8): blocks of pairs whose elements have a byte, `[16][16 features][2 bytes]` a tile, and after the last block
+//! the scales, 32 f32 for each 128 input features. They are not multiplied: [`eights`] makes pairs of them, of a stretch that
+//! stays in the first-level cache for a few rows and of whole panels for many.
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod chains;
+pub(crate) mod eights;
 pub(crate) mod ints;
 pub(crate) mod pack;
 mod pairs;
@@ -43,6 +48,7 @@ pub(crate) enum Form {
     Pairs,
     Bytes,
     Nibbles,
+    Eights,
 }
 
 impl Form {
@@ -52,14 +58,23 @@ impl Form {
             WeightFormat::Float(DType::BF16) => Some(Form::Pairs),
             WeightFormat::Q8 => Some(Form::Bytes),
             WeightFormat::Q4 => Some(Form::Nibbles),
+            WeightFormat::F8 => Some(Form::Eights),
             _ => None,
+        }
+    }
+
+    /// The form that rows of activations take which meet it.
+    pub(crate) const fn rows(self) -> Form {
+        match self {
+            Form::Eights => Form::Pairs,
+            form => form,
         }
     }
 
     /// Input features of a block.
     pub(crate) const fn features(self) -> usize {
         match self {
-            Form::Pairs => 32,
+            Form::Pairs | Form::Eights => 32,
             Form::Bytes | Form::Nibbles => 64,
         }
     }
@@ -68,14 +83,14 @@ impl Form {
     pub(crate) const fn tile_bytes(self) -> usize {
         match self {
             Form::Pairs | Form::Bytes => LANES * ROW,
-            Form::Nibbles => LANES * ROW / 2,
+            Form::Nibbles | Form::Eights => LANES * ROW / 2,
         }
     }
 
     /// Bytes of a block: two tiles, and the multipliers of nibbles.
     pub(crate) const fn block_bytes(self) -> usize {
         match self {
-            Form::Pairs | Form::Bytes => 2 * self.tile_bytes(),
+            Form::Pairs | Form::Bytes | Form::Eights => 2 * self.tile_bytes(),
             Form::Nibbles => 2 * self.tile_bytes() + 2 * PANEL,
         }
     }
@@ -85,10 +100,11 @@ impl Form {
         cols.div_ceil(self.features())
     }
 
-    /// Bytes after a panel's last block.
-    pub(crate) const fn tail_bytes(self) -> usize {
+    /// Bytes after the last block of a panel of `cols` input features.
+    pub(crate) const fn tail_bytes(self, cols: usize) -> usize {
         match self {
             Form::Bytes | Form::Nibbles => PANEL * 4,
+            Form::Eights => cols.div_ceil(quant::F8_GROUP) * PANEL * 4,
             Form::Pairs => 0,
         }
     }
@@ -102,6 +118,7 @@ impl Form {
         match self {
             Form::Pairs => (tile + k / 2 * ROW + n * 4 + k % 2 * 2, false),
             Form::Bytes => (tile + k / 4 * ROW + n * 4 + k % 4, false),
+            Form::Eights => (tile + k / 2 * (ROW / 2) + n * 2 + k % 2, false),
             Form::Nibbles => (tile + k % quant::GROUP / 4 * ROW + n * 4 + k % 4, k >= quant::GROUP),
         }
     }
@@ -116,7 +133,7 @@ impl Form {
 #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only the matrix unit asks for all of it"))]
 #[derive(Clone, Copy)]
 pub(crate) struct Product {
-    /// Not [`Form::Nibbles`].
+    /// [`Form::Pairs`] or [`Form::Bytes`].
     pub(crate) form: Form,
     /// Packed rows from the product's first block on: groups of [`group_rows`] rows, in a group
     /// `[blocks][rows of a group][ROW bytes]`; pairs as [`pack::Cells`] says.

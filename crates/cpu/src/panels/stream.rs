@@ -29,6 +29,7 @@ pub(crate) fn width(kernels: KernelSet, panels: usize) -> usize {
 /// nobody else uses the sums meanwhile.
 #[derive(Clone, Copy)]
 pub(crate) struct Stream {
+    /// Not [`Form::Eights`].
     pub(crate) form: Form,
     /// Rows, at most [`ROWS`].
     pub(crate) rows: usize,
@@ -57,7 +58,7 @@ impl Stream {
     const fn distance(form: Form) -> usize {
         match form {
             Form::Pairs | Form::Bytes => 2,
-            Form::Nibbles => 4,
+            Form::Nibbles | Form::Eights => 4,
         }
     }
 
@@ -102,6 +103,7 @@ impl Stream {
             Form::Pairs if kernels.isa() == Isa::Amx => kernels.run(Pairs::<true>(self)),
             Form::Pairs => kernels.run(Pairs::<false>(self)),
             Form::Bytes | Form::Nibbles => kernels.dots(Integers(self)),
+            Form::Eights => unreachable!("panels of f8 are widened before they are multiplied"),
         }
     }
 }

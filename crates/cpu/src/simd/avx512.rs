@@ -82,6 +82,18 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn load_pairs_f8(self, p: *const u8) -> (__m512, __m512) {
+        // SAFETY: and the caller promises 32 bytes.
+        unsafe {
+            let pairs = _mm256_loadu_si256(p.cast());
+            // As f16 the bits, moved by seven places, are 2^-8 times the number; the sign is moved twice.
+            let place = _mm256_set1_epi16(0xBF80_u16 as i16);
+            let first = _mm256_and_si256(_mm256_srai_epi16::<1>(_mm256_slli_epi16::<8>(pairs)), place);
+            let second = _mm256_and_si256(_mm256_srai_epi16::<1>(pairs), place);
+            (_mm512_cvtph_ps(first), _mm512_cvtph_ps(second))
+        }
+    }
+    #[inline(always)]
     fn join_pairs(self, first: __m512, second: __m512) -> __m512 {
         // SAFETY: see `splat`.
         unsafe {

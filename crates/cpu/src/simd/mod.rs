@@ -38,6 +38,9 @@ pub(crate) trait Simd: Copy {
     fn split_pairs(self, v: Self::V) -> (Self::V, Self::V);
     /// Sixteen pairs of bytes as numbers: the first elements, then the second ones. 32 bytes must be readable.
     unsafe fn load_pairs_i8(self, p: *const i8) -> (Self::V, Self::V);
+    /// Sixteen pairs of floats of eight bits, each times 2^-8: the first elements, then the second ones. 32 bytes must be
+    /// readable; of bytes that are NaN it makes any number.
+    unsafe fn load_pairs_f8(self, p: *const u8) -> (Self::V, Self::V);
     /// The inverse of [`Simd::split_pairs`]: numbers are rounded to bf16, to nearest, ties to even. Of a NaN
     /// the upper half is kept, so its lower half must be zero, as that of `f32::NAN` is.
     fn join_pairs(self, first: Self::V, second: Self::V) -> Self::V;

@@ -132,6 +132,26 @@ impl Simd for Neon {
         )
     }
     #[inline(always)]
+    unsafe fn load_pairs_f8(self, p: *const u8) -> (V, V) {
+        let pairs = lanes!(I => vmovl_u16(vreinterpret_u16_u8(vld1_u8(p.add(8 * I)))));
+        // In the place of an f32's, the bits are 2^-120 times the number.
+        let factor = f32::from_bits((127 + 112) << 23);
+        let (sign, magnitude) = (0x80_u32, 0x7f_u32);
+        (
+            lanes!(I => {
+                let sign = vshlq_n_u32::<24>(vandq_u32(pairs[I], vdupq_n_u32(sign)));
+                let bits = vorrq_u32(sign, vshlq_n_u32::<20>(vandq_u32(pairs[I], vdupq_n_u32(magnitude))));
+                vmulq_n_f32(vreinterpretq_f32_u32(bits), factor)
+            }),
+            lanes!(I => {
+                let second = vshrq_n_u32::<8>(pairs[I]);
+                let sign = vshlq_n_u32::<24>(vandq_u32(second, vdupq_n_u32(sign)));
+                let bits = vorrq_u32(sign, vshlq_n_u32::<20>(vandq_u32(second, vdupq_n_u32(magnitude))));
+                vmulq_n_f32(vreinterpretq_f32_u32(bits), factor)
+            }),
+        )
+    }
+    #[inline(always)]
     fn join_pairs(self, first: V, second: V) -> V {
         // The upper halves of the first elements are shifted into the lower ones of the second.
         lanes!(I => vreinterpretq_f32_u32(vsriq_n_u32::<16>(round_up(second[I]), round_up(first[I]))))

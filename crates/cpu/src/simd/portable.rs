@@ -62,6 +62,17 @@ impl Simd for Portable {
         (std::array::from_fn(|i| f32::from(bytes[2 * i])), std::array::from_fn(|i| f32::from(bytes[2 * i + 1])))
     }
     #[inline(always)]
+    unsafe fn load_pairs_f8(self, p: *const u8) -> (V, V) {
+        // SAFETY: the caller promises 32 bytes.
+        let bytes = unsafe { p.cast::<[u8; 2 * LANES]>().read_unaligned() };
+        // In the place of an f32's, the bits are 2^-120 times the number.
+        let number = |byte: u8| {
+            let bits = u32::from(byte & 0x80) << 24 | u32::from(byte & 0x7f) << 20;
+            f32::from_bits(bits) * f32::from_bits((127 + 112) << 23)
+        };
+        (std::array::from_fn(|i| number(bytes[2 * i])), std::array::from_fn(|i| number(bytes[2 * i + 1])))
+    }
+    #[inline(always)]
     fn join_pairs(self, first: V, second: V) -> V {
         let upper = |v: f32| {
             let bits = v.to_bits();

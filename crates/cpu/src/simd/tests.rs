@@ -1,5 +1,6 @@
 //! Every set's vectors against plain arithmetic.
 use super::{Cell, Isa, Kernel, KernelSet, LANES, Simd, math};
+use anyfleet_tensor::f8;
 use half::{bf16, f16};
 
 fn sets() -> impl Iterator<Item = KernelSet> {
@@ -124,6 +125,39 @@ fn bytes_widen_and_numbers_become_pairs() {
                 assert_eq!([even[i], odd[i]], [bytes[2 * i], bytes[2 * i + 1]].map(f32::from), "{:?}", set.isa());
                 let want = [numbers[i], numbers[LANES + i]].map(|x| bf16::from_f32(x).to_f32().to_bits());
                 assert_eq!([first[i], second[i]].map(f32::to_bits), want, "{:?}", set.isa());
+            }
+        }
+    }
+}
+
+/// 32 bytes as pairs of floats of eight bits.
+struct Eights<'a>(&'a [u8; 32]);
+
+impl Kernel for Eights<'_> {
+    type Output = [[f32; LANES]; 2];
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Self::Output {
+        let mut lanes = [[0.0; LANES]; 2];
+        // SAFETY: 32 bytes, and sixteen elements each.
+        unsafe {
+            let (first, second) = s.load_pairs_f8(self.0.as_ptr());
+            s.store(lanes[0].as_mut_ptr(), first);
+            s.store(lanes[1].as_mut_ptr(), second);
+        }
+        lanes
+    }
+}
+
+#[test]
+fn floats_of_eight_bits_widen() {
+    let all: Vec<u8> = (0..=255).filter(|byte| byte & 0x7f != f8::NAN).chain([0, 0x80]).collect();
+    for set in sets() {
+        for bytes in all.as_chunks::<32>().0 {
+            let lanes = set.run(Eights(bytes));
+            for (i, &byte) in bytes.iter().enumerate() {
+                let (got, want) = (lanes[i % 2][i / 2], f8::decode(byte) / 256.0);
+                assert_eq!(got.to_bits(), want.to_bits(), "{byte:#x} on {:?}", set.isa());
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Packing a panel: sixteen rows of the checkpoint at a time become the lanes of vectors.
 use super::CpuWeight;
-use crate::panels::Form;
+use crate::panels::{Form, PANEL};
 use crate::simd::{Cell, Kernel, LANES, Simd};
 use anyfleet_tensor::{DType, HostPart, HostRow, WeightFormat, quant};
 use half::{bf16, f16};
@@ -74,6 +74,23 @@ impl Kernel for Fill<'_> {
                     }
                     let rows = std::array::from_fn(|i| &scratch.cells[i * stride..][..cols]);
                     tiles(s, &rows, panel, Form::Bytes, tile);
+                }
+                (Some(Form::Eights), _) => {
+                    let stride = cols.next_multiple_of(Form::Eights.features());
+                    scratch.cells.clear();
+                    scratch.cells.resize(LANES * stride, 0);
+                    scratch.scales.resize(cols.div_ceil(quant::F8_GROUP), 0.0);
+                    let tail = panel.len() - Form::Eights.tail_bytes(cols) + tile * LANES * size_of::<f32>();
+                    for (i, cells) in scratch.cells.chunks_exact_mut(stride).enumerate() {
+                        let Some(row) = row(i) else { continue };
+                        row.f8(&mut cells[..cols], &mut scratch.scales);
+                        for (group, scale) in scratch.scales.iter().enumerate() {
+                            panel[tail + (group * PANEL + i) * size_of::<f32>()..][..size_of::<f32>()]
+                                .copy_from_slice(&scale.to_le_bytes());
+                        }
+                    }
+                    let rows = std::array::from_fn(|i| &scratch.cells[i * stride..][..stride]);
+                    eights(s, &rows, panel, tile);
                 }
                 (Some(Form::Pairs), _) => {
                     let rows = kept::<S, bf16>(s, DType::BF16, row, cols, scratch);
@@ -192,6 +209,28 @@ fn tiles<S: Simd>(s: S, rows: &[&[u8]; LANES], panel: &mut [u8], form: Form, til
         for (line, v) in target.chunks_exact_mut(LINE).zip(square) {
             // SAFETY: the line has sixteen units.
             unsafe { s.store(line.as_mut_ptr().cast(), v) };
+        }
+    }
+}
+
+/// Rows of f8, whole blocks of them, into the tiles of a panel.
+#[inline(always)]
+fn eights<S: Simd>(s: S, rows: &[&[u8]; LANES], panel: &mut [u8], tile: usize) {
+    let form = Form::Eights;
+    for start in (0..rows[0].len()).step_by(LINE) {
+        let square = units(s, rows, start);
+        // A unit is two pairs; what is past the last block is not there.
+        let left = (rows[0].len() - start).min(LINE) / 4;
+        for (i, v) in square.into_iter().enumerate().take(left) {
+            let mut units = [0u32; LANES];
+            // SAFETY: sixteen units of four bytes.
+            unsafe { s.store(units.as_mut_ptr().cast(), v) };
+            let (place, _) = form.place(tile * LANES, start + 4 * i);
+            let (first, second) = panel[place..][..4 * LANES].split_at_mut(2 * LANES);
+            for ((first, second), unit) in first.as_chunks_mut().0.iter_mut().zip(second.as_chunks_mut().0).zip(units) {
+                let [a, b, c, d] = unit.to_le_bytes();
+                (*first, *second) = ([a, b], [c, d]);
+            }
         }
     }
 }

@@ -34,7 +34,11 @@ impl PackPlace {
     /// Where `folder` has the pack of `dir` with matrices in the order `layout`, layers' as `store`; nothing
     /// for a model that is part of the program.
     pub fn new(folder: &Path, dir: &ModelDir, layout: &str, store: WeightFormat) -> Option<PackPlace> {
-        let what = format!("anyfleet pack {} {layout} {store}", file::VERSION);
+        let mut what = format!("anyfleet pack {} {layout} {store}", file::VERSION);
+        if let Some([rows, cols]) = dir.block {
+            // It decides what the scales of a checkpoint mean, and is in no file's header.
+            what += &format!(" scales of {rows} x {cols}");
+        }
         let (mut family, mut key) = (Sha256::new_with_prefix(&what), Sha256::new_with_prefix(&what));
         for (stamp, header) in dir.stamps()? {
             let path = stamp.path.as_os_str().as_encoded_bytes();

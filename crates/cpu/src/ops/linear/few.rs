@@ -1,5 +1,6 @@
 //! Products that wait for memory: few rows, and panels that are read once.
 use super::{Done, LinearOp};
+use crate::panels::eights::{self, Widen};
 use crate::panels::pack::Packed;
 use crate::panels::stream::{self, Stream};
 use crate::panels::{self, Form, Meanwhile, PANEL, Product, STREAMS};
@@ -58,6 +59,13 @@ pub(in crate::ops) fn stream_experts(ctx: &Context, form: Form, x: &Packed<'_>, 
             // As many as are left of this matrix, of a size there is.
             let count = width((panels - first).min(piece.items.end - item));
             let after = item + count;
+            if form == Form::Eights {
+                let next = (panel(if after < all { after } else { item }), op.weight.panel_stride());
+                let done = Done { x, first: packed.start, rows: rows.clone(), start: 0 };
+                op.multiply_widened(ctx, done, packed.len(), first..first + count, next);
+                item = after;
+                continue;
+            }
             with_scratch([stream::ROWS * count * PANEL], |[acc]| {
                 let stream = Stream {
                     form,
@@ -121,6 +129,56 @@ impl LinearOp {
         });
     }
 
+    /// A few rows times panels of f8, several at a time, each thread its share.
+    pub(super) fn widen_panels(&self, ctx: &Context, x: &Packed<'_>, rows: Range<usize>, piece: &Piece) {
+        let done = Done { x, first: 0, rows: 0..rows.len(), start: rows.start };
+        self.multiply_widened(ctx, done, x.rows(), piece.items.clone(), self.after(ctx, piece));
+    }
+
+    /// `count` packed rows times panels of f8, of which one stretch after the other becomes pairs in the first-level cache.
+    /// All panels take turns, so that each is a stream from memory; `next` are those that are read after them, and how far
+    /// apart.
+    fn multiply_widened(
+        &self,
+        ctx: &Context,
+        done: Done<'_>,
+        count: usize,
+        panels: Range<usize>,
+        (next, next_stride): (*const u8, usize),
+    ) {
+        const STRETCH: usize = 2 * eights::GROUP;
+        let (weight, x, form) = (&self.weight, done.x, Form::Eights);
+        let (blocks, width) = (form.blocks(weight.cols()), panels.len() * PANEL);
+        let pairs = STRETCH * Form::Pairs.block_bytes() / size_of::<f32>();
+        with_scratch([count.next_multiple_of(16) * width, pairs], |[acc, wide]| {
+            let (sums, out) = (acc.as_mut_ptr(), wide.as_mut_ptr().cast::<u8>());
+            let parts = (0..blocks).step_by(STRETCH).flat_map(|block| (0..panels.len()).map(move |i| (block, i)));
+            let products = parts.map(|(block, i)| {
+                let (panel, end) = (panels.start + i, blocks.min(block + STRETCH));
+                let w = weight.panel(panel).wrapping_add(block * form.block_bytes());
+                let ahead = match end < blocks {
+                    true => w.wrapping_add(STRETCH * form.block_bytes()),
+                    false => next.wrapping_add(i * next_stride),
+                };
+                let scales = weight.scales(panel).wrapping_add(block / eights::GROUP * PANEL);
+                // The stretch is there, and its pairs have room (the promise of `Widen`). The product before, of which
+                // they were, is computed.
+                ctx.kernels.run(Widen { w, scales, blocks: end - block, ahead, out });
+                Product {
+                    x: x.place(done.first).wrapping_add(block * x.block_bytes),
+                    rows: count,
+                    w: out,
+                    acc: sums.wrapping_add(i * PANEL),
+                    acc_stride: width,
+                    ..self.product(Form::Pairs, x, panel, block..end)
+                }
+            });
+            // SAFETY: x, the pairs and the sums have these shapes.
+            unsafe { panels::multiply(ctx.kernels, products) };
+            self.finish(ctx, done, panels.clone(), acc);
+        });
+    }
+
     /// A few rows times panels that are read once, several at a time, a stage after the other, each thread its
     /// share.
     pub(super) fn stage_panels(&self, ctx: &Context, form: Form, x: &Packed<'_>, rows: Range<usize>, piece: Piece) {
@@ -138,7 +196,7 @@ impl LinearOp {
             ctx.kernels.run(Fetch(stage(0)));
         }
         // Scales end the panels.
-        let scales = Stage { bytes: form.tail_bytes(), ..stage(blocks - 1) };
+        let scales = Stage { bytes: form.tail_bytes(weight.cols()), ..stage(blocks - 1) };
         let scales = Stage { first: scales.first.wrapping_add(form.block_bytes()), ..scales };
         ctx.kernels.run(Fetch(scales));
         with_scratch([x.rows().next_multiple_of(16) * width], |[acc]| {

@@ -10,7 +10,7 @@ use std::ops::Range;
 impl LinearOp {
     /// Turns the sums of `panels` in `acc` (`[packed rows][panels][32]`) into rows of the output.
     pub(super) fn finish(&self, ctx: &Context, done: Done<'_>, panels: Range<usize>, acc: &[f32]) {
-        let form = self.weight.form().unwrap_or(Form::Pairs);
+        let form = self.weight.form().map_or(Form::Pairs, Form::rows);
         let end = done.rows.end.checked_sub(1).map_or(0, |last| done.x.row(last).0 + 1);
         assert!(acc.len() >= end.saturating_sub(done.first) * panels.len() * PANEL, "linear: sums up to row {end}");
         ctx.kernels.run(Finish { op: self, form, done, panels, acc: acc.as_ptr() });
