@@ -51,7 +51,7 @@ run() { # report, config, flags
     step "$report: $config $*"
     "$BIN/bench" run --random-weights "$config" --device "$device" --dtype bf16 "$@" --json "$folder/$report.json"
 }
-for quantize in none q8 q4; do
+for quantize in none q8 q4 f8; do
     run "run-$quantize" "$small" --quantize "$quantize" "${cases[@]}"
 done
 run experts "$experts" "${expert_cases[@]}"
