@@ -7,7 +7,7 @@
 # `serve` and `bench` where they are built elsewhere. DRY_RUN=1 takes small shapes, to try the script on a machine without
 # a GPU: DRY_RUN=1 benches/gpu.sh wgpu:llvmpipe
 #
-# CUDA needs the driver, and NVRTC or a build with prebuilt kernels (crates/cuda/README.md). With compute-sanitizer on the
+# CUDA needs the driver, and NVRTC or a build with prebuilt kernels, and for fast products cuBLASLt (crates/cuda/README.md). With compute-sanitizer on the
 # PATH the small conformance cases run under memcheck and racecheck too; with torch and transformers they are timed beside.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -65,6 +65,12 @@ step "fast products"
 "$BIN/serve" --check --device "$device" --gemm fast | tee "$folder/check-fast.txt"
 if grep -q '"numerics": "[^"]* fast ' "$folder/check-fast.txt"; then
     run run-fast "$small" --gemm fast "${cases[@]}"
+    # Prefill beside that of `large` above: the same shapes, and what the mode is for.
+    if [ -n "$large" ]; then
+        run large-fast "$large" --gemm fast "${large_cases[@]}"
+    fi
+else
+    echo "SKIPPED: no fast products on $device: see the note above"
 fi
 
 if [[ $device == cuda* ]]; then

@@ -13,3 +13,24 @@ KERNEL(linear_f8_32, 256, LinearParams) { few_rows<CopiedF8, 2, 4>(p); }
 KERNEL(linear_f8_64, 256, LinearParams) { few_rows<CopiedF8, 2, 8>(p); }
 KERNEL(linear_f8_large, 256, LinearParams) { f8_tile<LargeTile>(p, blockIdx.x, blockIdx.y); }
 KERNEL(linear_f8_small, 128, LinearParams) { f8_tile<SmallTile>(p, blockIdx.x, blockIdx.y); }
+
+// For a library of products: rows of weights as the bf16 numbers that they read as, in the order of input features. A thread
+// takes sixteen bytes.
+struct WidenParams {
+    LinearParams linear;
+    u8* out;
+    // The first panel.
+    u32 first;
+    u32 reserved;
+};
+
+KERNEL(linear_f8_widen, 256, WidenParams) {
+    const LinearParams& q = p.linear;
+    u32 row = p.first * PANEL + blockIdx.x, at = blockIdx.y * 256 + threadIdx.x, block = at / 4, t = at % 4;
+    if (block >= q.blocks) return;
+    Words4 bytes = load_once(q.weight + (u64(row) * q.blocks + block) * BLOCK + t * 16);
+    float scale = *reinterpret_cast<const float*>(q.multipliers + f8_scale(row, block, q.blocks));
+    u8* to = p.out + (u64(blockIdx.x) * q.blocks + block) * (2 * BLOCK) + t * 16;
+    store(to, widened(bytes, 0, scale));
+    store(to + BLOCK, widened(bytes, 1, scale));
+}

@@ -110,6 +110,7 @@ const SOURCES: &[File] = files![
     "linear_bytes.cu",
     "linear_f16.cu",
     "linear_f8.cu",
+    "linear_finish.cu",
     "linear_float.cu",
     "norm.cu",
     "rate.cu",
@@ -117,6 +118,7 @@ const SOURCES: &[File] = files![
     "route.cu",
     "sample.cu",
     "softcap.cu",
+    "sum_ranks.cu",
 ];
 
 /// What launches kernels on the host; compiled beside the modules there.

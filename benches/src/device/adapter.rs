@@ -34,7 +34,7 @@ pub(super) fn measure(device: &DeviceSpec) -> crate::Result<Option<CopyRate>> {
             copy_rate(name, &backend, None, |bytes| backend.copy_seconds(bytes, COPIES)).map(Some)
         }
         DeviceSpec::Cuda(device) => {
-            let options = CudaOptions { device: device.clone(), compiled: None };
+            let options = CudaOptions { device: device.clone(), ..Default::default() };
             let backend = CudaBackend::new(&options).map_err(|e| e.to_string())?;
             let rate = backend.matrix_rate().map_err(|e| e.to_string())?;
             let name = backend.caps().device.clone();

@@ -134,9 +134,9 @@ impl EngineBuilder {
         self
     }
 
-    /// How products of many rows are computed; [`Gemm::Invariant`] by default. With [`Gemm::Fast`] a device with matrix
-    /// units computes prompts faster, and answers may depend on what else runs: the NumericsId says so. On other devices
-    /// it changes nothing, which a warning of the engine says.
+    /// How products of many rows are computed; [`Gemm::Invariant`] by default. With [`Gemm::Fast`] an adapter of wgpu with
+    /// matrix units and an NVIDIA GPU with cuBLASLt may compute prompts faster, and answers may depend on what else runs:
+    /// the NumericsId says so. On other devices it changes nothing, which a warning of the engine says.
     #[must_use]
     pub fn gemm(mut self, gemm: Gemm) -> Self {
         self.gemm = gemm;
@@ -388,14 +388,21 @@ impl EngineBuilder {
         use anyfleet_cuda::{CudaBackend, CudaOptions};
         #[cfg(feature = "emulate")]
         if device.as_deref() == Some("emulated") {
-            return CudaBackend::emulated().map_err(|e| Error::Device(e.to_string()));
+            return CudaBackend::emulated_with(self.gemm).map_err(|e| Error::Device(e.to_string()));
         }
-        let options = CudaOptions { device, compiled: self.pack_cache.kernels() };
+        let options = CudaOptions { device, compiled: self.pack_cache.kernels(), gemm: Gemm::Invariant };
+        let missing = match self.gemm {
+            Gemm::Invariant => None,
+            Gemm::Fast => CudaBackend::missing_for_fast(&options).map_err(|e| Error::Device(e.to_string()))?,
+        };
+        let mut kinds = vec![Gemm::Invariant];
+        if self.gemm == Gemm::Fast && missing.is_none() {
+            kinds.insert(0, Gemm::Fast);
+        }
         let choice = if computes { &self.self_check } else { &crate::SelfCheck::Off };
-        let device = crate::check::checked(choice, ["invariant"], |_| CudaBackend::new(&options), warnings)?;
-        if self.gemm == Gemm::Fast {
-            warnings.push(nothing_faster(&device.caps().device, "all its products are invariant"));
-        }
+        let open = |&gemm: &Gemm| CudaBackend::new(&CudaOptions { gemm, ..options.clone() });
+        let device = crate::check::checked(choice, kinds, open, warnings)?;
+        warnings.extend(missing.map(|reason| nothing_faster(&device.caps().device, &reason)));
         Ok(device)
     }
 

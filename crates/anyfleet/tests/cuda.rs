@@ -2,7 +2,7 @@
 //! else runs. A part of what `parity.rs` and `invariance.rs` do on faster devices.
 mod common;
 
-use anyfleet::{DTypeSpec, DeviceSpec, Engine, EngineBuilder, GenerateRequest, KvDType, QuantizeSpec};
+use anyfleet::{DTypeSpec, DeviceSpec, Engine, EngineBuilder, Gemm, GenerateRequest, KvDType, QuantizeSpec};
 use common::company::{alone, assert_same, requests, together};
 use common::reference::{F32_TOLERANCE, assert_bf16_sized, errors_of, worst};
 use common::{Driver, emulated_cuda, expected, fixtures_dir};
@@ -32,6 +32,31 @@ fn log_probabilities_are_those_of_transformers() {
         // Eleven bits, where bf16 has eight.
         assert!(4.0 * worst(&f16) <= worst(&bf16), "{model}: error {} in f16", worst(&f16));
     }
+}
+
+/// In one chunk of up to 512 rows, which the library multiplies, and in chunks of fewer than it is asked for.
+#[test]
+fn fast_products_are_as_near_to_transformers() {
+    let Some(device) = emulated_cuda() else { return };
+    let model = MODELS[0];
+    let dir = fixtures_dir().join(model);
+    let reference = expected(&dir);
+    assert!(reference.prompts.iter().any(|prompt| prompt.ids.len() > 64), "no product has many rows");
+    let base = builder(&device, model).gemm(Gemm::Fast);
+    for dtype in [DTypeSpec::Bf16, DTypeSpec::F16] {
+        let [many, few] = [512, 41].map(|chunk| errors_of(&dir, &reference, base.clone().dtype(dtype), chunk));
+        println!("{model} {dtype}: {many:.4?}, in few rows {few:.4?}");
+        for errors in [many, few] {
+            match dtype {
+                DTypeSpec::Bf16 => assert_bf16_sized(model, errors, reference.bf16_error_against_f32),
+                _ => assert!(4.0 * worst(&errors) <= worst(&reference.bf16_error_against_f32), "{}", worst(&errors)),
+            }
+        }
+    }
+    let engine = base.dtype(DTypeSpec::Bf16).build().expect("engine");
+    let info = engine.info();
+    assert!(info.identity.numerics_id.contains(" fast "), "{}", info.identity.numerics_id);
+    assert!(!info.warnings.iter().any(|warning| warning.contains("gemm")), "{:?}", info.warnings);
 }
 
 /// As on wgpu with packed bytes: see `parity.rs`.

@@ -5,9 +5,10 @@ use anyfleet_conformance::rng::seed_from_env;
 use anyfleet_conformance::suite::{Options, Tier, edges, suite};
 use anyfleet_conformance::support;
 use anyfleet_cuda::CudaBackend;
+use anyfleet_tensor::{Backend, Gemm};
 
-fn emulated() -> Option<CudaBackend> {
-    match CudaBackend::emulated() {
+fn emulated(gemm: Gemm) -> Option<CudaBackend> {
+    match CudaBackend::emulated_with(gemm) {
         Ok(device) => Some(device),
         Err(e) if e.to_string().contains("need a C++ compiler") => {
             skipped("cuda", e);
@@ -45,7 +46,7 @@ fn passes(device: &CudaBackend, op: &str) -> Report {
 
 #[test]
 fn the_host_passes_and_the_support_matrix_is_current() {
-    let Some(device) = &emulated() else { return };
+    let Some(device) = &emulated(Gemm::Invariant) else { return };
     // Side by side on one device, whose runs do not mix: the references take longer than most launches.
     let reports: Vec<Report> = std::thread::scope(|scope| {
         let started = OPS.map(|op| scope.spawn(move || passes(device, op)));
@@ -62,9 +63,22 @@ fn the_host_passes_and_the_support_matrix_is_current() {
     );
 }
 
+/// Products of the library, whose place a plain sum takes here, and what becomes of them.
+#[test]
+fn the_host_passes_with_fast_products() {
+    let Some(device) = &emulated(Gemm::Fast) else { return };
+    assert!(!device.caps().invariant && device.caps().numerics.contains(" fast "), "{}", device.caps().numerics);
+    std::thread::scope(|scope| {
+        let started = ["linear", "linear_act_mul"].map(|op| scope.spawn(move || passes(device, op)));
+        for test in started {
+            test.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        }
+    });
+}
+
 #[test]
 fn the_last_unit_of_a_weight_decides() {
-    let Some(device) = emulated() else { return };
+    let Some(device) = emulated(Gemm::Invariant) else { return };
     let report = edges(&device, seed_from_env().unwrap());
     assert!(report.passed(), "{}", report.failure_text());
 }

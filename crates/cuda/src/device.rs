@@ -2,9 +2,9 @@
 use crate::driver::Driver;
 use crate::driver::Transfer;
 use crate::driver::fake::{FakeDriver, Recorded};
-use crate::{CudaBuffer, CudaPlan, CudaRecorder, CudaWeight, ops, weight};
+use crate::{CudaBuffer, CudaPlan, CudaRecorder, CudaWeight, communicator, ops, weight};
 use anyfleet_tensor::{
-    Backend, Caps, DType, Encoder, Error, HostWeight, Identity, Operand, Readback, Result, StepSizes, Tensor,
+    Backend, Caps, Communicator, DType, Encoder, Error, Gemm, HostWeight, Identity, Operand, Readback, Result, StepSizes, Tensor,
     WeightFormat,
 };
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +16,9 @@ pub struct CudaOptions {
     pub device: Option<String>,
     /// Folder where compiled kernels are kept for the next start; nowhere without one.
     pub compiled: Option<std::path::PathBuf>,
+    /// How products of many rows with bf16 and f16 weights are computed: with [`Gemm::Fast`] by cuBLASLt, in whatever order
+    /// of sums it chooses.
+    pub gemm: Gemm,
 }
 
 /// One device. Cloning shares it.
@@ -38,9 +41,23 @@ impl CudaBackend {
         crate::driver::probe::open(options).map(CudaBackend::over)
     }
 
+    /// What [`Gemm::Fast`] lacks on a device: a line that names the library that was looked for. Nothing where it can be
+    /// used.
+    ///
+    /// # Errors
+    /// As [`CudaBackend::new`].
+    pub fn missing_for_fast(options: &CudaOptions) -> Result<Option<String>> {
+        crate::driver::probe::missing_for_fast(options)
+    }
+
     /// A device that computes nothing and writes down what it is asked for.
     pub fn recording() -> (CudaBackend, Recorded) {
-        let driver = FakeDriver::new();
+        CudaBackend::recording_with(Gemm::Invariant)
+    }
+
+    /// The same with products as `gemm` says.
+    pub fn recording_with(gemm: Gemm) -> (CudaBackend, Recorded) {
+        let driver = FakeDriver::new(gemm);
         let recorded = driver.recorded.clone();
         (CudaBackend::over(Arc::new(driver)), recorded)
     }
@@ -51,7 +68,16 @@ impl CudaBackend {
     /// One line that says what is missing: a C++ compiler.
     #[cfg(feature = "emulate")]
     pub fn emulated() -> Result<CudaBackend> {
-        Ok(CudaBackend::over(Arc::new(crate::driver::emulated::EmulatedDriver::new()?)))
+        CudaBackend::emulated_with(Gemm::Invariant)
+    }
+
+    /// The same with products as `gemm` says: the library's are plain sums then.
+    ///
+    /// # Errors
+    /// As [`CudaBackend::emulated`].
+    #[cfg(feature = "emulate")]
+    pub fn emulated_with(gemm: Gemm) -> Result<CudaBackend> {
+        Ok(CudaBackend::over(Arc::new(crate::driver::emulated::EmulatedDriver::new(gemm)?)))
     }
 
     fn over(driver: Arc<dyn Driver>) -> CudaBackend {
@@ -64,6 +90,9 @@ impl CudaBackend {
             (WeightFormat::Float(DType::F16), Operand::Halves),
         ];
         let operands: Vec<_> = narrow.into_iter().chain(quantized.map(|format| (format, Operand::Bytes))).collect();
+        // Sums in matrix units differ between generations of them, and those of the library between versions of it.
+        let numerics = format!("cuda-2 sm_{}", description.capability);
+        let library = driver.library().map(|library| format!("{numerics} fast {library}"));
         let caps = Caps {
             device: format!("cuda:{} {} ({})", description.index, description.name, description.driver),
             identity: Identity {
@@ -71,14 +100,13 @@ impl CudaBackend {
                 driver: description.driver.clone(),
                 kernels: anyfleet_kernels::cuda::hash(),
             },
-            // Sums in matrix units differ between generations of them.
-            numerics: format!("cuda-2 sm_{}", description.capability),
+            invariant: library.is_none(),
+            numerics: library.unwrap_or(numerics),
             activations: vec![DType::F32],
             weights: floats.map(WeightFormat::Float).into_iter().chain(quantized).chain([WeightFormat::F8]).collect(),
             grouped_operands: operands.clone(),
             operands,
             operand_rows: 0,
-            invariant: true,
             attention_operands: vec![(DType::BF16, DType::BF16), (DType::I8, DType::BF16)],
             kv: vec![DType::BF16, DType::F16, DType::F32, DType::I8],
             page_size: 16,
@@ -120,7 +148,7 @@ impl CudaBackend {
         let mut recorder = CudaRecorder::new(self.clone());
         let params = Params { out: out.address(), rounds: ROUNDS, reserved: 0 };
         recorder.launch(("rate", "rate_bf16"), [blocks, 1, 1], THREADS, 0, &params)?;
-        let prepared = self.0.driver.prepare(recorder.launches, false)?;
+        let prepared = self.0.driver.prepare(recorder.work, false)?;
         // The first run loads the kernel and brings the clock up.
         let seconds = [self.seconds(|_| prepared.run())?, self.seconds(|_| prepared.run())?];
         // Eight products of 16x8x16 a warp and round.
@@ -154,8 +182,8 @@ impl CudaBackend {
         let mut encoder = Encoder::new(self, &mut recorder);
         record(&mut encoder);
         encoder.finish()?;
-        let CudaRecorder { launches, held, weights, .. } = recorder;
-        Ok(CudaPlan { prepared: self.0.driver.prepare(launches, replayed)?, _held: held, _weights: weights })
+        let CudaRecorder { work, held, weights, .. } = recorder;
+        Ok(CudaPlan { prepared: self.0.driver.prepare(work, replayed)?, _held: held, _weights: weights })
     }
 }
 
@@ -208,7 +236,9 @@ impl Backend for CudaBackend {
     }
 
     fn scratch_bytes(&self, sizes: &StepSizes) -> usize {
+        let by_library = if self.0.driver.library().is_some() { ops::linear_library::scratch_bytes(sizes) } else { 0 };
         let bytes = [
+            by_library,
             ops::linear::scratch_bytes(sizes),
             ops::grouped_linear::scratch_bytes(sizes),
             ops::route::scratch_bytes(sizes),
@@ -220,6 +250,15 @@ impl Backend for CudaBackend {
 
     fn reserve(&self, sizes: &StepSizes) -> Result<()> {
         self.scratch(self.scratch_bytes(sizes)).map(drop)
+    }
+
+    fn communicators(devices: &[&Self], most: usize) -> Result<Option<Vec<Box<dyn Communicator<Self>>>>> {
+        let group = communicator::group(devices, most)?;
+        Ok(group.map(|ends| ends.into_iter().map(|end| Box::new(end) as Box<dyn Communicator<Self>>).collect()))
+    }
+
+    fn communicator_bytes(&self, ranks: usize, most: usize) -> usize {
+        if self.0.driver.gathers().is_ok() { communicator::bytes(ranks, most) } else { 0 }
     }
 
     fn write(&self, dst: &Tensor<Self>, bytes: &[u8]) -> Result<()> {

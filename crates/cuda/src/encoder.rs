@@ -1,5 +1,5 @@
 //! Records operations as launches.
-use crate::driver::{Kernel, Launch};
+use crate::driver::{Kernel, Launch, Matmul, Work};
 use crate::{CudaBackend, CudaBuffer, CudaWeight, ops};
 use anyfleet_tensor::ops::*;
 use anyfleet_tensor::{Error, Live, Recorder, Result, Tensor};
@@ -12,15 +12,15 @@ const GRID: usize = 65_535;
 pub struct CudaRecorder {
     pub(crate) device: CudaBackend,
     header: Option<Tensor<CudaBackend>>,
-    pub(crate) launches: Vec<Launch>,
-    /// What launches point to: it must outlive them.
+    pub(crate) work: Vec<Work>,
+    /// What it points to: it must outlive the work.
     pub(crate) held: Vec<CudaBuffer>,
     pub(crate) weights: Vec<CudaWeight>,
 }
 
 impl CudaRecorder {
     pub(crate) fn new(device: CudaBackend) -> CudaRecorder {
-        CudaRecorder { device, header: None, launches: Vec::new(), held: Vec::new(), weights: Vec::new() }
+        CudaRecorder { device, header: None, work: Vec::new(), held: Vec::new(), weights: Vec::new() }
     }
 
     /// Where a tensor begins on the device.
@@ -82,14 +82,19 @@ impl CudaRecorder {
                 remedy: "use fewer tokens a step",
             });
         }
-        self.launches.push(Launch {
+        self.work.push(Work::Launch(Launch {
             kernel: Kernel { module, name },
             grid: grid.map(|n| n as u32),
             threads: threads as u32,
             shared: shared as u32,
             params: bytemuck::bytes_of(params).to_vec(),
-        });
+        }));
         Ok(())
+    }
+
+    /// Adds a product of the library.
+    pub(crate) fn matmul(&mut self, matmul: Matmul) {
+        self.work.push(Work::Matmul(matmul));
     }
 }
 

@@ -10,6 +10,7 @@
 //! What this crate does **not** know: models, requests, and the other backends.
 mod buffer;
 mod code;
+mod communicator;
 mod device;
 mod driver;
 mod encoder;

@@ -1,11 +1,15 @@
 //! The backend on CUDA's driver, where there is no GPU: on libraries that do what CUDA's do (`fake_driver`).
 #![cfg(all(target_os = "linux", not(feature = "prebuilt")))]
+#[macro_use]
 mod fake_driver;
+#[path = "fake_driver/values.rs"]
+mod values;
 
 use anyfleet_cuda::{CudaBackend, CudaOptions, CudaPlan, devices};
 use anyfleet_tensor::ops::Norm;
-use anyfleet_tensor::{Backend, DType, Encoder, Error, Live, Readback, Result, StepHeader, Tensor};
+use anyfleet_tensor::{Backend, DType, Encoder, Error, Live, Readback, Result, Tensor};
 use fake_driver::{Fake, again, compile, functions, on_fake};
+use values::{filled, header, numbers, read, set_tokens, tensor};
 
 /// Bytes that go through page-locked memory at once.
 const PIECE: usize = 8 << 20;
@@ -14,34 +18,8 @@ fn open() -> Result<CudaBackend> {
     CudaBackend::new(&CudaOptions::default())
 }
 
-/// Numbers that look random, equal for equal seeds, and small ones of them exact in all types.
-fn numbers(seed: u32, count: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(2_654_435_761) | 1;
-    let next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 16) as f32 / 32_768.0 - 1.0
-    };
-    std::iter::repeat_with(next).take(count).collect()
-}
-
 fn bytes(seed: u32, count: usize) -> Vec<u8> {
     numbers(seed, count).into_iter().map(|x| (x * 127.0) as i8 as u8).collect()
-}
-
-fn tensor(device: &CudaBackend, shape: &[usize]) -> Result<Tensor<CudaBackend>> {
-    Tensor::new(device, DType::F32, shape)
-}
-
-fn filled(device: &CudaBackend, shape: &[usize], values: &[f32]) -> Result<Tensor<CudaBackend>> {
-    let tensor = tensor(device, shape)?;
-    device.write(&tensor, bytemuck::cast_slice(values))?;
-    Ok(tensor)
-}
-
-fn read(device: &CudaBackend, tensor: &Tensor<CudaBackend>) -> Result<Vec<f32>> {
-    let mut values = vec![0f32; tensor.len()];
-    device.read(tensor)?.wait(bytemuck::cast_slice_mut(&mut values))?;
-    Ok(values)
 }
 
 /// `out = norm(x)`, weighted.
@@ -73,16 +51,6 @@ impl Normed {
     }
 }
 
-fn header(device: &CudaBackend) -> Result<Tensor<CudaBackend>> {
-    let header = Tensor::new(device, DType::U32, &[size_of::<StepHeader>() / 4])?;
-    device.write(&header, bytemuck::bytes_of(&StepHeader::default()))?;
-    Ok(header)
-}
-
-fn set_tokens(device: &CudaBackend, header: &Tensor<CudaBackend>, tokens: u32) -> Result<()> {
-    device.write(header, bytemuck::bytes_of(&StepHeader { tokens, ..StepHeader::default() }))
-}
-
 /// One of everything that the backend does.
 fn everything() -> Result<Vec<f32>> {
     let device = open()?;
@@ -103,20 +71,6 @@ fn everything() -> Result<Vec<f32>> {
     read(&device, &normed.out)
 }
 
-/// A name for each test, and a clean report.
-macro_rules! on_fake {
-    ($($(#[$about:meta])* fn $name:ident($($setting:ident = $value:expr),*) $body:block)*) => {$(
-        $(#[$about])*
-        #[test]
-        fn $name() {
-            let settings: &[(&str, &str)] = &[$((stringify!($setting), $value)),*];
-            if let Some(report) = on_fake(stringify!($name), settings, || $body) {
-                report.assert_clean();
-            }
-        }
-    )*};
-}
-
 // What there is.
 on_fake! {
     fn devices_are_listed(FAKE_CUDA_DEVICES = "2", FAKE_CUDA_MEMORY = "123456789") {
@@ -127,7 +81,7 @@ on_fake! {
             assert_eq!((device.capability, device.processors, device.memory), (90, 132, 123_456_789));
             assert_eq!(device.unusable(), None);
         }
-        let device = CudaBackend::new(&CudaOptions { device: Some("1".into()), compiled: None }).unwrap();
+        let device = CudaBackend::new(&CudaOptions { device: Some("1".into()), ..Default::default() }).unwrap();
         let caps = device.caps();
         assert_eq!(caps.device, "cuda:1 Fake H200 (CUDA 12.8)");
         assert_eq!(caps.memory.total, Some(123_456_789));

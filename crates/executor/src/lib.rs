@@ -12,6 +12,7 @@ mod cache;
 mod device;
 mod exchange;
 mod executor;
+mod group;
 mod head_inputs;
 mod inputs;
 mod output;

@@ -167,7 +167,11 @@ impl<'a> Placed<'a> {
             let head = if shard.has_head() { HeadBuffers::<B>::bytes(spec, options) } else { 0 };
             let inputs = StepInputs::<B>::bytes(options, groups, pages);
             let scratch = device.scratch_bytes(&step_sizes(spec, options, len));
-            (Decoder::<B>::rope_bytes(spec, len) + inputs + head + scratch) as u64
+            let sums = match shard.place.ranks {
+                1 => 0,
+                ranks => device.communicator_bytes(ranks, residual_elements(shard, options)),
+            };
+            (Decoder::<B>::rope_bytes(spec, len) + inputs + head + scratch + sums) as u64
         };
         Placed {
             spec,
@@ -266,6 +270,11 @@ pub(crate) fn plan_placed(
         parts: Vec::new(),
     };
     Ok(parts.iter().zip(kv_bytes).map(planned).collect())
+}
+
+/// The most elements of the residual stream.
+pub(crate) fn residual_elements(shard: &Shard, options: &ExecutorOptions) -> usize {
+    options.max_tokens.min(MAX_STEP) * shard.spec.hidden_size
 }
 
 /// The largest operations of a step with sequences of `positions` tokens.

@@ -1,8 +1,8 @@
 //! A model on several devices: stages of layers one after another, each on one device or shared by the ranks of several.
 use crate::device::{AnyDevice, Load};
-use crate::exchange::HostCommunicator;
 use crate::executor::failed;
-use crate::plan::{ExecutorOptions, MemoryPlan, PlanError, plan_placed};
+use crate::group::{self, End};
+use crate::plan::{ExecutorOptions, MemoryPlan, PlanError, plan_placed, residual_elements};
 use crate::rank::{Job, Product, Rank, Reply};
 use crate::stage::Stage;
 use anyfleet_models::{DecoderSpec, LoadError, LoadOptions, Model, Shard};
@@ -21,6 +21,13 @@ pub struct Part {
     pub shard: Shard,
     /// Device memory it may take, where that is known: a device may have several parts.
     pub available: Option<u64>,
+}
+
+impl Part {
+    /// The most elements of a sum over ranks: the residual stream of the largest step.
+    pub(crate) fn residual_elements(&self) -> usize {
+        residual_elements(&self.shard, &self.options)
+    }
 }
 
 /// Names of a split's parts: `+` between the ranks of a stage, `,` between stages.
@@ -122,13 +129,25 @@ impl SplitExecutor {
         packs: impl Fn(u64) -> Option<PathBuf>,
         progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
     ) -> Result<SplitExecutor, LoadError> {
+        SplitExecutor::load_joined(model, parts, plan, packs, progress, group::best)
+    }
+
+    /// The same with ends for the ranks of each stage.
+    fn load_joined(
+        model: &Model,
+        parts: Vec<Part>,
+        plan: &MemoryPlan,
+        packs: impl Fn(u64) -> Option<PathBuf>,
+        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+        join: impl Fn(&[Part]) -> anyfleet_tensor::Result<Vec<End>>,
+    ) -> Result<SplitExecutor, LoadError> {
         let total = parts.iter().map(|part| part.shard.elements()).sum();
         let (mut before, mut ends) = (0, Vec::new());
         let mut stages: Vec<Vec<Box<dyn Stage>>> = Vec::new();
-        for (part, plan) in parts.iter().zip(&plan.parts) {
+        for (i, (part, plan)) in parts.iter().zip(&plan.parts).enumerate() {
             if part.shard.place.rank == 0 {
                 stages.push(Vec::new());
-                ends = HostCommunicator::group(part.shard.place.ranks);
+                ends = join(&parts[i..][..part.shard.place.ranks])?;
                 ends.reverse();
             }
             let group = ends.pop().filter(|_| part.shard.place.ranks > 1);

@@ -1,5 +1,5 @@
 //! What a device offers.
-use crate::{DType, Encoder, Error, HostWeight, PackedWeight, Recorder, Result, SharedBytes, Tensor, WeightFormat};
+use crate::{Communicator, DType, Encoder, Error, HostWeight, PackedWeight, Recorder, Result, SharedBytes, Tensor, WeightFormat};
 use std::fmt;
 use std::str::FromStr;
 
@@ -217,6 +217,22 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn reserve(&self, sizes: &StepSizes) -> Result<()> {
         let _ = sizes;
         Ok(())
+    }
+
+    /// Ends of a group of `devices` that share layers, in the order of ranks, for sums of at most `most` elements. `None`, the
+    /// default, where they have no way to each other: sums go through the host's memory then.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    fn communicators(devices: &[&Self], most: usize) -> Result<Option<Vec<Box<dyn Communicator<Self>>>>> {
+        let _ = (devices, most);
+        Ok(None)
+    }
+
+    /// Device bytes that an end of [`Backend::communicators`] takes in a group of so many ranks.
+    fn communicator_bytes(&self, ranks: usize, most: usize) -> usize {
+        let _ = (ranks, most);
+        0
     }
 
     /// Name and version of what [`Backend::load`] makes of a weight: equal for two backends exactly where

@@ -42,7 +42,8 @@ pub(crate) struct Args {
     /// Where the model runs: auto, or a name from --list-devices; a,b divides layers among devices, a+b shares each layer
     #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Device")]
     pub device: String,
-    /// Products of many rows: invariant, or fast on a GPU's matrix units, where answers may depend on what else runs
+    /// Products of many rows: invariant, or fast on a GPU's matrix units (on NVIDIA's by cuBLASLt), where answers may depend on
+    /// what else runs
     #[arg(long, value_name = "invariant|fast", default_value = "invariant", help_heading = "Device")]
     pub gemm: String,
     /// List the devices of this machine and exit

@@ -28,7 +28,7 @@ Usage: conformance [--device cpu|cuda[:DEVICE]|wgpu[:ADAPTER]] [--tier small|lar
   --threads N         worker threads of the device
     --variant NAME      kernels of a wgpu adapter: portable (the default), subgroups or packed
     --gemm KIND         products of many rows: invariant (the default), or fast, on the matrix
-                        units of a wgpu adapter, which must have some
+                        units of a wgpu adapter, which must have some, or by cuBLASLt
   --json FILE         write every outcome there
   --verbose           a line for each case
   --table [README]    run the small tier on every device and kernel set here and write the
@@ -104,10 +104,11 @@ fn run(arguments: &Arguments) -> Result<Report, String> {
             let options = CpuOptions { threads: arguments.threads, isa: None };
             Ok(run_on(&CpuBackend::new(options).map_err(text)?, arguments))
         }
-        ("cuda", "emulated") => Ok(run_on(&CudaBackend::emulated().map_err(text)?, arguments)),
+        ("cuda", "emulated") => Ok(run_on(&CudaBackend::emulated_with(arguments.gemm).map_err(text)?, arguments)),
         ("cuda", device) => {
             let device = Some(device.to_owned()).filter(|device| !device.is_empty());
-            Ok(run_on(&CudaBackend::new(&CudaOptions { device, compiled: None }).map_err(text)?, arguments))
+            let options = CudaOptions { device, compiled: None, gemm: arguments.gemm };
+            Ok(run_on(&CudaBackend::new(&options).map_err(text)?, arguments))
         }
         ("wgpu", adapter) => {
             let adapter = Some(adapter.to_owned()).filter(|adapter| !adapter.is_empty());

@@ -2,9 +2,10 @@
 //!
 //! The modules are compiled with the C++ compiler of the machine (`CXX`, else `c++`) when the first device is opened,
 //! and kept beside the build. Blocks run on all processors, one after the other on each; memory is the process's own.
-use super::{Description, Driver, Kernel, Launch, Prepared, Transfer};
+use super::{Description, Driver, Group, Kernel, Launch, Matmul, Prepared, Transfer, Work};
 use anyfleet_kernels::cuda;
-use anyfleet_tensor::{DeviceMemory, Error, Result};
+use anyfleet_tensor::{DeviceMemory, Error, Gemm, Result};
+use half::{bf16, f16};
 use libloading::Library;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -13,7 +14,7 @@ use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 
 /// Alignment of memory.
 const ALIGN: usize = 256;
@@ -227,10 +228,11 @@ pub(crate) struct EmulatedDriver {
     description: Description,
     /// Held over a run: what its launches share, others' must not change meanwhile.
     order: Arc<Mutex<()>>,
+    gemm: Gemm,
 }
 
 impl EmulatedDriver {
-    pub(crate) fn new() -> Result<EmulatedDriver> {
+    pub(crate) fn new(gemm: Gemm) -> Result<EmulatedDriver> {
         let kernels = Kernels::get().map_err(failed)?;
         let description = Description {
             name: "emulated".into(),
@@ -240,7 +242,58 @@ impl EmulatedDriver {
             // So that kernels for large grids are chosen for small ones.
             processors: 2,
         };
-        Ok(EmulatedDriver { kernels, description, order: Arc::default() })
+        Ok(EmulatedDriver { kernels, description, order: Arc::default(), gemm })
+    }
+}
+
+/// Devices in the memory of one process. What a device does at some time is done when it is asked for here, so ranks wait
+/// for each other as their devices would.
+struct HostGroup {
+    places: Mutex<Places>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Places {
+    /// Where each rank's part is.
+    parts: Vec<u64>,
+    /// Ranks that have come to a gather, and that are through with one, over all of them.
+    arrived: usize,
+    done: usize,
+    aborted: bool,
+}
+
+impl HostGroup {
+    /// Counts this rank, and waits for the others to be counted.
+    fn wait(&self, count: impl Fn(&mut Places) -> &mut usize) -> Result<Vec<u64>> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let ranks = places.parts.len();
+        *count(&mut places) += 1;
+        let want = count(&mut places).next_multiple_of(ranks);
+        self.changed.notify_all();
+        while *count(&mut places) < want {
+            if places.aborted {
+                return Err(failed("its group was stopped"));
+            }
+            places = self.changed.wait(places).unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(places.parts.clone())
+    }
+}
+
+impl Group for HostGroup {
+    unsafe fn all_gather(&self, rank: usize, _stream: u64, from: u64, to: u64, count: usize) -> Result<()> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).parts[rank] = from;
+        for (rank, part) in self.wait(|places| &mut places.arrived)?.into_iter().enumerate() {
+            // SAFETY: the caller's; nobody writes a part before all are through.
+            unsafe { std::ptr::copy_nonoverlapping(part as *const f32, (to as *mut f32).add(rank * count), count) };
+        }
+        self.wait(|places| &mut places.done).map(drop)
+    }
+
+    fn abort(&self) {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).aborted = true;
+        self.changed.notify_all();
     }
 }
 
@@ -258,18 +311,51 @@ impl Transfer for Copied {
     }
 }
 
-struct HostLaunches {
-    kernels: &'static Kernels,
-    order: Arc<Mutex<()>>,
-    launches: Vec<(Launch, Resolved)>,
+/// What a library of products may compute: each sum in the order of K.
+///
+/// # Safety
+/// All of the product's memory must be valid, and of the output nobody else's.
+unsafe fn multiply(product: &Matmul) {
+    let &Matmul { out, x, weight, rows, features, width, f16, .. } = product;
+    let [rows, features, width] = [rows, features, width].map(|n| n as usize);
+    // SAFETY: the caller's.
+    let numbers = |address: u64, count: usize| unsafe { std::slice::from_raw_parts(address as *const u16, count) };
+    let widen = |&bits: &u16| if f16 == 1 { f16::from_bits(bits).to_f32() } else { bf16::from_bits(bits).to_f32() };
+    let weight: Vec<f32> = numbers(weight, features * width).iter().map(widen).collect();
+    // SAFETY: the caller's.
+    let out = unsafe { std::slice::from_raw_parts_mut(out as *mut f32, rows * features) };
+    let x = numbers(x, rows * width).par_chunks_exact(width);
+    out.par_chunks_exact_mut(features).zip(x).for_each(|(sums, x)| {
+        let x: Vec<f32> = x.iter().map(widen).collect();
+        for (sum, weight) in sums.iter_mut().zip(weight.chunks_exact(width)) {
+            *sum = x.iter().zip(weight).fold(0.0, |sum, (x, weight)| sum + x * weight);
+        }
+    });
 }
 
-impl Prepared for HostLaunches {
+enum HostWork {
+    Launch(Launch, Resolved),
+    Matmul(Matmul),
+}
+
+struct HostPlan {
+    kernels: &'static Kernels,
+    order: Arc<Mutex<()>>,
+    work: Vec<HostWork>,
+}
+
+impl Prepared for HostPlan {
     fn run(&self) -> Result<()> {
         let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
-        self.launches.iter().try_for_each(|(launch, resolved)| {
-            // SAFETY: addresses are of buffers that the plan holds, and operations were checked against their sizes.
-            unsafe { self.kernels.launch(launch, *resolved) }
+        // SAFETY: addresses are of buffers that the plan holds, and operations were checked against their sizes.
+        self.work.iter().try_for_each(|work| unsafe {
+            match work {
+                HostWork::Launch(launch, resolved) => self.kernels.launch(launch, *resolved),
+                HostWork::Matmul(product) => {
+                    multiply(product);
+                    Ok(())
+                }
+            }
         })
     }
 }
@@ -280,6 +366,9 @@ impl Driver for EmulatedDriver {
     }
     fn memory(&self) -> DeviceMemory {
         DeviceMemory::default()
+    }
+    fn library(&self) -> Option<&str> {
+        (self.gemm == Gemm::Fast).then_some("on the host")
     }
     fn alloc(&self, bytes: usize, what: &str) -> Result<u64> {
         let out_of_memory = || Error::OutOfMemory { device: "cuda:emulated".into(), bytes, what: what.into() };
@@ -306,8 +395,12 @@ impl Driver for EmulatedDriver {
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
         Ok(())
     }
-    fn prepare(&self, launches: Vec<Launch>, _replayed: bool) -> Result<Box<dyn Prepared>> {
-        let resolve = |launch: Launch| {
+    fn prepare(&self, work: Vec<Work>, _replayed: bool) -> Result<Box<dyn Prepared>> {
+        let resolve = |work| {
+            let launch = match work {
+                Work::Launch(launch) => launch,
+                Work::Matmul(product) => return Ok(HostWork::Matmul(product)),
+            };
             let resolved = self.kernels.resolve(launch.kernel)?;
             let (name, given) = (launch.kernel.name, launch.params.len());
             assert_eq!(
@@ -317,12 +410,23 @@ impl Driver for EmulatedDriver {
             );
             let most = resolved.threads;
             assert!(launch.threads <= most, "{name}: {} threads, the kernel takes {most}", launch.threads);
-            Ok((launch, resolved))
+            Ok(HostWork::Launch(launch, resolved))
         };
-        let launches = launches.into_iter().map(resolve).collect::<Result<_>>()?;
-        Ok(Box::new(HostLaunches { kernels: self.kernels, order: self.order.clone(), launches }))
+        let work = work.into_iter().map(resolve).collect::<Result<_>>()?;
+        Ok(Box::new(HostPlan { kernels: self.kernels, order: self.order.clone(), work }))
     }
     fn synchronize(&self) -> Result<()> {
         Ok(())
+    }
+    fn gathers(&self) -> std::result::Result<&str, String> {
+        Ok("on the host")
+    }
+    fn group(&self, devices: &[usize]) -> std::result::Result<Arc<dyn Group>, String> {
+        let places = Mutex::new(Places { parts: vec![0; devices.len()], ..Places::default() });
+        Ok(Arc::new(HostGroup { places, changed: Condvar::new() }))
+    }
+    unsafe fn all_gather(&self, group: &dyn Group, rank: usize, from: u64, to: u64, count: usize) -> Result<()> {
+        // SAFETY: the caller's.
+        unsafe { group.all_gather(rank, 0, from, to, count) }
     }
 }

@@ -1,9 +1,12 @@
 //! A driver that computes nothing and writes down what it was asked for.
-use super::{Description, Driver, Launch, Prepared, Transfer};
-use anyfleet_tensor::{DeviceMemory, Error, Result};
+use super::{Description, Driver, Group, Matmul, Prepared, Transfer, Work};
+use anyfleet_tensor::{DeviceMemory, Error, Gemm, Result};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// A launch as a device would have seen it.
+/// A launch as a device would have seen it. A product of the library is one of [`RecordedLaunch::PRODUCT`], of which only the
+/// structure says anything: addresses of the output, the rows, the weights and the workspace, then numbers of rows, output
+/// features and input features, and whether they are f16. Of one of [`RecordedLaunch::GATHER`] it is where a rank's part is and
+/// where those of all go, then the elements of a part and the rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordedLaunch {
     /// Name of the kernel.
@@ -19,6 +22,17 @@ pub struct RecordedLaunch {
 }
 
 impl RecordedLaunch {
+    /// What a product of the library is called.
+    pub const PRODUCT: &str = "cublasLtMatmul";
+
+    /// What brings the parts of all ranks to one is called.
+    pub const GATHER: &str = "ncclAllGather";
+
+    fn product(product: &Matmul) -> RecordedLaunch {
+        let params = bytemuck::bytes_of(product).to_vec();
+        RecordedLaunch { kernel: Self::PRODUCT, grid: [1; 3], threads: 1, shared: 0, params }
+    }
+
     /// Word `i` of the structure, of four bytes.
     ///
     /// # Panics
@@ -78,14 +92,25 @@ impl Recorded {
 pub(crate) struct FakeDriver {
     pub(crate) recorded: Recorded,
     description: Description,
+    gemm: Gemm,
 }
 
 impl FakeDriver {
-    pub(crate) fn new() -> FakeDriver {
+    pub(crate) fn new(gemm: Gemm) -> FakeDriver {
         let description =
             Description { name: "recording".into(), driver: "none".into(), index: 0, capability: 90, processors: 132 };
-        FakeDriver { recorded: Recorded::default(), description }
+        FakeDriver { recorded: Recorded::default(), description, gemm }
     }
+}
+
+/// A group whose ranks bring each other nothing.
+struct Alone;
+
+impl Group for Alone {
+    unsafe fn all_gather(&self, _rank: usize, _stream: u64, _from: u64, _to: u64, _count: usize) -> Result<()> {
+        Ok(())
+    }
+    fn abort(&self) {}
 }
 
 struct Nothing(usize);
@@ -116,6 +141,9 @@ impl Driver for FakeDriver {
     fn memory(&self) -> DeviceMemory {
         DeviceMemory { total: Some(141 << 30), available: Some(140 << 30) }
     }
+    fn library(&self) -> Option<&str> {
+        (self.gemm == Gemm::Fast).then_some("none")
+    }
     fn alloc(&self, bytes: usize, _what: &str) -> Result<u64> {
         let mut state = self.recorded.state();
         state.allocations += 1;
@@ -137,17 +165,33 @@ impl Driver for FakeDriver {
     fn copy(&self, _from: u64, _to: u64, _bytes: usize) -> Result<()> {
         Ok(())
     }
-    fn prepare(&self, launches: Vec<Launch>, _replayed: bool) -> Result<Box<dyn Prepared>> {
-        let launches = launches.into_iter().map(|launch| RecordedLaunch {
-            kernel: launch.kernel.name,
-            grid: launch.grid,
-            threads: launch.threads,
-            shared: launch.shared,
-            params: launch.params,
+    fn prepare(&self, work: Vec<Work>, _replayed: bool) -> Result<Box<dyn Prepared>> {
+        let launches = work.into_iter().map(|work| match work {
+            Work::Launch(launch) => RecordedLaunch {
+                kernel: launch.kernel.name,
+                grid: launch.grid,
+                threads: launch.threads,
+                shared: launch.shared,
+                params: launch.params,
+            },
+            Work::Matmul(product) => RecordedLaunch::product(&product),
         });
         Ok(Box::new(Noted(self.recorded.clone(), launches.collect())))
     }
     fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+    fn gathers(&self) -> Result<&str, String> {
+        Ok("none")
+    }
+    fn group(&self, _devices: &[usize]) -> Result<Arc<dyn Group>, String> {
+        Ok(Arc::new(Alone))
+    }
+    unsafe fn all_gather(&self, _group: &dyn Group, rank: usize, from: u64, to: u64, count: usize) -> Result<()> {
+        let words = [from, to, count as u64 | (rank as u64) << 32];
+        let params = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let launch = RecordedLaunch { kernel: RecordedLaunch::GATHER, grid: [1; 3], threads: 1, shared: 0, params };
+        self.recorded.state().launches.push(launch);
         Ok(())
     }
 }

@@ -1,7 +1,9 @@
 //! CUDA's driver: memory, transfers and launches on one stream of one device.
-use super::{Description, Driver, Kernel, Launch, Prepared, Transfer, probe};
-use crate::CudaDevice;
-use anyfleet_tensor::{DeviceMemory, Error, Result};
+use super::cublaslt::{Handle, Product};
+use super::nccl::{self, Comms};
+use super::{Description, Driver, Group, Kernel, Launch, Prepared, Transfer, Work, probe};
+use crate::{CudaDevice, CudaOptions};
+use anyfleet_tensor::{DeviceMemory, Error, Gemm, Result};
 use cudarc::driver::{DriverError, result, sys};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
@@ -13,7 +15,7 @@ use super::pinned::{Pinned, Staging};
 
 /// A device and its one stream.
 pub(super) struct Stream {
-    name: String,
+    pub(super) name: String,
     device: sys::CUdevice,
     context: sys::CUcontext,
     pub(super) raw: sys::CUstream,
@@ -27,7 +29,8 @@ unsafe impl Send for Stream {}
 unsafe impl Sync for Stream {}
 
 impl Stream {
-    fn open(device: &CudaDevice, name: String) -> Result<Stream> {
+    pub(super) fn open(device: &CudaDevice) -> Result<Stream> {
+        let name = format!("cuda:{} {} ({})", device.index, device.name, device.driver);
         let failed = |e: DriverError| {
             let reason = format!(
                 "the device cannot be opened: {}; see what else uses it (nvidia-smi), or use another --device",
@@ -101,6 +104,8 @@ pub(crate) struct GpuDriver {
     /// Host memory that reads went through, kept for the next.
     readbacks: Arc<Mutex<Vec<Pinned>>>,
     loaded: Mutex<Loaded>,
+    /// What computes products where they need not be invariant.
+    library: Option<Arc<Handle>>,
 }
 
 #[derive(Default)]
@@ -128,7 +133,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl GpuDriver {
-    pub(super) fn new(device: &CudaDevice, folder: Option<PathBuf>) -> Result<GpuDriver> {
+    pub(super) fn new(device: &CudaDevice, options: &CudaOptions) -> Result<GpuDriver> {
         let description = Description {
             name: device.name.clone(),
             driver: device.driver.clone(),
@@ -136,11 +141,18 @@ impl GpuDriver {
             capability: device.capability,
             processors: device.processors,
         };
-        let name = format!("cuda:{} {} ({})", device.index, device.name, device.driver);
-        let stream = Arc::new(Stream::open(device, name)?);
+        let stream = Arc::new(Stream::open(device)?);
+        let library = match options.gemm {
+            Gemm::Invariant => None,
+            Gemm::Fast => Some(Handle::open(&stream).map(Arc::new).map_err(|reason| Error::Device {
+                device: stream.name.clone(),
+                reason: format!("there is no fast gemm: {reason}"),
+            })?),
+        };
         let staging = Mutex::new(Staging::new(&stream)?);
         let (readbacks, loaded) = (Arc::default(), Mutex::default());
-        Ok(GpuDriver { description, stream, folder, staging, readbacks, loaded })
+        let folder = options.compiled.clone();
+        Ok(GpuDriver { description, stream, folder, staging, readbacks, loaded, library })
     }
 
     /// A kernel that may be launched with so much shared memory.
@@ -205,6 +217,10 @@ impl Driver for GpuDriver {
         }
     }
 
+    fn library(&self) -> Option<&str> {
+        self.library.as_ref().map(|library| library.name())
+    }
+
     fn alloc(&self, bytes: usize, what: &str) -> Result<u64> {
         let out_of_memory = || Error::OutOfMemory { device: self.stream.name.clone(), bytes, what: what.to_owned() };
         let mut failure = None;
@@ -251,20 +267,41 @@ impl Driver for GpuDriver {
         self.stream.with(|| unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.raw) })
     }
 
-    fn prepare(&self, launches: Vec<Launch>, replayed: bool) -> Result<Box<dyn Prepared>> {
-        let mut resolved = Vec::with_capacity(launches.len());
-        for launch in launches {
-            resolved.push((self.function(launch.kernel, launch.shared)?, launch));
+    fn prepare(&self, work: Vec<Work>, replayed: bool) -> Result<Box<dyn Prepared>> {
+        let mut resolved = Vec::with_capacity(work.len());
+        for work in work {
+            resolved.push(match work {
+                Work::Launch(launch) => Resolved::Launch(self.function(launch.kernel, launch.shared)?, launch),
+                Work::Matmul(product) => {
+                    let library = self.library.as_ref().expect("a product is asked for where there is a library");
+                    Resolved::Product(Product::new(library, &product)?)
+                }
+            });
         }
-        Ok(match replayed && !resolved.is_empty() {
-            true => Box::new(Graph::new(&self.stream, &resolved)?),
-            false => Box::new(Launches { stream: self.stream.clone(), launches: resolved }),
+        let launches: Option<Vec<_>> = resolved.iter().map(Resolved::launch).collect();
+        Ok(match launches {
+            Some(launches) if replayed && !launches.is_empty() => Box::new(Graph::new(&self.stream, &launches)?),
+            _ => Box::new(Calls { stream: self.stream.clone(), work: resolved }),
         })
     }
 
     fn synchronize(&self) -> Result<()> {
         // SAFETY: the stream lives.
         self.stream.with(|| unsafe { result::stream::synchronize(self.stream.raw) })
+    }
+
+    fn gathers(&self) -> std::result::Result<&str, String> {
+        nccl::name()
+    }
+
+    fn group(&self, devices: &[usize]) -> std::result::Result<Arc<dyn Group>, String> {
+        Comms::open(devices)
+    }
+
+    unsafe fn all_gather(&self, group: &dyn Group, rank: usize, from: u64, to: u64, count: usize) -> Result<()> {
+        let _together = lock(&self.stream.order);
+        // SAFETY: the caller's, and the stream lives as long as what it is given.
+        unsafe { group.all_gather(rank, self.stream.raw as u64, from, to, count) }
     }
 }
 
@@ -284,17 +321,33 @@ impl Transfer for Fetched {
     }
 }
 
-/// Launches one by one: of what is run once.
-struct Launches {
-    stream: Arc<Stream>,
-    launches: Vec<(Function, Launch)>,
+/// What can be given to the stream.
+enum Resolved {
+    Launch(Function, Launch),
+    Product(Product),
 }
 
-impl Prepared for Launches {
+impl Resolved {
+    fn launch(&self) -> Option<(Function, &Launch)> {
+        match self {
+            Resolved::Launch(function, launch) => Some((*function, launch)),
+            Resolved::Product(_) => None,
+        }
+    }
+}
+
+/// Work given to the stream piece by piece: what is run once, and what has products of the library, which chooses and
+/// launches kernels of its own. Those are products of many rows, which take longer than the calls.
+struct Calls {
+    stream: Arc<Stream>,
+    work: Vec<Resolved>,
+}
+
+impl Prepared for Calls {
     fn run(&self) -> Result<()> {
         let _together = lock(&self.stream.order);
-        self.stream.with(|| {
-            self.launches.iter().try_for_each(|(function, launch)| {
+        self.work.iter().try_for_each(|work| match work {
+            Resolved::Launch(function, launch) => self.stream.with(|| {
                 let [x, y, z] = launch.grid;
                 let mut params = [launch.params.as_ptr().cast_mut().cast::<c_void>()];
                 // SAFETY: the kernel takes one structure, which these bytes are, and copies it now; what it points to
@@ -303,7 +356,8 @@ impl Prepared for Launches {
                     let (grid, block) = ((x, y, z), (launch.threads, 1, 1));
                     result::launch_kernel(function.raw, grid, block, launch.shared, self.stream.raw, &mut params)
                 }
-            })
+            }),
+            Resolved::Product(product) => product.run(),
         })
     }
 }
@@ -319,7 +373,7 @@ struct Graph {
 unsafe impl Send for Graph {}
 
 impl Graph {
-    fn new(stream: &Arc<Stream>, launches: &[(Function, Launch)]) -> Result<Graph> {
+    fn new(stream: &Arc<Stream>, launches: &[(Function, &Launch)]) -> Result<Graph> {
         let mut graph = Graph { stream: stream.clone(), graph: ptr::null_mut(), exec: ptr::null_mut() };
         stream.with(|| {
             // SAFETY: out parameters are fields that live; nodes copy their parameters when they are added.

@@ -1,12 +1,16 @@
 //! What the backend asks of whoever runs kernels.
+mod cublaslt;
 #[cfg(feature = "emulate")]
 pub(crate) mod emulated;
 pub(crate) mod fake;
 mod gpu;
+mod nccl;
 mod pinned;
 pub(crate) mod probe;
 
 use anyfleet_tensor::{DeviceMemory, Result};
+use bytemuck::{Pod, Zeroable};
+use std::sync::Arc;
 
 /// Names a device.
 #[derive(Clone, Debug, Default)]
@@ -44,20 +48,64 @@ pub(crate) struct Launch {
     pub(crate) params: Vec<u8>,
 }
 
+/// A product that the device's library of matrix products computes: `out[r, f]` is the sum of `x[r, k] * weight[f, k]` over
+/// k, in f32 and in an order that is the library's. Rows lie one behind the other, at addresses that are 256-byte aligned.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub(crate) struct Matmul {
+    /// Where f32 goes, `[rows, features]`.
+    pub(crate) out: u64,
+    /// `[rows, width]`.
+    pub(crate) x: u64,
+    /// `[features, width]`.
+    pub(crate) weight: u64,
+    /// [`WORKSPACE`] bytes that the library may write to.
+    pub(crate) workspace: u64,
+    pub(crate) rows: u32,
+    pub(crate) features: u32,
+    pub(crate) width: u32,
+    /// 1 where `x` and `weight` are f16, 0 where they are bf16.
+    pub(crate) f16: u32,
+}
+
+/// What a product of the library may need beside its operands: NVIDIA's advice for Hopper and newer, the most of all.
+pub(crate) const WORKSPACE: usize = 32 << 20;
+
+/// One thing that a device does.
+#[derive(Clone, Debug)]
+pub(crate) enum Work {
+    Launch(Launch),
+    Matmul(Matmul),
+}
+
 /// A transfer to the host that may be under way.
 pub(crate) trait Transfer: Send {
     fn wait(self: Box<Self>, out: &mut [u8]) -> Result<()>;
 }
 
-/// Launches that were resolved, to be run one after the other.
+/// Work that was resolved, to be done one after the other.
 pub(crate) trait Prepared: Send {
     fn run(&self) -> Result<()>;
+}
+
+/// Devices of one process that can bring each other what they have.
+pub(crate) trait Group: Send + Sync {
+    /// Copies `count` floats at `from` of every rank to `to` of this one, rank after rank; each rank asks for the same. What
+    /// `stream` is, the driver knows.
+    ///
+    /// # Safety
+    /// There must be `count` floats at `from`, and as many times the number of ranks at `to`, until the stream is through.
+    unsafe fn all_gather(&self, rank: usize, stream: u64, from: u64, to: u64, count: usize) -> Result<()>;
+    /// Ends what is under way, on whichever device it waits, and the group.
+    fn abort(&self);
 }
 
 /// Memory, transfers and launches of one device, all in call order.
 pub(crate) trait Driver: Send + Sync + 'static {
     fn description(&self) -> &Description;
     fn memory(&self) -> DeviceMemory;
+    /// Name and version of the library that computes a [`Matmul`]; nothing where there is none, and none may be asked for.
+    fn library(&self) -> Option<&str>;
     /// At least 256-byte aligned; an address for 0 bytes, too.
     fn alloc(&self, bytes: usize, what: &str) -> Result<u64>;
     fn free(&self, address: u64, bytes: usize);
@@ -66,8 +114,17 @@ pub(crate) trait Driver: Send + Sync + 'static {
     fn read(&self, address: u64, bytes: usize) -> Result<Box<dyn Transfer>>;
     /// Copies on the device.
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()>;
-    /// Resolves launches that will be run often (`replayed`), or once.
-    fn prepare(&self, launches: Vec<Launch>, replayed: bool) -> Result<Box<dyn Prepared>>;
+    /// Resolves work that will be done often (`replayed`), or once.
+    fn prepare(&self, work: Vec<Work>, replayed: bool) -> Result<Box<dyn Prepared>>;
     /// Waits for everything that was asked for.
     fn synchronize(&self) -> Result<()>;
+    /// Name and version of the library that groups are made with, or a line that says why there is none.
+    fn gathers(&self) -> Result<&str, String>;
+    /// A group of the devices of these numbers, in this order, which are of the same kind.
+    fn group(&self, devices: &[usize]) -> Result<Arc<dyn Group>, String>;
+    /// Asks a group for [`Group::all_gather`] as its rank `rank`, in call order with the rest.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn all_gather(&self, group: &dyn Group, rank: usize, from: u64, to: u64, count: usize) -> Result<()>;
 }

@@ -1,7 +1,8 @@
 //! Which devices there are. CUDA's library is looked at before anything of it is called: what calls it here ends the
 //! process when a symbol is missing.
 use super::Driver;
-use super::gpu::GpuDriver;
+use super::cublaslt::Handle;
+use super::gpu::{GpuDriver, Stream};
 use crate::CudaOptions;
 use anyfleet_tensor::{Error, Result};
 use cudarc::driver::result;
@@ -124,7 +125,8 @@ pub(super) fn text(error: &cudarc::driver::DriverError) -> String {
     format!("{} ({})", part(error.error_string()), part(error.error_name()))
 }
 
-fn version() -> Result<i32, String> {
+/// The version of CUDA that the driver has: 12080 is 12.8.
+pub(super) fn version() -> Result<i32, String> {
     let mut version = 0;
     // SAFETY: the pointer is to a number that lives.
     let outcome = unsafe { cudarc::driver::sys::cuDriverGetVersion(&mut version) };
@@ -188,15 +190,26 @@ fn choose(devices: Vec<CudaDevice>, wanted: Option<&str>) -> Result<CudaDevice, 
     device.unusable().map_or(Ok(device), Err)
 }
 
-/// Opens a device.
-pub(crate) fn open(options: &CudaOptions) -> Result<Arc<dyn Driver>> {
+/// The device that the operator chose.
+fn chosen(options: &CudaOptions) -> Result<CudaDevice> {
     let wanted = options.device.as_deref();
     let failed = |reason: String| {
         let device = wanted.map_or("cuda".into(), |device| format!("cuda:{}", device.escape_debug()));
         Error::Device { device, reason }
     };
-    let device = devices().and_then(|devices| choose(devices, wanted)).map_err(failed)?;
-    Ok(Arc::new(GpuDriver::new(&device, options.compiled.clone())?))
+    devices().and_then(|devices| choose(devices, wanted)).map_err(failed)
+}
+
+/// Opens a device.
+pub(crate) fn open(options: &CudaOptions) -> Result<Arc<dyn Driver>> {
+    let device = chosen(options)?;
+    Ok(Arc::new(GpuDriver::new(&device, options)?))
+}
+
+/// Why a device has no library of products, if it has none.
+pub(crate) fn missing_for_fast(options: &CudaOptions) -> Result<Option<String>> {
+    let stream = Arc::new(Stream::open(&chosen(options)?)?);
+    Ok(Handle::open(&stream).err())
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! Few rows: a block takes a panel or two of output features and up to as many rows as its kernel is named for. Many:
 //! tiles. Which kernel runs is chosen by the capacity; a row's sum is the same in all of them, to the bit.
-use super::function;
+use super::{function, linear_library};
 use crate::weight::{BLOCK, Q4_BLOCK};
 use crate::{CudaBackend, CudaRecorder, CudaWeight};
 use anyfleet_tensor::ops::{Activation, Linear, LinearActMul};
@@ -10,7 +10,7 @@ use anyfleet_tensor::{DType, Live, Result, StepSizes, Tensor, WeightFormat};
 use bytemuck::{Pod, Zeroable};
 
 /// The most rows that are few; of f32 weights, which are multiplied by no matrix unit.
-const FEW: usize = 64;
+pub(crate) const FEW: usize = 64;
 const FEW_FLOATS: usize = 32;
 /// Parts of K that are summed by themselves: `SEGMENTS` of `linear.cuh`.
 const SEGMENTS: usize = 8;
@@ -34,7 +34,7 @@ pub(crate) struct Params {
     pub(crate) copy: u64,
     pub(crate) rests: u64,
     pub(crate) row_scales: u64,
-    rows: u32,
+    pub(crate) rows: u32,
     width: u32,
     features: u32,
     pub(crate) panels: u32,
@@ -144,17 +144,17 @@ pub(crate) fn most_bytes(rows: usize, width: usize) -> usize {
 }
 
 /// Where what a kernel makes of x is in scratch memory.
-struct Scratch {
+pub(crate) struct Scratch {
     /// Bytes of a row.
     row: usize,
     rests: usize,
     row_scales: usize,
-    bytes: usize,
+    pub(crate) bytes: usize,
 }
 
 impl Scratch {
     /// Rows of bf16, and of f16 with their scales.
-    fn of_16bit(rows: usize, width: usize) -> Scratch {
+    pub(crate) fn of_16bit(rows: usize, width: usize) -> Scratch {
         let row = width.next_multiple_of(64) * 2;
         Scratch { row, rests: 0, row_scales: rows * row, bytes: rows * (row + ROW_SCALES) }
     }
@@ -198,6 +198,9 @@ fn product(recorder: &mut CudaRecorder, op: &Product<'_>) -> Result<()> {
             if rows <= direct.few[0].rows && params.vectors == 1 {
                 return launch(recorder, direct, FEW, params);
             }
+            if rows > FEW && recorder.device.driver().library().is_some() {
+                return linear_library::record(recorder, (kernels.module, x), weight, params);
+            }
             params.take_copy(recorder, weight, rows)?;
             recorder.launch((kernels.module, x), [rows, 1, 1], THREADS, 0, &params)?;
             launch(recorder, kernels, FEW, params)
@@ -214,11 +217,17 @@ fn product(recorder: &mut CudaRecorder, op: &Product<'_>) -> Result<()> {
 impl Params {
     /// Gives `rows` rows of x their place in scratch memory, in the form in which they meet `weight`.
     pub(crate) fn take_copy(&mut self, recorder: &mut CudaRecorder, weight: &CudaWeight, rows: usize) -> Result<()> {
-        let bytes = matches!(weight.format(), WeightFormat::Q8 | WeightFormat::Q4);
-        let of = if bytes { Scratch::of_bytes } else { Scratch::of_16bit };
+        let of = if takes_16bit(weight) { Scratch::of_16bit } else { Scratch::of_bytes };
         let scratch = of(rows, weight.cols());
-        self.copy = recorder.scratch(scratch.bytes)?;
-        if bytes {
+        let at = recorder.scratch(scratch.bytes)?;
+        self.place_copy(at, &scratch, weight);
+        Ok(())
+    }
+
+    /// The same with the place, `at`.
+    pub(crate) fn place_copy(&mut self, at: u64, scratch: &Scratch, weight: &CudaWeight) {
+        self.copy = at;
+        if !takes_16bit(weight) {
             self.rests = self.copy + scratch.rests as u64;
         }
         self.row_scales = self.copy + scratch.row_scales as u64;
@@ -228,8 +237,12 @@ impl Params {
             WeightFormat::Q8 => weight.blocks() * BLOCK,
             _ => weight.blocks() * Q4_BLOCK,
         } as u32;
-        Ok(())
     }
+}
+
+/// Whether x is multiplied as numbers of sixteen bits, where it is not taken as it is; else as bytes.
+fn takes_16bit(weight: &CudaWeight) -> bool {
+    matches!(weight.format(), WeightFormat::Float(_) | WeightFormat::F8)
 }
 
 pub(crate) fn params(recorder: &mut CudaRecorder, op: &Product<'_>) -> Result<Params> {

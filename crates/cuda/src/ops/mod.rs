@@ -6,6 +6,7 @@ pub(crate) mod embed;
 pub(crate) mod gather;
 pub(crate) mod grouped_linear;
 pub(crate) mod linear;
+pub(crate) mod linear_library;
 pub(crate) mod norm;
 pub(crate) mod rope_kv;
 pub(crate) mod route;

@@ -54,6 +54,27 @@ EXPORT u64 anyfleet_fake_calls(const char* name) {
     std::lock_guard<std::mutex> lock(state().mutex);
     return state().calls[name];
 }
+// For other libraries: counts a call, and gives 0, or a code where it is to fail.
+EXPORT int anyfleet_fake_call(const char* name) {
+    std::lock_guard<std::mutex> lock(state().mutex);
+    return due(name).code;
+}
+// For other libraries: a rule was broken.
+EXPORT void anyfleet_fake_wrong(const char* text) {
+    std::lock_guard<std::mutex> lock(state().mutex);
+    note("%s", text);
+}
+// For other libraries: the context that is current on this thread, or null.
+EXPORT const void* anyfleet_fake_context() { return current; }
+// For other libraries: gives a product to a stream. Not 0 where it keeps no rule.
+EXPORT int anyfleet_fake_product(Stream* stream, const Product* product) {
+    Call call("anyfleet_fake_product");
+    if (call.code || !call.known(state().streams, stream, "stream")) return call.code;
+    Work work = {Work::Multiply};
+    work.product = *product;
+    give(*stream, std::move(work));
+    return OK;
+}
 // For tests: copies, records and launches that wait for somebody to synchronize.
 EXPORT u64 anyfleet_fake_waiting() {
     std::lock_guard<std::mutex> lock(state().mutex);

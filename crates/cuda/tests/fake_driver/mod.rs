@@ -1,4 +1,4 @@
-//! CUDA's libraries without a GPU (`libcuda.cpp`, `state.h`, `libnvrtc.cpp`), and tests that run on them.
+//! CUDA's libraries without a GPU (`libcuda.cpp`, `state.h`, `libnvrtc.cpp`, `libcublasLt.cpp`), and tests that run on them.
 //!
 //! CUDA is found by the loader of the system, when a process first asks for it: a test runs itself again as a process that
 //! finds these libraries first.
@@ -14,9 +14,25 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+/// A name for each test, and a clean report.
+#[allow(unused_macros, reason = "each test program uses a part")]
+macro_rules! on_fake {
+    ($($(#[$about:meta])* fn $name:ident($($setting:ident = $value:expr),*) $body:block)*) => {$(
+        $(#[$about])*
+        #[test]
+        fn $name() {
+            let settings: &[(&str, &str)] = &[$((stringify!($setting), $value)),*];
+            if let Some(report) = on_fake(stringify!($name), settings, || $body) {
+                report.assert_clean();
+            }
+        }
+    )*};
+}
+
 const CUDA: &str = include_str!("libcuda.cpp");
 const STATE: &str = include_str!("state.h");
 const NVRTC: &str = include_str!("libnvrtc.cpp");
+const CUBLASLT: &str = include_str!("libcublasLt.cpp");
 
 /// Set in the process that runs a test.
 const INSIDE: &str = "ANYFLEET_FAKE_DRIVER";
@@ -90,6 +106,7 @@ pub fn again(test: &str, libraries: &Path, settings: &[(&str, &str)]) -> Report 
         .args([test, "--exact", "--nocapture", "--test-threads=1"])
         .env("LD_LIBRARY_PATH", std::env::join_paths(paths).expect("folders without colons"))
         .env("ANYFLEET_NVRTC", libraries.join("libnvrtc.so"))
+        .env("ANYFLEET_CUBLASLT", libraries.join("libcublasLt.so"))
         .env("FAKE_CUDA_KERNELS", anyfleet_cuda::emulated_kernels().expect("kernels for the host"))
         .env("FAKE_CUDA_REPORT", &report)
         .env(INSIDE, "1")
@@ -131,7 +148,7 @@ fn fakes() -> Option<&'static Path> {
 /// Makes the folder of [`fakes`], or finds it.
 fn make() -> Result<PathBuf, String> {
     let mut hasher = DefaultHasher::new();
-    ([include_str!("mod.rs"), &compiler()], CUDA, STATE, NVRTC).hash(&mut hasher);
+    ([include_str!("mod.rs"), &compiler()], CUDA, STATE, NVRTC, CUBLASLT).hash(&mut hasher);
     let all = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let folder = all.join(format!("fake-driver-{:016x}", hasher.finish()));
     if folder.exists() {
@@ -143,6 +160,7 @@ fn make() -> Result<PathBuf, String> {
     fs::create_dir(&cuda).and_then(|()| fs::write(cuda.join("state.h"), STATE)).map_err(|e| e.to_string())?;
     compile(CUDA, &cuda.join("libcuda.so"))?;
     compile(NVRTC, &cuda.join("libnvrtc.so"))?;
+    compile(CUBLASLT, &cuda.join("libcublasLt.so"))?;
     let made = draft.keep();
     if fs::rename(&made, &folder).is_err() && fs::remove_dir_all(&made).is_err() {
         eprintln!("{} stays", made.display());

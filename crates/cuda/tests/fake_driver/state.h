@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdarg>
 #include <cstdint>
 #include <cstdio>
@@ -111,13 +112,21 @@ struct Launch {
     std::vector<u64> params;
 };
 
+// A product that libcublasLt.cpp asked for, in the words of crates/cuda/src/driver/mod.rs; its numbers are of 16 bits.
+struct Product {
+    char *out, *x, *weight, *workspace;
+    u64 workspace_bytes, rows, features, width;
+    int f16;
+};
+
 struct Work {
-    enum Kind { ToDevice, ToHost, Within, Record, Kernel } kind;
+    enum Kind { ToDevice, ToHost, Within, Record, Kernel, Multiply } kind;
     u64 number = 0;
     char* to = nullptr;
     const char* from = nullptr;
     u64 bytes = 0;
     Launch launch = {};
+    Product product = {};
 };
 
 struct Stream {
@@ -351,6 +360,42 @@ int copy(const Work& work) {
     return OK;
 }
 
+// A number of 16 bits: f16 is put together from its parts, and its infinities and NaNs are none here.
+float widened(u32 bits, bool f16) {
+    float value;
+    if (f16) {
+        u32 exponent = bits >> 10 & 31, mantissa = bits & 1023;
+        value = exponent ? ldexpf(float(mantissa | 1024), int(exponent) - 25) : ldexpf(float(mantissa), -24);
+        return bits >> 15 ? -value : value;
+    }
+    bits <<= 16;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+int multiply(const Product& p) {
+    auto& device = state().device;
+    for (auto [at, bytes] : {std::pair<char*, u64>{p.out, 4 * p.rows * p.features}, {p.x, 2 * p.rows * p.width},
+                             {p.weight, 2 * p.features * p.width}, {p.workspace, p.workspace_bytes}}) {
+        if (!holder(device, at, bytes)) return note("a product's memory was freed before it was made"), ILLEGAL_ADDRESS;
+    }
+    // What a library writes there.
+    memset(p.workspace, 0xff, p.workspace_bytes);
+    auto* out = reinterpret_cast<float*>(p.out);
+    auto* x = reinterpret_cast<const uint16_t*>(p.x);
+    auto* weight = reinterpret_cast<const uint16_t*>(p.weight);
+    std::vector<float> row(p.width);
+    for (u64 r = 0; r < p.rows; r++) {
+        for (u64 k = 0; k < p.width; k++) row[k] = widened(x[r * p.width + k], p.f16);
+        for (u64 f = 0; f < p.features; f++) {
+            float sum = 0;
+            for (u64 k = 0; k < p.width; k++) sum += row[k] * widened(weight[f * p.width + k], p.f16);
+            out[r * p.features + f] = sum;
+        }
+    }
+    return OK;
+}
+
 // Does what waits in a stream up to the number.
 int finish(Stream& stream, u64 number) {
     Context& context = *stream.context;
@@ -358,9 +403,9 @@ int finish(Stream& stream, u64 number) {
         Work work = std::move(stream.waiting.front());
         stream.waiting.pop_front();
         if (context.broken || work.kind == Work::Record) continue;
-        bool kernel = work.kind == Work::Kernel;
-        int chosen = due(kernel ? "kernel" : "copy").code;
-        context.broken = chosen ? chosen : kernel ? run(work.launch) : copy(work);
+        bool kernel = work.kind == Work::Kernel, product = work.kind == Work::Multiply;
+        int chosen = due(kernel ? "kernel" : product ? "product" : "copy").code;
+        context.broken = chosen ? chosen : kernel ? run(work.launch) : product ? multiply(work.product) : copy(work);
     }
     return context.broken;
 }
