@@ -4,8 +4,8 @@ use crate::driver::Transfer;
 use crate::driver::fake::{FakeDriver, Recorded};
 use crate::{CudaBuffer, CudaPlan, CudaRecorder, CudaWeight, communicator, ops, weight};
 use anyfleet_tensor::{
-    Backend, Caps, Communicator, DType, Encoder, Error, Gemm, HostWeight, Identity, Operand, Readback, Result, StepSizes, Tensor,
-    WeightFormat,
+    Backend, Caps, Communicator, DType, Encoder, Error, Gemm, HostWeight, Identity, Operand, Readback, Result,
+    StepSizes, Tensor, WeightFormat,
 };
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -26,7 +26,7 @@ impl Multiplied {
     fn new(device: &CudaBackend, rows: usize) -> Result<Multiplied> {
         let (n, k) = (Self::N, Self::K);
         let values = numbers(4, n * k);
-        let parts = vec![HostPart { dtype: DType::F32, rows: n, bytes: bytemuck::cast_slice(&values) }];
+        let parts = vec![HostPart { dtype: DType::F32, rows: n, bytes: bytemuck::cast_slice(&values), scales: None }];
         let store = WeightFormat::Float(DType::BF16);
         Ok(Multiplied {
             out: filled(device, &[rows, n], &numbers(6, rows * n))?,

@@ -10,14 +10,14 @@ const F32: WeightFormat = WeightFormat::Float(DType::F32);
 const WEIGHT: usize = 2;
 const COPY: usize = 8;
 const SCALES: usize = 10;
-const SUMS: usize = 18;
-const FIRST: usize = 38;
+const SUMS: usize = 19;
+const FIRST: usize = 40;
 /// What the library may write to beside its output.
 const WORKSPACE: u64 = 32 << 20;
 
 fn weight(device: &CudaBackend, n: usize, k: usize, store: WeightFormat, gated: bool) -> CudaWeight {
     let values = vec![1.0f32; n * k];
-    let parts = vec![HostPart { dtype: DType::F32, rows: n, bytes: bytemuck::cast_slice(&values) }];
+    let parts = vec![HostPart { dtype: DType::F32, rows: n, bytes: bytemuck::cast_slice(&values), scales: None }];
     device.load(HostWeight { name: "w".into(), stack: 1, cols: k, parts, store, gated }).unwrap()
 }
 
@@ -72,11 +72,35 @@ fn many_rows_are_rounded_multiplied_and_finished() {
         assert!((x + 100 * 256..=sums - 100 * 8).contains(&scales));
         assert_eq!(finish.address(SCALES), if store == F16 { scales } else { 0 });
         assert_eq!((finish.address(SUMS), finish.word(FIRST), finish.word(FIRST + 1)), (sums, 0, 3));
-        assert_eq!((finish.grid, finish.threads, finish.params.len()), ([rows as u32, 1, 1], 256, 160));
+        assert_eq!((finish.grid, finish.threads, finish.params.len()), ([rows as u32, 1, 1], 256, 168));
         // What it is besides is what the first was given.
         assert_eq!(finish.params[..80], rounded.params[..80]);
-        assert_eq!(finish.params[88..144], rounded.params[88..]);
+        assert_eq!(finish.params[88..152], rounded.params[88..]);
     }
+}
+
+#[test]
+fn weights_of_eight_bits_are_widened_some_at_a_time() {
+    let device = CudaBackend::recording_with(Gemm::Fast);
+    // Rows of 32,768 bytes: 2,048 of them are 64 MiB.
+    let (rows, n, k) = (100, 2_090, 16_380);
+    let all = launches(&device, rows, (n, k), WeightFormat::F8, None);
+    assert_eq!(all[0].kernel, "linear_f8_x");
+    let (mut features, blocks) = (0, 256);
+    for three in all[1..].chunks(3) {
+        assert_eq!(names(three), ["linear_f8_widen", RecordedLaunch::PRODUCT, "linear_finish"]);
+        let [widen, product, finish] = three else { unreachable!() };
+        let some = product.word(9);
+        assert_eq!((widen.grid, widen.threads), ([some, 4 * blocks / 256, 1], 256));
+        assert_eq!((widen.address(SUMS), widen.word(FIRST)), (product.address(2), features / 16));
+        assert_eq!((product.word(10), product.word(11)), (64 * blocks, 0));
+        assert_eq!((finish.word(FIRST), finish.word(FIRST + 1)), (features / 16, some / 16));
+        let [sums, x, wide, workspace] = [0, 1, 2, 3].map(|i| product.address(i));
+        assert!(sums >= x + 100 * 32_768 && wide >= sums + 400 * u64::from(some), "nothing lies in another's place");
+        assert!(workspace >= wide + u64::from(some) * 32_768 && some * 32_768 <= 64 << 20);
+        features += some;
+    }
+    assert_eq!((all.len(), features), (1 + 2 * 3, 2_096));
 }
 
 #[test]
@@ -102,7 +126,9 @@ fn wide_products_are_done_in_parts() {
 #[test]
 fn what_the_library_is_not_asked_for() {
     let fast = CudaBackend::recording_with(Gemm::Fast);
-    for (rows, store) in [(64, BF16), (64, F16), (100, F32), (100, WeightFormat::Q8), (100, WeightFormat::Q4)] {
+    for (rows, store) in
+        [(64, BF16), (64, F16), (64, WeightFormat::F8), (100, F32), (100, WeightFormat::Q8), (100, WeightFormat::Q4)]
+    {
         let device = CudaBackend::recording();
         let [one, other] = [&fast, &device].map(|device| {
             let launches = launches(device, rows, (48, 64), store, None);
@@ -131,15 +157,18 @@ fn scratch_memory_is_what_was_reserved() {
         };
         let plain = CudaBackend::recording().0.scratch_bytes(&sizes) as u64;
         let bytes = device.0.scratch_bytes(&sizes) as u64;
-        // Sums and a workspace are all that is more.
-        assert!((plain + WORKSPACE + (64 << 20)..=plain + WORKSPACE + (128 << 20)).contains(&bytes), "{bytes}");
+        // Sums, widened weights and a workspace are all that is more.
+        let more = plain + WORKSPACE + (64 << 20);
+        assert!((more + (64 << 20)..=more + (128 << 20)).contains(&bytes), "{bytes}");
         device.0.reserve(&sizes).unwrap();
         let before = device.1.allocations();
-        for rows in [65, 128, tokens / 2, tokens] {
-            let weight_and_tensors = 4;
-            launches(&device, rows.min(tokens), (140_000, 1), BF16, None);
-            assert!(device.1.allocations() - before <= 4 * weight_and_tensors, "scratch memory grew");
+        let weight_and_tensors = 4;
+        for (i, rows) in [65, 128, tokens / 2, tokens].into_iter().enumerate() {
+            for (j, store) in [BF16, WeightFormat::F8].into_iter().enumerate() {
+                launches(&device, rows.min(tokens), (140_000, 1), store, None);
+                let products = 2 * i as u64 + j as u64 + 1;
+                assert_eq!(device.1.allocations() - before, products * weight_and_tensors, "scratch memory grew");
+            }
         }
-        assert_eq!(device.1.allocations() - before, 4 * 4);
     }
 }

@@ -1,5 +1,7 @@
 //! What a device offers.
-use crate::{Communicator, DType, Encoder, Error, HostWeight, PackedWeight, Recorder, Result, SharedBytes, Tensor, WeightFormat};
+use crate::{
+    Communicator, DType, Encoder, Error, HostWeight, PackedWeight, Recorder, Result, SharedBytes, Tensor, WeightFormat,
+};
 use std::fmt;
 use std::str::FromStr;
 
