@@ -35,7 +35,7 @@ struct CopiedF8 : Unscaled {
     };
     static const bool RESTS = false;
     static const int AHEAD = 4;
-    static const int X_REGISTERS = 32;
+    static const int X_REGISTERS = 16;
     struct Source {
         RowsOfPanel rows;
         const u8* scales;
@@ -73,6 +73,7 @@ struct DirectF8 : CopiedF8 {
     struct X {
         Floats4 v[4];
     };
+    static const int X_REGISTERS = 32;
     template <class P>
     static SHARED_DEVICE void load_x(X& x, const P& p, u32 row, bool wanted, bool, u32 block, u32 t) {
         u32 k = block * (2 * BLOCK_FEATURES) + t * 8;

@@ -39,8 +39,9 @@ pub(crate) fn cases<B: Backend>(caps: &Caps) -> Cases<B> {
     // The vocabulary head, at the widths of an 8B model.
     let head = LinearCase { sampled: 400, f32_out: true, ..LinearCase::plain(3, VOCAB, 4096, activation, weight) };
     cases.push(Box::new(head.clone()));
-    // Integers, through every path: one row, a few, many.
-    for format in [WeightFormat::Q8, WeightFormat::Q4].into_iter().filter(|format| caps.weights.contains(format)) {
+    // Weights of fewer bits, through every path: one row, a few, many.
+    let narrow = [WeightFormat::Q8, WeightFormat::Q4, WeightFormat::F8];
+    for format in narrow.into_iter().filter(|format| caps.weights.contains(format)) {
         for (rows, sampled) in [(1, 0), (19, 200), (512, 40)] {
             let spread = Spread::Outliers;
             cases.push(Box::new(LinearCase {

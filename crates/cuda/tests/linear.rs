@@ -251,9 +251,9 @@ fn a_matrix_of_f8_has_the_bits_of_the_bf16_matrix_that_it_reads_as() {
         for k in [37, 130, 2052] {
             // Groups of all sizes: a scale that is not its own shows.
             let mut w = noise(96, N * k);
-            w.iter_mut()
-                .enumerate()
-                .for_each(|(i, w)| *w *= 2f32.powi((i / k * 7 + i % k / quant::F8_GROUP * 5) as i32 % 9));
+            for (i, w) in w.iter_mut().enumerate() {
+                *w *= 2f32.powi((i / k * 7 + i % k / quant::F8_GROUP * 5) as i32 % 9);
+            }
             w[5 * k + 3] = f32::NAN;
             let wide = as_bf16(&w, k);
             let x = noise(95, 150 * k);
