@@ -97,6 +97,63 @@ def save_checkpoint(spec: Spec, folder: pathlib.Path) -> None:
         save_file(tensors, path, metadata={"format": "pt"})
 
 
+# ---------------------------------------------------------------- floats of eight bits
+
+F8_MAX = 448.0
+BLOCK = 128
+
+
+def quantize(weight: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A matrix in E4M3, its scales, and what it reads as: bf16(number * scale), the product in f32."""
+    rows, cols = weight.shape
+    if kind == "blocks":
+        down, side = -(-rows // BLOCK), -(-cols // BLOCK)
+        padded = torch.zeros(down * BLOCK, side * BLOCK)
+        padded[:rows, :cols] = weight
+        scales = padded.reshape(down, BLOCK, side, BLOCK).abs().amax((1, 3)) / F8_MAX
+        each = scales.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)[:rows, :cols]
+    else:
+        scales = (weight.abs().amax(1, keepdim=True) / F8_MAX).bfloat16()
+        each = scales.float().expand(rows, cols)
+    narrow = (weight / each).clamp(-F8_MAX, F8_MAX).to(torch.float8_e4m3fn)
+    return narrow, scales, (narrow.float() * each).bfloat16()
+
+
+def quantization_config(spec: Spec) -> dict:
+    """As published checkpoints have it."""
+    if spec.f8 == "blocks":
+        return {
+            "activation_scheme": "dynamic", "fmt": "e4m3", "modules_to_not_convert": list(spec.not_f8),
+            "quant_method": "fp8", "weight_block_size": [BLOCK, BLOCK],
+        }  # fmt: skip
+    weights = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True, "dynamic": False}
+    activations = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False}
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": activations}
+    return {
+        "config_groups": {"group_0": group}, "format": "float-quantized", "ignore": list(spec.not_f8),
+        "quant_method": "compressed-tensors", "quantization_status": "compressed",
+    }  # fmt: skip
+
+
+def convert(spec: Spec, folder: pathlib.Path) -> dict[str, torch.Tensor]:
+    """Leaves in `folder` what the converted checkpoint reads as, for transformers to run; returns its tensors."""
+    path = folder / "model.safetensors"
+    plain, converted = load_file(path), {}
+    for name, weight in list(plain.items()):
+        module = name.removesuffix(".weight")
+        if not module.endswith("_proj") or module in spec.not_f8:
+            converted[name] = weight
+            continue
+        converted[name], scales, plain[name] = quantize(weight.float(), spec.f8)
+        if spec.f8 == "blocks":
+            converted[f"{name}_scale_inv"] = scales
+        else:
+            converted[f"{name}_scale"] = scales
+            converted[f"{module}.input_scale"] = torch.tensor([0.5])
+    save_file(plain, path, metadata={"format": "pt"})
+    return converted
+
+
 def load(folder: pathlib.Path, dtype=torch.float32, config=None, attention="eager"):
     """The checkpoint on disk as transformers runs it, rotary frequencies in f32 (f64 for f64)."""
     keys = {"config": config} if config is not None else {}
@@ -467,11 +524,16 @@ def build(spec: Spec, out: pathlib.Path) -> None:
         folder = pathlib.Path(tmp) / spec.name
         folder.mkdir()
         save_checkpoint(spec, folder)
+        converted = convert(spec, folder) if spec.f8 else None
         if spec.name == tiny_chat.SPEC.name:
             tiny_chat.write_tokenizer(folder)
         expected = measure(spec.name, spec.purpose, folder)
         if spec.name == tiny_chat.SPEC.name:
             expected |= tiny_chat.record_text(load(folder), folder, greedy, MIN_MARGIN)
+        if converted is not None:
+            save_file(converted, folder / "model.safetensors", metadata={"format": "pt"})
+            config = read_json(folder / "config.json") | {"quantization_config": quantization_config(spec)}
+            write(folder / "config.json", json.dumps(config, indent=2) + "\n")
         write(folder / "expected.json", layout(expected) + "\n")
         shutil.rmtree(out / spec.name, ignore_errors=True)
         shutil.copytree(folder, out / spec.name, copy_function=shutil.copyfile)  # not the temporary files' modes
@@ -489,7 +551,7 @@ def table(out: pathlib.Path) -> str:
         size = sum(f.stat().st_size for f in folder.iterdir()) / 1024
         shards = len(list(folder.glob("*.safetensors")))
         dtype = config.get("dtype") or config["torch_dtype"]
-        weights = dtype + (f", {shards} shards" if shards > 1 else "")
+        weights = ("E4M3, " if "quantization_config" in config else "") + dtype + (f", {shards} shards" if shards > 1 else "")
         noise, bf16 = e["f32_noise_against_f64"], e["bf16_error_against_f32"]
         share = max(e["bf16_sdpa_error_against_f32"][k] / bf16[k] for k in bf16)
         margin = min(m for p in e["prompts"] for m in p["greedy"]["margins"])

@@ -23,6 +23,8 @@ class Spec:
     # Sharp, so that an expert which bf16 turns to or away from weighs little.
     router_gain: float = 4.0
     embedding_std: float = 0.3  # untied embeddings; a tied matrix is drawn as a head
+    f8: str = ""  # matrices of layers in E4M3: "blocks" of 128 x 128 as DeepSeek's, "channels" as compressed-tensors'
+    not_f8: tuple[str, ...] = ("lm_head",)  # modules that stay as they are
 
 
 def _config(model_type: str, architecture: str, **keys) -> dict:
@@ -177,6 +179,27 @@ SPECS = [
         spelling="v5",
         max_shard_size="80KB",
         embedding_std=0.1,
+    ),
+    Spec(
+        name="qwen3-fp8",
+        purpose="Qwen3 in E4M3 with a scale for each block of 128 x 128, rows and columns no whole blocks, one projection not converted, tied",
+        config=_qwen3(
+            vocab_size=197, hidden_size=150, intermediate_size=170, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=3,
+            head_dim=24, rms_norm_eps=1e-3, rope_theta=1000000.0, attention_bias=False, use_sliding_window=False, sliding_window=None,
+            max_window_layers=2, tie_word_embeddings=True, torch_dtype="bfloat16",
+        ),
+        f8="blocks",
+        not_f8=("lm_head", "model.layers.1.mlp.down_proj"),
+    ),
+    Spec(
+        name="llama-fp8",
+        purpose="Llama in E4M3 with a scale for each output feature in bf16 (compressed-tensors), scales of activations beside them, untied",
+        config=llama(
+            vocab_size=197, hidden_size=60, intermediate_size=330, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=3,
+            head_dim=22, rms_norm_eps=1e-3, rope_theta=500000.0, rope_scaling=None, tie_word_embeddings=False, torch_dtype="bfloat16",
+        ),
+        f8="channels",
+        embedding_std=0.2,
     ),
     Spec(
         name="qwen3-tied",

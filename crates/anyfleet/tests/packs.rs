@@ -101,8 +101,9 @@ fn a_second_start_has_the_same_bits_and_reads_no_matrix() {
         (DTypeSpec::F16, QuantizeSpec::None),
         (DTypeSpec::Bf16, QuantizeSpec::Q8),
         (DTypeSpec::F32, QuantizeSpec::Q4),
+        (DTypeSpec::Bf16, QuantizeSpec::F8),
     ];
-    for fixture in ["qwen3-tied", "llama3", "mistral-window", "qwen3-moe"] {
+    for fixture in ["qwen3-tied", "llama3", "mistral-window", "qwen3-moe", "qwen3-fp8"] {
         for kept in formats {
             let case = Case::new(fixture);
             let plain = logits(&case.builder(kept));

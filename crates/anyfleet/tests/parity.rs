@@ -80,6 +80,29 @@ fn a_cache_of_bytes_is_about_as_good_as_bf16() {
     }
 }
 
+/// What a checkpoint has in eight bits is kept so by default, and reads as the bf16 matrices that another start makes of
+/// it: with the same bits, on every device.
+#[test]
+fn checkpoints_of_f8_have_the_bits_of_the_bf16_they_read_as() {
+    for (dir, device) in cases().into_iter().filter(|(dir, _)| name(dir).ends_with("-fp8")) {
+        let prompt = expected(&dir).prompts.pop().expect("a prompt");
+        let logits = |dtype| -> Vec<u32> {
+            let mut executor = builder(&dir, &device, dtype).executor().expect("executor");
+            let positions: Vec<usize> = prompt.rows.iter().map(|row| row.position).collect();
+            let (_, rows) = Driver { executor: &mut *executor, chunk: 50 }.score(&prompt.ids, &positions);
+            rows.concat().into_iter().map(f32::to_bits).collect()
+        };
+        assert_eq!(logits(DTypeSpec::Auto), logits(DTypeSpec::Bf16), "{} on {device}", name(&dir));
+        if device == DeviceSpec::Cpu {
+            let [auto, bf16] = [DTypeSpec::Auto, DTypeSpec::Bf16].map(|dtype| builder(&dir, &device, dtype));
+            assert!(auto.clone().plan().unwrap().weights < bf16.plan().unwrap().weights);
+            let engine = auto.build().expect("engine");
+            assert!(engine.info().identity.numerics_id.contains("/w-f8/"));
+            assert_eq!(engine.info().warnings, [""; 0], "scales of activations are no unused weights");
+        }
+    }
+}
+
 /// Products of bytes are the same bits on the CPU and with packed bytes on wgpu. Norms, attention and gated activations
 /// between them differ by roundings of f32; a number that is half a byte then becomes another byte here than there, which
 /// later layers spread. So logits are the same bits up to the first such number in a prompt, and from there on differ by a
