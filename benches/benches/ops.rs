@@ -136,7 +136,7 @@ fn sample(criterion: &mut Criterion, device: &CpuBackend) {
         for rows in [1, 16] {
             let vocab = 151_936;
             let (mode, logits, live) = (Some(mode), Logits::Smooth, Live::All);
-            let case = SampleCase { rows, padding: 0, vocab, logits, mode, adjusted, live };
+            let case = SampleCase { rows, padding: 0, vocab, logits, mode, adjusted, masked: false, live };
             let work = Throughput::Bytes((rows * vocab * 4) as u64);
             run(criterion, device, &format!("{name} 152k rows={rows}"), work, &case);
         }

@@ -64,6 +64,7 @@ struct SampleKernelParams {
     const float* logits;
     const u32* sampling;
     const u32* adjust;
+    const u32* masks;
     u32* ids;
     float* logprobs;
     u32* top_ids;
@@ -80,6 +81,8 @@ struct SampleKernelParams {
     u32 sampling_stride;
     u32 adjust_rows;
     u32 adjust_stride;
+    u32 mask_rows;
+    u32 masks_stride;
     u32 top_ids_stride;
     u32 top_logprobs_stride;
     u32 adjusted_stride;
@@ -95,7 +98,12 @@ SHARED_DEVICE const Sampling& sampling_of(const Params& p, u32 row) {
 SHARED_DEVICE Part* parts_of(const Params& p, u32 row) { return p.parts + u64(row) * p.part_count; }
 SHARED_DEVICE const float* logits_of(const Params& p, u32 row) { return p.logits + u64(row) * p.logits_stride; }
 
-SHARED_DEVICE bool is_adjusted(const Sampling& s) { return s.mode <= RANDOM && s.adjust_len > 0; }
+SHARED_DEVICE bool is_adjusted(const Sampling& s) { return s.mode <= RANDOM && (s.adjust_len > 0 || s.mask > 0); }
+// The bits of the tokens that may be chosen; null where all may.
+SHARED_DEVICE const u32* mask_of(const Params& p, const Sampling& s) {
+    bool none = s.mode > RANDOM || s.mask == 0 || s.mask > p.mask_rows;
+    return none ? nullptr : p.masks + u64(s.mask - 1) * p.masks_stride;
+}
 SHARED_DEVICE bool is_cut(const Sampling& s, u32 vocab) {
     return s.mode == RANDOM && ((s.top_k > 0 && s.top_k < vocab) || s.top_p < 1.0f);
 }
@@ -209,7 +217,10 @@ SHARED_DEVICE void adjust_part(const Params& p, const Sampling& s, u32 row, u32 
         if (place < PART) shared.part[place] = adjusted(shared.part[place], entry, s);
     }
     __syncthreads();
-    for (u32 j = 0; j < 4; j++) l.v[j] = shared.part[4 * threadIdx.x + j];
+    const u32* mask = mask_of(p, s);
+    // The four share a word.
+    u32 bits = mask && id < p.vocab ? mask[id / 32] >> id % 32 : ~0u;
+    for (u32 j = 0; j < 4; j++) l.v[j] = bits >> j & 1 ? shared.part[4 * threadIdx.x + j] : -infinity();
     if (id < p.vocab) store4(p.adjusted + u64(row) * p.adjusted_stride + id, l, p.vocab - id);
 }
 
@@ -362,6 +373,19 @@ SHARED_DEVICE void report(const Params& p, const Sampling& s, u32 row, WeighShar
     float max = key_logit(highest);
     float sum = mine && !is_infinite(max) ? parts[own].sum * exact_exp(key_logit(first) - max) : 0.0f;
     float log_sum = float(exact_ln(block_sum(sum, shared.sums)));
+    // Where all are banned, the highest of the logits as they were: of those that a mask allows, if it allows any.
+    bool banned = key_logit(top) == -infinity();
+    u64 chosen = banned ? highest : top;
+    const u32* mask = mask_of(p, s);
+    if (banned && mask) {
+        u64 allowed = 0;
+        for (u32 id = own; id < p.vocab; id += THREADS) {
+            u64 key = mask[id / 32] >> id % 32 & 1 ? rank_key(clean(logits_of(p, row)[id]), id) : 0;
+            allowed = key > allowed ? key : allowed;
+        }
+        allowed = block_max(allowed, shared.warps);
+        chosen = allowed ? allowed : chosen;
+    }
     // No part whose first lies below the TOP highest firsts has one of the TOP highest.
     shared.list[own] = first;
     if (own == 0) {
@@ -394,8 +418,8 @@ SHARED_DEVICE void report(const Params& p, const Sampling& s, u32 row, WeighShar
     state.top = top;
     state.max = max;
     state.log_sum = log_sum;
-    // Where all are banned, the highest of the logits as they were. Random rows get another later.
-    u32 id = s.mode > RANDOM ? s.target : key_id(key_logit(top) == -infinity() ? highest : top);
+    // Random rows get another later.
+    u32 id = s.mode > RANDOM ? s.target : key_id(chosen);
     p.ids[row] = id;
     p.logprobs[row] = logprob(clean(logits_of(p, row)[min_u32(id, p.vocab - 1)]), max, log_sum);
 }

@@ -17,7 +17,7 @@ struct Sampling {
     float repetition;
     float frequency;
     float presence;
-    u32 reserved;
+    u32 mask;
 };
 // Of `SampleMode`; what is below chooses the highest, what is above nothing.
 const u32 RANDOM = 1;

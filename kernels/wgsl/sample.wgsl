@@ -16,6 +16,9 @@ struct Params {
     top_ids_stride: u32,
     top_logprobs: u32,
     top_logprobs_stride: u32,
+    masks: u32,
+    mask_rows: u32,
+    masks_stride: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> logits: array<f32>;
@@ -28,6 +31,10 @@ struct Params {
 @group(0) @binding(7) var<storage, read_write> logprobs: array<u32>;
 @group(0) @binding(8) var<storage, read_write> top_ids: array<u32>;
 @group(0) @binding(9) var<storage, read_write> top_logprobs: array<u32>;
+#endif
+
+#if MASKS
+@group(0) @binding(10) var<storage, read> masks: array<u32>;
 #endif
 
 const THREADS: u32 = 256u;
@@ -95,9 +102,24 @@ fn row_logit(row: u32, id: u32) -> u32 {
     return clean(logits[p.logits + row * p.logits_stride + id]);
 }
 
+// Whether the mask of the row, whose parameters are at `at`, has the token's bit; true for rows without one.
+fn allowed(at: u32, id: u32) -> bool {
+#if MASKS
+    let mask = params[at + 15u];
+    if mask > 0u && mask <= p.mask_rows {
+        return ((masks[p.masks + (mask - 1u) * p.masks_stride + id / 32u] >> (id % 32u)) & 1u) == 1u;
+    }
+#endif
+    return true;
+}
+
+fn is_adjusted(at: u32) -> bool {
+    return params[at + 11u] > 0u || params[at + 15u] > 0u;
+}
+
 // After `adjust_row`.
 fn adjusted_logit(row: u32, id: u32) -> u32 {
-    if params[p.params + row * p.params_stride + 11u] == 0u {
+    if !is_adjusted(p.params + row * p.params_stride) {
         return row_logit(row, id);
     }
     return bitcast<u32>(scratch[row * p.vocab + id]);
@@ -332,7 +354,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var id = params[at + 1u];
     if mode == GREEDY || mode == RANDOM {
         var first = highest;
-        if params[at + 11u] > 0u {
+        if is_adjusted(at) {
             adjust_row(row, thread, at);
             first = vec2<u32>(0u);
             for (var token = thread; token < p.vocab; token += THREADS) {
@@ -345,7 +367,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         id = ~first.x;
         if key_bits(first) == MINUS_INFINITY {
-            id = ~highest.x;
+            // All are banned: the highest logit as it was, of those that a mask allows, if it allows any.
+            var inside = vec2<u32>(0u);
+            for (var token = thread; token < p.vocab; token += THREADS) {
+                let key = rank_key(row_logit(row, token), token);
+                if allowed(at, token) && less(inside, key) {
+                    inside = key;
+                }
+            }
+            inside = highest_key(thread, inside);
+            id = ~select(inside, highest, all(inside == vec2<u32>(0u))).x;
         } else if mode == RANDOM {
             id = drawn(row, thread, at, key_bits(first));
         }
@@ -371,7 +402,7 @@ const UNDEFINED: u32 = 0x7fc00000u;
 // Writes the row's adjusted logits to `scratch`.
 fn adjust_row(row: u32, thread: u32, at: u32) {
     for (var id = thread; id < p.vocab; id += THREADS) {
-        scratch[row * p.vocab + id] = bitcast<f32>(row_logit(row, id));
+        scratch[row * p.vocab + id] = bitcast<f32>(select(MINUS_INFINITY, row_logit(row, id), allowed(at, id)));
     }
     storageBarrier();
     workgroupBarrier();
@@ -390,7 +421,7 @@ fn adjust_row(row: u32, thread: u32, at: u32) {
         }
         let bits = row_logit(row, token);
         var result = MINUS_INFINITY;
-        if (flags & 2u) == 0u {
+        if (flags & 2u) == 0u && allowed(at, token) {
             if (bits & 0x7fffffffu) == 0x7f800000u {
                 result = bits;
             } else {

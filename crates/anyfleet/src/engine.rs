@@ -240,27 +240,28 @@ impl Engine {
     /// ```
     ///
     /// # Errors
-    /// The engine has stopped.
+    /// The engine has stopped, or the request has a [`Constraint`](crate::Constraint) and goes on.
     pub fn suspend(&self, request: RequestId) -> Result<Option<RequestSnapshot>> {
         let snapshots = self.send_suspend(Some(request))?;
-        Ok(snapshots.recv_blocking().map_err(|_| self.closed())?.pop())
+        Ok(snapshots.recv_blocking().map_err(|_| self.closed())??.pop())
     }
 
     /// As [`Engine::suspend`], without blocking the thread.
     ///
     /// # Errors
-    /// The engine has stopped.
+    /// As [`Engine::suspend`].
     pub async fn suspend_async(&self, request: RequestId) -> Result<Option<RequestSnapshot>> {
         let snapshots = self.send_suspend(Some(request))?;
-        Ok(snapshots.recv().await.map_err(|_| self.closed())?.pop())
+        Ok(snapshots.recv().await.map_err(|_| self.closed())??.pop())
     }
 
-    /// Suspends all requests, those that wait to start too. New ones are taken as before.
+    /// Suspends all requests, those that wait to start too, but for those with a [`Constraint`](crate::Constraint), which
+    /// go on to their end. New ones are taken as before.
     ///
     /// # Errors
     /// The engine has stopped.
     pub async fn suspend_all_async(&self) -> Result<Vec<RequestSnapshot>> {
-        self.send_suspend(None)?.recv().await.map_err(|_| self.closed())
+        self.send_suspend(None)?.recv().await.map_err(|_| self.closed())?
     }
 
     /// Goes on with a suspended request. Its stream has what its caller did not have when it was suspended, and
@@ -310,7 +311,8 @@ impl Engine {
         };
         let prompt_tokens = prompt.len();
         let tenant_salt = request.tenant.map(String::into_bytes).unwrap_or_default();
-        self.start(Work::New(Request { prompt, params, adapter: request.adapter, tenant_salt }), prompt_tokens)
+        let GenerateRequest { adapter, constraint, .. } = request;
+        self.start(Work::New(Request { prompt, params, adapter, tenant_salt, constraint }), prompt_tokens)
     }
 
     fn submit_snapshot(&self, snapshot: RequestSnapshot, tenant: Option<String>) -> Result<Submitted> {
@@ -327,7 +329,7 @@ impl Engine {
         Ok(Submitted { accepted, events: receiver, prompt_tokens })
     }
 
-    fn send_suspend(&self, request: Option<RequestId>) -> Result<Receiver<Vec<RequestSnapshot>>> {
+    fn send_suspend(&self, request: Option<RequestId>) -> Result<Receiver<Result<Vec<RequestSnapshot>>>> {
         let (snapshots, receiver) = async_channel::bounded(1);
         let command = Command::Suspend { request, snapshots };
         self.shared.commands.try_send(command).map_err(|_| self.closed())?;

@@ -53,7 +53,7 @@ mod worker;
 
 pub use anyfleet_executor::MemoryPlan;
 pub use anyfleet_runtime::{
-    Batch, ChoiceSnapshot, Executor, ExecutorError, FinishReason, GroupStats, Identity, Limits, RequestId,
+    Batch, ChoiceSnapshot, Constraint, Executor, ExecutorError, FinishReason, GroupStats, Identity, Limits, RequestId,
     RequestSnapshot, SamplingParams, SnapshotError, Stats, StepOutput, StopCause, TokenLogprob, Usage,
 };
 pub use anyfleet_tensor::Gemm;

@@ -1,5 +1,5 @@
 //! What callers ask for, and the answer to those who wait for all of it.
-use crate::{FinishReason, SamplingParams, TokenLogprob, Usage};
+use crate::{Constraint, FinishReason, SamplingParams, TokenLogprob, Usage};
 
 /// Text or token ids to continue.
 #[derive(Clone, Debug, PartialEq)]
@@ -11,7 +11,7 @@ pub enum Prompt {
 }
 
 /// A prompt and how to continue it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct GenerateRequest {
     /// What to continue.
     pub prompt: Prompt,
@@ -21,6 +21,8 @@ pub struct GenerateRequest {
     pub adapter: u32,
     /// Requests share cached prefixes only within one tenant.
     pub tenant: Option<String>,
+    /// What the answer may be, at its beginning.
+    pub constraint: Option<Box<dyn Constraint>>,
     edits: Edits,
 }
 
@@ -35,7 +37,7 @@ struct Edits {
 impl GenerateRequest {
     /// Continues `prompt`.
     pub fn new(prompt: Prompt) -> Self {
-        GenerateRequest { prompt, params: None, adapter: 0, tenant: None, edits: Edits::default() }
+        GenerateRequest { prompt, params: None, adapter: 0, tenant: None, constraint: None, edits: Edits::default() }
     }
 
     /// Continues text, special tokens added by the tokenizer's post-processor.
@@ -80,6 +82,14 @@ impl GenerateRequest {
     #[must_use]
     pub fn tenant(mut self, tenant: impl Into<String>) -> Self {
         self.tenant = Some(tenant.into());
+        self
+    }
+
+    /// Only answers that `constraint`, which is at its beginning, allows: each choice has a copy of it. Such a request
+    /// stays on its engine: [`Engine::suspend`](crate::Engine::suspend) refuses it.
+    #[must_use]
+    pub fn constraint(mut self, constraint: impl Constraint + 'static) -> Self {
+        self.constraint = Some(Box::new(constraint));
         self
     }
 

@@ -1,6 +1,6 @@
 //! The engine's thread: takes requests between steps, runs steps, hands events out.
 use crate::{Error, Result, StreamEvent};
-use anyfleet_runtime::{AddError, Event, Executor, Request, RequestId, RequestSnapshot, Runtime, Stats};
+use anyfleet_runtime::{AddError, Event, Executor, Request, RequestId, RequestSnapshot, Runtime, SnapshotError, Stats};
 use async_channel::{Receiver, Sender, TryRecvError};
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -12,7 +12,7 @@ pub(crate) enum Command {
     /// Start or resume a request.
     Start(Box<Submission>),
     /// Suspend a request, or all.
-    Suspend { request: Option<RequestId>, snapshots: Sender<Vec<RequestSnapshot>> },
+    Suspend { request: Option<RequestId>, snapshots: Sender<Result<Vec<RequestSnapshot>>> },
 }
 
 /// A request on its way to the engine's thread.
@@ -142,8 +142,13 @@ impl Worker {
         match command {
             Command::Start(submission) => self.start(*submission),
             Command::Suspend { request, snapshots } => {
-                let requests = request.map_or_else(|| self.streams.keys().copied().collect(), |id| vec![id]);
-                let suspended = requests.into_iter().filter_map(|id| self.suspend(id)).collect();
+                let suspended = match request {
+                    Some(id) => self.suspend(id).map(|snapshot| snapshot.into_iter().collect()),
+                    None => {
+                        let all: Vec<RequestId> = self.streams.keys().copied().collect();
+                        Ok(all.into_iter().filter_map(|id| self.suspend(id).ok().flatten()).collect())
+                    }
+                };
                 let _ = snapshots.try_send(suspended);
             }
         }
@@ -170,12 +175,15 @@ impl Worker {
     }
 
     /// Ends a request with its snapshot, which its stream gets too.
-    fn suspend(&mut self, id: RequestId) -> Option<RequestSnapshot> {
-        let snapshot = self.runtime.suspend(id)?;
-        if let Some(events) = self.streams.remove(&id) {
+    fn suspend(&mut self, id: RequestId) -> Result<Option<RequestSnapshot>> {
+        let refused = |error: SnapshotError| Error::Request { param: None, message: error.to_string() };
+        let snapshot = self.runtime.suspend(id).map_err(refused)?;
+        if let Some(snapshot) = &snapshot
+            && let Some(events) = self.streams.remove(&id)
+        {
             let _ = events.try_send(Ok(StreamEvent::Suspended(Box::new(snapshot.clone()))));
         }
-        Some(snapshot)
+        Ok(snapshot)
     }
 
     fn cancel_dropped(&mut self) {

@@ -2,8 +2,8 @@
 mod common;
 
 use anyfleet::{
-    ChatInput, Engine, EngineBuilder, Error, FinishReason, Gemm, GenerateRequest, SamplingParams, StreamEvent,
-    TokenStream,
+    ChatInput, Constraint, Engine, EngineBuilder, Error, FinishReason, Gemm, GenerateRequest, SamplingParams,
+    StopCause, StreamEvent, TokenStream,
 };
 use common::fixtures_dir;
 use serde::Deserialize;
@@ -258,4 +258,63 @@ fn the_async_side_needs_no_runtime_of_its_own() {
         text
     });
     assert_eq!(text, want.text());
+}
+
+/// Tokens that are even where `0` of them have been said, odd after the first, and so on; refuses to go past `most`.
+#[derive(Clone)]
+struct Alternating {
+    said: u32,
+    most: u32,
+}
+
+impl Constraint for Alternating {
+    fn allowed(&mut self, mask: &mut [u32]) -> Result<(), String> {
+        if self.said < self.most {
+            mask.fill(if self.said.is_multiple_of(2) { 0x5555_5555 } else { 0xaaaa_aaaa });
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self, token: u32) -> Result<(), String> {
+        assert_eq!(token % 2, self.said % 2);
+        self.said += 1;
+        Ok(())
+    }
+
+    fn fork(&self) -> Box<dyn Constraint> {
+        Box::new(self.clone())
+    }
+}
+
+#[test]
+fn constraints_are_kept_to_by_the_device() {
+    let engine = engine();
+    let params = |n| SamplingParams { n, logprobs: Some(20), max_tokens: Some(12), ..SamplingParams::default() };
+    let plain = |n| GenerateRequest::text("Hello").params(params(n)).seed(5);
+    let unbound = plain(3);
+    let alone = engine.generate(unbound.clone()).expect("an answer");
+    let greedy = plain(1).temperature(0.0).constraint(Alternating { said: 0, most: 7 });
+    let sampled = plain(4).temperature(1.5).constraint(Alternating { said: 0, most: 100 });
+    let streams = [&unbound, &greedy, &sampled].map(|request| engine.stream(request.clone()).expect("accepted"));
+    let [unbound, greedy, sampled] = streams.map(|stream| stream.collect_completion().expect("an answer"));
+    assert_eq!(unbound, alone, "a request without a constraint, among others");
+    let choice = &greedy.choices[0];
+    assert_eq!((&choice.finish_reason, choice.tokens.len()), (&FinishReason::Stop(StopCause::Constraint), 7));
+    for (i, token) in choice.tokens.iter().enumerate() {
+        let best = token.top.iter().find(|(id, _)| *id as usize % 2 == i % 2).expect("one of twenty");
+        assert_eq!(token.id, best.0, "token {i}");
+    }
+    let answers: Vec<Vec<u32>> = sampled.choices.iter().map(|c| c.tokens.iter().map(|t| t.id).collect()).collect();
+    assert!(
+        answers.iter().all(|ids| ids.len() >= 2 && ids.iter().enumerate().all(|(i, id)| *id as usize % 2 == i % 2))
+    );
+    assert!(answers.iter().any(|ids| *ids != answers[0]));
+    // It may be over before it is to be suspended.
+    let suspend =
+        |_| engine.suspend(engine.stream(plain(4).constraint(Alternating { said: 0, most: 100 })).ok()?.id()).err();
+    let refusal = (0..1000).find_map(suspend).expect("one that runs");
+    assert!(
+        matches!(&refusal, Error::Request { message, .. } if message.contains("a constraint has no snapshot")),
+        "{refusal}"
+    );
 }

@@ -162,7 +162,7 @@ fn a_request_that_moves_at_any_token_is_the_same_request() {
                 let mut runtime = here.runtime();
                 let id = runtime.add(request.clone()).expect("accepted");
                 here.run(&mut runtime, &mut answer, steps);
-                let Some(own) = runtime.suspend(id) else { continue };
+                let Some(own) = runtime.suspend(id).expect("no constraint") else { continue };
                 assert!(!runtime.has_work(), "a suspended request has steps left");
                 assert_eq!(own.params.seed, Some(seed));
                 let snapshot = if ledger { answer.ledger(&own) } else { own };

@@ -64,8 +64,10 @@ pub(crate) fn cases<B: Backend>(caps: &Caps) -> Cases<B> {
     cases.push(Box::new(norm(activation)));
     cases.push(Box::new(act_mul(activation)));
     for logits in [Logits::Smooth, Logits::Ties] {
+        let (mode, live) = (None, Live::LogitRows);
         let sample =
-            SampleCase { rows: 8, padding: 2, vocab: VOCAB, logits, mode: None, adjusted: true, live: Live::LogitRows };
+            SampleCase { rows: 8, padding: 2, vocab: VOCAB, logits, mode, adjusted: true, masked: false, live };
+        cases.push(Box::new(SampleCase { masked: true, ..sample.clone() }));
         cases.push(Box::new(sample));
     }
     let long = AttentionCase {

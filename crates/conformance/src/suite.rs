@@ -91,7 +91,7 @@ pub fn edges<B: Backend>(backend: &B, seed: u64) -> Report {
     let mut report = Report::new(backend.caps(), seed);
     let (logits, mode, live) = (Logits::Edge, Some(SampleMode::Random), Live::All);
     for vocab in [2, 515, 4099] {
-        let case = SampleCase { rows: 16, padding: 0, vocab, logits, mode, adjusted: false, live };
+        let case = SampleCase { rows: 16, padding: 0, vocab, logits, mode, adjusted: false, masked: false, live };
         report.outcomes.push(Case::<B>::run(&case, backend, seed));
     }
     report
@@ -531,16 +531,38 @@ fn sample<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng) {
         for logits in [Logits::Smooth, Logits::Ties, Logits::Odd] {
             let (rows, padding) = ([33, 1, 16][i % 3], [0, 3][i % 2]);
             let live = live_for(rng, padding, Live::LogitRows);
-            with_rows(cases, SampleCase { rows, padding, vocab, logits, mode: None, adjusted: true, live });
+            let case = SampleCase { rows, padding, vocab, logits, mode: None, adjusted: true, masked: false, live };
+            with_rows(cases, case);
         }
     }
-    let mode = Some(SampleMode::Random);
-    let random =
-        SampleCase { rows: 200, padding: 0, vocab: 100, logits: Logits::Smooth, mode, adjusted: true, live: Live::All };
+    let random = SampleCase {
+        rows: 200,
+        padding: 0,
+        vocab: 100,
+        logits: Logits::Smooth,
+        mode: Some(SampleMode::Random),
+        adjusted: true,
+        masked: false,
+        live: Live::All,
+    };
     cases.push(Box::new(random));
+    for (vocab, logits, adjusted) in [
+        (1, Logits::Smooth, true),
+        (31, Logits::Odd, true),
+        (32, Logits::Smooth, false),
+        (100, Logits::Plateaus, true),
+        (515, Logits::Odd, true),
+        (4099, Logits::Ties, false),
+    ] {
+        let (rows, padding) = (35, rng.below(3));
+        let live = live_for(rng, padding, Live::LogitRows);
+        with_rows(cases, SampleCase { rows, padding, vocab, logits, mode: None, adjusted, masked: true, live });
+    }
     // Vocabularies that kernels read in many pieces.
     for (rows, vocab, logits) in [(24, 4099, Logits::Plateaus), (5, 60_001, Logits::Smooth)] {
         let live = Live::LogitRows;
-        cases.push(Box::new(SampleCase { rows, padding: 1, vocab, logits, mode: None, adjusted: true, live }));
+        let case = SampleCase { rows, padding: 1, vocab, logits, mode: None, adjusted: true, masked: false, live };
+        cases.push(Box::new(SampleCase { masked: true, ..case.clone() }));
+        cases.push(Box::new(case));
     }
 }

@@ -99,6 +99,7 @@ struct Sampled {
     logits: Tensor<CudaBackend>,
     params: Tensor<CudaBackend>,
     adjust: Tensor<CudaBackend>,
+    masks: Option<Tensor<CudaBackend>>,
 }
 
 impl Sampled {
@@ -111,12 +112,14 @@ impl Sampled {
             logits: device.floats(&[rows, vocab]),
             params: device.words(&[rows, 16]),
             adjust: device.words(&[7, 4]),
+            masks: None,
         }
     }
 
     fn record(&self, enc: &mut Encoder<'_, CudaBackend>, live: Live) {
-        let Sampled { ids, logprobs, top_ids, top_logprobs, logits, params, adjust } = self;
-        enc.sample(Sample { ids, logprobs, top_ids, top_logprobs, logits, params, adjust, live });
+        let Sampled { ids, logprobs, top_ids, top_logprobs, logits, params, adjust, masks } = self;
+        let masks = masks.as_ref();
+        enc.sample(Sample { ids, logprobs, top_ids, top_logprobs, logits, params, adjust, masks, live });
     }
 }
 
@@ -195,7 +198,10 @@ fn gather_from_no_rows() {
 fn sample_covers_rows_and_parts() {
     let device = Device::new();
     for (rows, vocab) in [(1, 1), (3, 2048), (2, 2049), (64, 152_064), (1, 1 << 20)] {
-        let s = Sampled::new(&device, rows, vocab);
+        let mut s = Sampled::new(&device, rows, vocab);
+        let words = vocab.div_ceil(32);
+        s.masks = (rows > 1).then(|| device.words(&[5, words + 3]).columns(2, words).narrow(1, 4));
+        let masks = s.masks.as_ref().map_or([0, 0], |_| [4, words + 3]);
         let launches = device.launches(|enc| s.record(enc, Live::LogitRows));
         assert_eq!(names(&launches), ["sample_parts", "sample_weigh", "sample_draw"]);
         let parts = launches[0].grid[0];
@@ -203,14 +209,15 @@ fn sample_covers_rows_and_parts() {
         for (launch, more) in launches.iter().zip([0, 1, 0]) {
             assert_eq!((launch.grid, launch.threads), ([parts + more, rows as u32, 1], 512));
             let of = |i| launch.address(i);
-            let tensors = [&s.logits, &s.params, &s.adjust, &s.ids, &s.logprobs, &s.top_ids, &s.top_logprobs];
-            let mut addresses = tensors.map(at).to_vec();
-            addresses.extend([device.live(Live::LogitRows), of(8), of(9), of(10)]);
+            let mut addresses = [&s.logits, &s.params, &s.adjust].map(at).to_vec();
+            addresses.push(s.masks.as_ref().map_or(0, at));
+            addresses.extend([&s.ids, &s.logprobs, &s.top_ids, &s.top_logprobs].map(at));
+            addresses.extend([device.live(Live::LogitRows), of(9), of(10), of(11)]);
             // What lies in scratch memory has room for as many rows, and adjusted rows start at 16 bytes.
             let stride = vocab.next_multiple_of(4);
-            assert!(of(9) >= of(8) + 184 * u64::from(parts) * rows as u64 && of(9) % 8 == 0);
-            assert!(of(10) >= of(9) + 6176 * rows as u64 && of(10) % 16 == 0);
-            let strides = [vocab, 16, 7, 4, 20, 20, stride].map(|n| n as u32);
+            assert!(of(10) >= of(9) + 184 * u64::from(parts) * rows as u64 && of(10) % 8 == 0);
+            assert!(of(11) >= of(10) + 6176 * rows as u64 && of(11) % 16 == 0);
+            let strides = [vocab, 16, 7, 4, masks[0], masks[1], 20, 20, stride].map(|n| n as u32);
             given(launch, &addresses, &[&[rows as u32, vocab as u32, parts], strides.as_slice()].concat());
         }
     }
@@ -239,7 +246,7 @@ fn scratch_memory_is_what_was_reserved() {
     let launches = device.launches(|enc| s.record(enc, Live::All));
     assert_eq!(device.recorded.bytes() - before, bytes, "the operation fits");
     // The last of it is the last row of adjusted logits.
-    let adjusted = launches[0].address(10) - launches[0].address(8);
+    let adjusted = launches[0].address(11) - launches[0].address(9);
     assert_eq!(adjusted + 4 * (rows * vocab.next_multiple_of(4)) as u64, bytes);
 }
 
@@ -338,7 +345,7 @@ fn the_end_of_a_step() {
     let launches = device.launches(|enc| tail.record(enc));
     assert_eq!(names(&launches), ["gather", "norm", "sample_parts", "sample_weigh", "sample_draw"]);
     let counts = device.live(Live::LogitRows);
-    let places = [3, 3, 7, 7, 7];
+    let places = [3, 3, 8, 8, 8];
     assert!(launches.iter().zip(places).all(|(launch, place)| launch.address(place) == counts));
 }
 
@@ -381,5 +388,5 @@ fn a_larger_step_leaves_a_plan_its_scratch_memory() {
     let launches = device.launches(|enc| large.record(enc, Live::All));
     assert!(device.recorded.bytes() > before + tensors, "the larger operation has its own");
     device.backend.replay(&plan).unwrap();
-    assert_ne!(device.recorded.take()[0].address(8), launches[0].address(8));
+    assert_ne!(device.recorded.take()[0].address(9), launches[0].address(9));
 }

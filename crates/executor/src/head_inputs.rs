@@ -84,6 +84,6 @@ fn device_params(row: &LogitRow) -> SampleParams {
         repetition_penalty: row.repetition_penalty,
         frequency_penalty: row.frequency_penalty,
         presence_penalty: row.presence_penalty,
-        reserved: 0,
+        mask: row.mask.map_or(0, |mask| mask + 1),
     }
 }

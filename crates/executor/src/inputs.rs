@@ -2,7 +2,7 @@
 //!
 //! What a step is told lies in it without gaps that matter: what the head's first run is told, then the step's own
 //! tensors as wide as the step's bucket, then the page tables of all cache groups behind each other. Wider buckets have their
-//! tensors at other places; plans are recorded per bucket. (Penalties, and rows of logits past the first 64, have buffers of
+//! tensors at other places; plans are recorded per bucket. (Penalties, masks, and rows of logits past the first 64, have buffers of
 //! their own: [`HeadBuffers`](crate::output::HeadBuffers).)
 use crate::head_inputs::{self, HeadInputs};
 use crate::plan::ExecutorOptions;

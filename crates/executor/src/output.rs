@@ -4,6 +4,7 @@ use crate::plan::{ExecutorOptions, logit_chunks};
 use anyfleet_models::{Decoder, DecoderSpec, HeadTensors};
 use anyfleet_runtime::{Batch, StepOutput};
 use anyfleet_tensor::ops::Sample;
+use anyfleet_tensor::sampling::mask_words;
 use anyfleet_tensor::{Adjust, Backend, DType, Encoder, Readback, Result, TOP_LOGPROBS, Tensor};
 use std::collections::{HashMap, VecDeque};
 
@@ -36,6 +37,8 @@ pub struct HeadBuffers<B: Backend> {
     /// Inputs of the runs after the first.
     later: Tensor<B>,
     adjust: Tensor<B>,
+    /// One for each sequence that has one; written where a batch has any.
+    masks: Tensor<B>,
     hidden: Tensor<B>,
     logits: Tensor<B>,
     results: Tensor<B>,
@@ -62,7 +65,8 @@ impl<B: Backend> HeadBuffers<B> {
         let chunks = logit_chunks(options.max_tokens);
         let small = 4 * (later_words(chunks) + chunks * RESULTS);
         let wide = LOGIT_ROWS * (spec.hidden_size * options.activation.size() + spec.vocab_size * 4);
-        small + wide + adjust_capacity(spec, options) * size_of::<Adjust>()
+        let masks = options.max_sequences * mask_words(spec.vocab_size) * 4;
+        small + wide + adjust_capacity(spec, options) * size_of::<Adjust>() + masks
     }
 
     /// Allocates the head's buffers; `first` is what the first run of a step is told.
@@ -74,6 +78,7 @@ impl<B: Backend> HeadBuffers<B> {
             inputs: std::iter::once(first).chain(others).collect(),
             later,
             adjust: Tensor::new(device, DType::U32, &[adjust_capacity(spec, options), size_of::<Adjust>() / 4])?,
+            masks: Tensor::new(device, DType::U32, &[options.max_sequences, mask_words(spec.vocab_size)])?,
             hidden: Tensor::new(device, options.activation, &[LOGIT_ROWS, spec.hidden_size])?,
             logits: Tensor::new(device, DType::F32, &[LOGIT_ROWS, spec.vocab_size])?,
             results: Tensor::new(device, DType::U32, &[chunks * RESULTS])?,
@@ -104,6 +109,9 @@ impl<B: Backend> HeadBuffers<B> {
             let rows = self.staged.len().next_power_of_two();
             self.adjust = Tensor::new(device, DType::U32, &[rows, size_of::<Adjust>() / 4])?;
             self.plans.clear();
+        }
+        if !batch.masks.is_empty() {
+            device.write(&self.masks, bytemuck::cast_slice(&batch.masks))?;
         }
         device.write(&self.later, bytemuck::cast_slice(&self.words))?;
         device.write(&self.adjust, bytemuck::cast_slice(&self.staged))
@@ -190,6 +198,7 @@ impl<B: Backend> HeadBuffers<B> {
             logits: &logits,
             params: &inputs.params.narrow(0, capacity),
             adjust: &self.adjust,
+            masks: Some(&self.masks),
             live: anyfleet_tensor::Live::LogitRows,
         });
     }

@@ -64,6 +64,7 @@ fn step(sequences: &[usize], context: usize, tokens: Vec<TokenSource>, groups: u
         frequency_penalty: 0.0,
         presence_penalty: 0.0,
         adjust: 0..0,
+        mask: None,
         want_logits: s == 5,
     };
     let seq =
@@ -76,6 +77,7 @@ fn step(sequences: &[usize], context: usize, tokens: Vec<TokenSource>, groups: u
         groups: vec![group; groups],
         logit_rows: sequences.iter().enumerate().map(logit_row).collect(),
         adjust: Vec::new(),
+        masks: Vec::new(),
     }
 }
 

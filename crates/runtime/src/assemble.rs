@@ -12,6 +12,7 @@ impl Batch {
         self.sequences.clear();
         self.logit_rows.clear();
         self.adjust.clear();
+        self.masks.clear();
         for group in &mut self.groups {
             match group {
                 GroupBatch::Pages { slots, table, ranges } => {
@@ -36,14 +37,14 @@ pub(crate) struct Rows {
 }
 
 /// Fills `batch` with what the scheduler planned and notes in the sequences what is now in flight.
-pub(crate) fn assemble(scheduler: &mut Scheduler, batch: &mut Batch) -> Rows {
+pub(crate) fn assemble(scheduler: &mut Scheduler, vocab_size: usize, batch: &mut Batch) -> Rows {
     batch.clear();
     let mut rows = Rows::default();
     let Scheduler { plan, sequences, cache, .. } = scheduler;
     for planned in plan.iter() {
         let Some(sequence) = sequences.get_mut(&planned.key) else { continue };
         cache.describe(&sequence.lease, planned.start, planned.rows, &mut batch.groups);
-        add_rows(planned, sequence, batch);
+        add_rows(planned, sequence, vocab_size, batch);
         sequence.steps_in_flight += 1;
         match planned.start >= sequence.job.prompt_len() && planned.rows == 1 {
             true => rows.decode += 1,
@@ -53,7 +54,7 @@ pub(crate) fn assemble(scheduler: &mut Scheduler, batch: &mut Batch) -> Rows {
     rows
 }
 
-fn add_rows(planned: &Planned, sequence: &mut Sequence, batch: &mut Batch) {
+fn add_rows(planned: &Planned, sequence: &mut Sequence, vocab_size: usize, batch: &mut Batch) {
     let (start, end) = (planned.start, planned.start + planned.rows);
     let row_start = batch.tokens.len() as u32;
     batch.sequences.push(SeqRows { row_start, rows: planned.rows as u32, context_len: end as u32 });
@@ -75,7 +76,8 @@ fn add_rows(planned: &Planned, sequence: &mut Sequence, batch: &mut Batch) {
     }
     if sequence.chooses(end) {
         let row = row_start + planned.rows as u32 - 1;
-        let choosing = choosing_row(plain_row(row, planned.key, end, sequence.job.seed), sequence, batch);
+        let mut choosing = choosing_row(plain_row(row, planned.key, end, sequence.job.seed), sequence, batch);
+        choosing.mask = sequence.guide.as_mut().and_then(|guide| guide.write(vocab_size, &mut batch.masks));
         sequence.source_row = batch.logit_rows.len() as u32;
         sequence.tokens_in_flight += 1;
         batch.logit_rows.push(choosing);
@@ -97,6 +99,7 @@ fn plain_row(row: u32, key: SeqKey, position: usize, seed: u64) -> LogitRow {
         frequency_penalty: 0.0,
         presence_penalty: 0.0,
         adjust: 0..0,
+        mask: None,
         want_logits: false,
     }
 }

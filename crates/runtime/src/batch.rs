@@ -92,6 +92,8 @@ pub struct LogitRow {
     pub presence_penalty: f32,
     /// The row's entries in [`Batch::adjust`].
     pub adjust: std::ops::Range<u32>,
+    /// Which of [`Batch::masks`] is the row's.
+    pub mask: Option<u32>,
     /// Read the whole row of logits back.
     pub want_logits: bool,
 }
@@ -128,6 +130,9 @@ pub struct Batch {
     pub logit_rows: Vec<LogitRow>,
     /// Penalty inputs, sorted by token within a row's range.
     pub adjust: Vec<TokenAdjust>,
+    /// Masks of the tokens that may be chosen, one after another, at most one a sequence: `ceil(V / 32)` words each, bit
+    /// `t % 32` of word `t / 32` for token `t`.
+    pub masks: Vec<u32>,
 }
 
 /// Log-probabilities reported per row besides the chosen token's own.

@@ -16,7 +16,8 @@
 //!    When pages run out, the latest arrival gives its own up and will start over; the oldest
 //!    always progresses.
 //! 4. The plan is written out as a [`Batch`]: rows, slots, block tables, states to read and write,
-//!    and for each row that chooses a token all that its choice depends on.
+//!    and for each row that chooses a token all that its choice depends on, the tokens that a
+//!    [`Constraint`] allows among it.
 //! 5. [`Executor::submit`] starts it. With two steps in flight the next one is planned at once, and
 //!    decodes whose input is not known yet name the row that chooses it.
 //! 6. [`Executor::wait`] returns the chosen tokens. Each is appended to its sequence and counted for
@@ -35,11 +36,13 @@
 //! - Pages are shared only between equal prefixes of equal tenants and adapters, and a page that
 //!   more than one sequence can see is never written.
 //! - Every page is free, cached or owned by the sequences it counts ([`Runtime::check_invariants`]).
-//! - Nothing in a step is linear in the vocabulary or quadratic in tokens.
+//! - Nothing in a step is linear in the vocabulary or quadratic in tokens, but for a bit a token in the masks of requests
+//!   with a [`Constraint`].
 mod adjust;
 mod assemble;
 mod batch;
 mod cache;
+mod constraint;
 mod executor;
 pub mod null;
 mod output;
@@ -55,6 +58,7 @@ mod snapshot;
 mod stats;
 
 pub use batch::*;
+pub use constraint::Constraint;
 pub use executor::*;
 pub use params::*;
 pub use request::*;

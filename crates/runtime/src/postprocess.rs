@@ -1,5 +1,6 @@
 //! What a finished step means for its sequences.
 use crate::assemble::Rows;
+use crate::constraint::{End, Guide};
 use crate::output::Piece;
 use crate::scheduler::{Planned, Scheduler};
 use crate::sequence::{SeqKey, Sequence};
@@ -84,13 +85,14 @@ impl Step {
                 sequence.stored = stored;
             }
             record_scores(key, sequence, scores, output, events);
-            let mut finish = None;
+            let mut end = None;
             if let Some(row) = choice {
                 sequence.tokens_in_flight -= 1;
-                scheduler.counters.generated_tokens += 1;
-                finish = accept(key, sequence, row, output, eos_token_ids, events);
+                let before = sequence.tokens.len();
+                end = accept(key, sequence, row, output, eos_token_ids, events);
+                scheduler.counters.generated_tokens += (sequence.tokens.len() - before) as u64;
             } else if stored == Some(sequence.job.max_len) {
-                finish = Some(FinishReason::Length);
+                end = Some(End::Finished(FinishReason::Length));
             }
             if let Some(stored) = stored {
                 scheduler.cache.commit(&mut sequence.lease, &sequence.tokens, stored, sequence.computed);
@@ -98,8 +100,13 @@ impl Step {
                     scheduler.requests.entry(key.request).and_modify(|progress| progress.prefilled = true);
                 }
             }
-            if let Some(reason) = finish {
-                finish_choice(key, reason, scheduler, events);
+            match end {
+                Some(End::Finished(reason)) => finish_choice(key, reason, scheduler, events),
+                Some(End::Failed(message)) => {
+                    scheduler.remove_request(key.request);
+                    events.push(Event::Failed { request: key.request, message });
+                }
+                None => {}
             }
         }
     }
@@ -132,7 +139,7 @@ fn record_scores(
     }
 }
 
-/// Appends a chosen token; whether it is the last.
+/// Appends a chosen token, unless the choice's constraint has ended it before; whether it ends.
 fn accept(
     key: SeqKey,
     sequence: &mut Sequence,
@@ -140,11 +147,20 @@ fn accept(
     output: &StepOutput,
     eos_token_ids: &[u32],
     events: &mut Vec<Event>,
-) -> Option<FinishReason> {
+) -> Option<End> {
+    if let Some(end) = sequence.guide.as_ref().and_then(Guide::end).cloned() {
+        events.extend(delta(key, sequence.output.finish()));
+        return Some(end);
+    }
     let token = logprob(output, row, sequence.job.params.logprobs);
+    let id = token.id;
     let (piece, finish) = append(sequence, token, eos_token_ids);
     events.extend(delta(key, piece));
-    finish
+    match (finish, &mut sequence.guide) {
+        (Some(reason), _) => Some(End::Finished(reason)),
+        (None, Some(guide)) => guide.accept(id),
+        (None, None) => None,
+    }
 }
 
 /// What goes out with a piece, if anything does.

@@ -1,10 +1,10 @@
 //! What callers hand to the runtime and what it tells them.
 use crate::snapshot::exact;
-use crate::{ParamError, SamplingParams};
+use crate::{Constraint, ParamError, SamplingParams};
 use serde::{Deserialize, Serialize};
 
 /// A prompt and how to continue it.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct Request {
     /// Token ids; at least one.
     pub prompt: Vec<u32>,
@@ -14,6 +14,8 @@ pub struct Request {
     pub adapter: u32,
     /// Opaque bytes that separate tenants: requests share cached prefixes only when these are equal.
     pub tenant_salt: Vec<u8>,
+    /// What the answer may be, at its beginning. A request with one has no snapshot.
+    pub constraint: Option<Box<dyn Constraint>>,
 }
 
 /// Names a request for the lifetime of its runtime; later requests have higher ids.
@@ -177,6 +179,8 @@ pub enum StopCause {
     TokenId(u32),
     /// One of [`SamplingParams::stop`].
     String(String),
+    /// The request's [`Constraint`] allows no further token.
+    Constraint,
 }
 
 /// Tokens used by one choice.

@@ -1,6 +1,7 @@
 //! The step loop.
 use crate::assemble::assemble;
 use crate::cache::Cache;
+use crate::constraint::Guide;
 use crate::output::Output;
 use crate::postprocess::{Step, delta, finish_choice};
 use crate::prefix::Scope;
@@ -8,7 +9,7 @@ use crate::scheduler::{Progress, Scheduler, StepLimits};
 use crate::sequence::{Job, SeqKey, Sequence};
 use crate::{
     AddError, Batch, Event, Executor, ExecutorError, Identity, Limits, ParamError, Request, RequestId, RequestSnapshot,
-    SamplingParams, Stats, snapshot,
+    SamplingParams, SnapshotError, Stats, snapshot,
 };
 use anyfleet_text::{Detokenizer, Tokenizer};
 use std::collections::VecDeque;
@@ -151,17 +152,30 @@ impl Runtime {
 
     /// Ends a request with what [`Runtime::resume`] needs to go on with it; its pages are free before the next step
     /// and no further event names it. `None` if it is unknown or complete.
-    pub fn suspend(&mut self, request: RequestId) -> Option<RequestSnapshot> {
+    ///
+    /// # Errors
+    /// The request has a [`Constraint`](crate::Constraint), which no snapshot can hold; it goes on here.
+    pub fn suspend(&mut self, request: RequestId) -> Result<Option<RequestSnapshot>, SnapshotError> {
         let snapshot = self.snapshot(request)?;
-        self.scheduler.remove_request(request);
-        Some(snapshot)
+        if snapshot.is_some() {
+            self.scheduler.remove_request(request);
+        }
+        Ok(snapshot)
     }
 
     /// What [`Runtime::suspend`] would give, while the request goes on.
-    pub fn snapshot(&self, request: RequestId) -> Option<RequestSnapshot> {
-        let progress = self.scheduler.requests.get(&request)?;
+    ///
+    /// # Errors
+    /// As [`Runtime::suspend`].
+    pub fn snapshot(&self, request: RequestId) -> Result<Option<RequestSnapshot>, SnapshotError> {
+        let Some(progress) = self.scheduler.requests.get(&request) else { return Ok(None) };
         let mut choices = self.scheduler.choices(request).peekable();
-        let job = choices.peek()?.1.job.clone();
+        let Some((_, first)) = choices.peek() else { return Ok(None) };
+        if first.guide.is_some() {
+            let message = "a request with a constraint has no snapshot: let it end here, or cancel it and ask again";
+            return Err(SnapshotError(message.into()));
+        }
+        let job = first.job.clone();
         let max_tokens = (job.max_len - job.prompt_len()) as u32;
         let params = SamplingParams { seed: Some(job.seed), max_tokens: Some(max_tokens), ..job.params.clone() };
         let (identity, adapter) = (self.options.identity.clone(), job.scope.adapter);
@@ -175,7 +189,7 @@ impl Runtime {
         for (&choice, &tokens) in &progress.finished {
             snapshot.choices[choice as usize].finished = Some(tokens);
         }
-        Some(snapshot)
+        Ok(Some(snapshot))
     }
 
     /// Takes a suspended request into the queue, and tells what its caller does not have of it yet. Complete choices
@@ -193,7 +207,7 @@ impl Runtime {
             return Err(snapshot::bad("all its choices are complete".into()));
         }
         let RequestSnapshot { prompt, params, adapter, prompt_scored, cached_prompt_tokens, choices, .. } = snapshot;
-        let request = Request { prompt, params, adapter, tenant_salt };
+        let request = Request { prompt, params, adapter, tenant_salt, constraint: None };
         let max_len = self.admissible(&request)?;
         let id = self.next_id();
         let mut progress = Progress {
@@ -281,7 +295,7 @@ impl Runtime {
     }
 
     fn choices(&self, id: RequestId, request: Request, max_len: usize) -> impl Iterator<Item = Sequence> + use<> {
-        let Request { prompt, params, adapter, tenant_salt } = request;
+        let Request { prompt, params, adapter, tenant_salt, constraint } = request;
         let detokenizer =
             self.options.tokenizer.as_ref().map(|t| Detokenizer::after_prompt(t, &prompt, params.skip_special_tokens));
         let output = Output::new(&params, detokenizer);
@@ -293,7 +307,8 @@ impl Runtime {
             max_len,
             params,
         });
-        (0..job.params.n).map(move |choice| Sequence::new(job.clone(), choice, output.clone()))
+        let guide = move || constraint.as_deref().map(Guide::new);
+        (0..job.params.n).map(move |choice| Sequence::new(job.clone(), choice, output.clone(), guide()))
     }
 
     /// The tokens that end a choice of this request.
@@ -350,7 +365,7 @@ impl Runtime {
         if self.scheduler.plan.is_empty() {
             return None;
         }
-        let rows = assemble(&mut self.scheduler, &mut self.batch);
+        let rows = assemble(&mut self.scheduler, self.limits.vocab_size, &mut self.batch);
         self.scheduler.counters.steps += 1;
         Some(Step::new(&self.scheduler.plan, &self.batch, rows))
     }

@@ -1,6 +1,7 @@
 //! One choice of one request, while it lasts.
 use crate::adjust::Adjustments;
 use crate::cache::Lease;
+use crate::constraint::Guide;
 use crate::output::{Output, Piece, Sent};
 use crate::postprocess::append;
 use crate::prefix::Scope;
@@ -53,6 +54,8 @@ pub(crate) struct Sequence {
     /// A position to end a prefill chunk at, for a checkpoint that other requests can use.
     pub(crate) checkpoint_at: usize,
     pub(crate) adjustments: Adjustments,
+    /// Where the request has a constraint.
+    pub(crate) guide: Option<Guide>,
     pub(crate) output: Output,
     /// Log-probabilities of the prompt so far; `None` when not wanted, or handed over.
     pub(crate) prompt_scores: Option<Vec<TokenLogprob>>,
@@ -66,7 +69,7 @@ impl Job {
 
 impl Sequence {
     /// A sequence that waits. The first choice is the one whose prompt is scored, if that is wanted.
-    pub(crate) fn new(job: Arc<Job>, choice: u32, output: Output) -> Self {
+    pub(crate) fn new(job: Arc<Job>, choice: u32, output: Output, guide: Option<Guide>) -> Self {
         Sequence {
             prompt_scores: (choice == 0 && job.params.prompt_logprobs.is_some()).then(Vec::new),
             job,
@@ -81,6 +84,7 @@ impl Sequence {
             source_row: 0,
             checkpoint_at: 0,
             adjustments: Adjustments::default(),
+            guide,
         }
     }
 
@@ -146,13 +150,18 @@ impl Sequence {
     /// Whether a token can be fed before it is known: it must not be the last, and nothing but the
     /// device may depend on it.
     fn may_run_ahead(&self) -> bool {
-        self.tokens.len() + self.tokens_in_flight < self.job.max_len && !self.adjustments.follow_output()
+        self.tokens.len() + self.tokens_in_flight < self.job.max_len && !self.follows_output()
+    }
+
+    /// Whether the host must have seen a token before it can say how the next is chosen.
+    fn follows_output(&self) -> bool {
+        self.adjustments.follow_output() || self.guide.is_some()
     }
 
     /// Whether it cannot go on before the host has seen the token in flight, though it will then.
     pub(crate) fn waits_for_its_token(&self) -> bool {
         let more = self.tokens.len() + self.tokens_in_flight < self.job.max_len;
-        self.tokens_in_flight > 0 && more && self.adjustments.follow_output()
+        self.tokens_in_flight > 0 && more && self.follows_output()
     }
 
     /// Position of the token that a row at the end of `computed` would choose, if one is to be chosen.

@@ -61,10 +61,10 @@ pub struct ChoiceSnapshot {
     pub finished: Option<usize>,
 }
 
-/// Bytes that are no snapshot.
+/// Bytes that are no snapshot, or a request that has none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct SnapshotError(String);
+pub struct SnapshotError(pub(crate) String);
 
 impl RequestSnapshot {
     /// The version this crate writes, and the only one it reads.

@@ -5,6 +5,7 @@
 //! Activations are f32, bf16 or f16 as the backend's [`Caps`](crate::Caps) say; arithmetic and
 //! accumulation are in f32, products after the rounding that [`Caps::operands`](crate::Caps::operands)
 //! states. A row's result depends on that row's inputs alone, bit for bit.
+use crate::sampling::mask_words;
 use crate::{Backend, DType, Error, Live, Result, TOP_LOGPROBS, Tensor};
 
 fn shape_error(op: &'static str, what: &'static str, details: String) -> Error {
@@ -283,7 +284,9 @@ pub struct Softcap<'a, B: Backend> {
 ///
 /// `logits` `[R, V]` f32, not changed; `params` `[R]` rows of
 /// [`SampleParams`](crate::SampleParams) (`[R, 16]` u32); `adjust` `[E, 4]` u32
-/// ([`Adjust`](crate::Adjust)). Outputs: `ids` `[R]` u32 (the target in score mode); `logprobs`
+/// ([`Adjust`](crate::Adjust)); `masks` `[M, ceil(V/32)]` u32: bit `t % 32` of word `t / 32` allows token `t`, as
+/// llguidance and xgrammar lay them out, and [`SampleParams::mask`](crate::SampleParams::mask), 0 where there are no
+/// masks, says which is a row's. In score mode a mask changes nothing. Outputs: `ids` `[R]` u32 (the target in score mode); `logprobs`
 /// `[R]` f32 of that id; `top_ids` `[R, 20]` u32 and `top_logprobs` `[R, 20]` f32, highest first,
 /// lowest id first among equals, padded with `u32::MAX` and minus infinity where V < 20. Log-probabilities are
 /// the log-softmax of the unadjusted logits.
@@ -302,6 +305,8 @@ pub struct Sample<'a, B: Backend> {
     pub params: &'a Tensor<B>,
     /// `[E, 4]` u32.
     pub adjust: &'a Tensor<B>,
+    /// `[M, ceil(V/32)]` u32.
+    pub masks: Option<&'a Tensor<B>>,
     /// Rows computed.
     pub live: Live,
 }
@@ -637,6 +642,16 @@ impl<B: Backend> Sample<'_, B> {
             logits = self.logits
         );
         rule!(OP, self.adjust.shape() == [self.adjust.rows(), 4], "adjust must be [E, 4]", adjust = self.adjust);
+        if let Some(masks) = self.masks {
+            rule!(
+                OP,
+                masks.shape() == [masks.rows(), mask_words(self.logits.cols())],
+                "masks must be [M, ceil(V/32)]",
+                masks = masks,
+                logits = self.logits
+            );
+            exactly(device, OP, "masks", masks, DType::U32)?;
+        }
         for (name, t, dtype) in [
             ("ids", self.ids, DType::U32),
             ("logprobs", self.logprobs, DType::F32),

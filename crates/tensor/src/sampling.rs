@@ -4,10 +4,12 @@
 //! # Definition
 //! 1. A logit is cleaned ([`clean`]): NaN counts as minus infinity, -0 as +0.
 //! 2. Log-probabilities are taken of the cleaned logits: `(l - max) - ln(sum exp(l - max))`.
-//! 3. The row's [`Adjust`] entries are applied ([`adjusted`]); ids past the vocabulary are ignored.
+//! 3. The row's [`Adjust`] entries are applied ([`adjusted`]); ids past the vocabulary are ignored. Then a
+//!    token that the row's mask does not allow ([`allows`]) gets minus infinity.
 //! 4. If every adjusted logit is minus infinity (all banned), the token is the highest *unadjusted*
-//!    logit, the lowest id among equals. Otherwise greedy takes the highest adjusted logit, the
-//!    lowest id among equals.
+//!    logit, the lowest id among equals: of the tokens that the mask allows, so that a grammar is not
+//!    left, or of all where there is no mask or it allows none. Otherwise greedy takes the highest
+//!    adjusted logit, the lowest id among equals.
 //! 5. Random: with `m` the highest adjusted logit, a token's weight is the integer
 //!    [`weight`]`(l, m, 1 / temperature)`: `floor(exp((l - m) / T) * 2^40)`. Sums of weights
 //!    are exact, so they depend on no order.
@@ -66,6 +68,17 @@ pub fn adjusted(logit: f32, entry: &Adjust, params: &SampleParams) -> f32 {
     }
     l += entry.bias;
     if entry.flags & Adjust::BANNED != 0 { f32::NEG_INFINITY } else { clean(l) }
+}
+
+/// Words of a mask over a vocabulary.
+pub const fn mask_words(vocab_size: usize) -> usize {
+    vocab_size.div_ceil(32)
+}
+
+/// Whether a mask allows a token: bit `token % 32` of word `token / 32`. Bits past the vocabulary mean nothing.
+#[inline]
+pub fn allows(mask: &[u32], token: usize) -> bool {
+    mask[token / 32] >> (token % 32) & 1 == 1
 }
 
 /// Below this `exp` is 0: the results would be subnormal.
@@ -248,5 +261,13 @@ mod tests {
         assert_eq!(adjusted(4.0, &prompt, &params), 3.0);
         let banned = Adjust { flags: Adjust::BANNED, ..seen };
         assert_eq!(adjusted(4.0, &banned, &params), f32::NEG_INFINITY);
+    }
+
+    #[test]
+    fn masks_have_the_lowest_token_in_the_lowest_bit() {
+        assert_eq!([0, 1, 32, 33].map(mask_words), [0, 1, 1, 2]);
+        let mask = [1 | 1 << 31, 1 << 1];
+        let allowed: Vec<usize> = (0..64).filter(|&token| allows(&mask, token)).collect();
+        assert_eq!(allowed, [0, 31, 33]);
     }
 }

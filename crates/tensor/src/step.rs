@@ -83,7 +83,7 @@ pub enum SampleMode {
 /// Sampling parameters of one logit row.
 ///
 /// The order is fixed: repetition, frequency and presence penalties, bias and bans (from the row's
-/// [`Adjust`] entries); temperature; top-k; top-p; min-p. Reported log-probabilities are those of
+/// [`Adjust`] entries); the mask; temperature; top-k; top-p; min-p. Reported log-probabilities are those of
 /// the model: the log-softmax of the logits before any of it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable, PartialEq)]
@@ -118,8 +118,8 @@ pub struct SampleParams {
     pub frequency_penalty: f32,
     /// Subtracted once if the token occurs in the output.
     pub presence_penalty: f32,
-    /// Zero.
-    pub reserved: u32,
+    /// One more than the row's mask in [`Sample::masks`](crate::ops::Sample::masks); 0 for rows without one.
+    pub mask: u32,
 }
 
 impl Default for SampleParams {

@@ -159,6 +159,7 @@ impl Driver<'_> {
             groups: cache.groups.iter().map(group).collect(),
             logit_rows: (start..end).map(|p| score_row(ids, p, start, rows.contains(&p))).collect(),
             adjust: Vec::new(),
+            masks: Vec::new(),
         }
     }
 }
@@ -178,6 +179,7 @@ fn score_row(ids: &[u32], position: usize, start: usize, want_logits: bool) -> L
         frequency_penalty: 0.0,
         presence_penalty: 0.0,
         adjust: 0..0,
+        mask: None,
         want_logits,
     }
 }

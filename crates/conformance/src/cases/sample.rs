@@ -7,7 +7,7 @@ use crate::rng::Rng;
 use crate::stage::{Placement, Stage, Staged};
 use anyfleet_tensor::ops::Sample;
 use anyfleet_tensor::sampling::{
-    WEIGHT_ONE, adjusted, clean, draw, min_p_weight, random_bits, rank_key, top_p_mass, weight,
+    WEIGHT_ONE, adjusted, allows, clean, draw, mask_words, min_p_weight, random_bits, rank_key, top_p_mass, weight,
 };
 use anyfleet_tensor::{Adjust, Backend, DType, Encoder, Live, Result, SampleMode, SampleParams, TOP_LOGPROBS};
 
@@ -42,6 +42,8 @@ pub struct SampleCase {
     pub mode: Option<SampleMode>,
     /// With penalties, biases and bans.
     pub adjusted: bool,
+    /// Most rows have a mask: of one token, of half of them, of all, or of none.
+    pub masked: bool,
     /// Which count bounds the rows.
     pub live: Live,
 }
@@ -51,6 +53,8 @@ pub struct Host {
     logits: Vec<f32>,
     params: Vec<SampleParams>,
     adjust: Vec<Adjust>,
+    /// [`mask_words`] each.
+    masks: Vec<u32>,
 }
 
 /// What the op reports of one row.
@@ -78,10 +82,11 @@ impl SampleCase {
             .collect()
     }
 
-    fn draw_params(&self, rng: &mut Rng, row: usize, adjust: &mut Vec<Adjust>) -> SampleParams {
+    fn draw_params(&self, rng: &mut Rng, row: usize, adjust: &mut Vec<Adjust>, masks: &mut Vec<u32>) -> SampleParams {
         let modes = [SampleMode::Random, SampleMode::Greedy, SampleMode::Random, SampleMode::Score];
         let mode = self.mode.unwrap_or(modes[row % modes.len()]);
         let (adjust_start, adjust_len) = if self.adjusted { self.draw_adjust(rng, row, adjust) } else { (0, 0) };
+        let mask = if self.masked { self.draw_mask(rng, masks) } else { 0 };
         let bits = rng.bits();
         SampleParams {
             mode: mode as u32,
@@ -99,7 +104,7 @@ impl SampleCase {
             repetition_penalty: rng.pick(&[1.0, 1.3, 0.8]),
             frequency_penalty: rng.pick(&[0.0, 0.4, -0.6]),
             presence_penalty: rng.pick(&[0.0, 1.5, -0.3]),
-            reserved: 0,
+            mask,
         }
     }
 
@@ -150,6 +155,32 @@ impl SampleCase {
         (start as u32, (adjust.len() - start) as u32)
     }
 
+    /// Appends the mask of a row, with bits past the vocabulary, and some that belong to no row. Returns what the row's
+    /// parameters say of it.
+    fn draw_mask(&self, rng: &mut Rng, masks: &mut Vec<u32>) -> u32 {
+        let words = mask_words(self.vocab);
+        masks.extend((0..rng.below(2) * words).map(|i| if i % 2 == 0 { u32::MAX } else { 0 }));
+        if rng.chance(0.2) {
+            return 0;
+        }
+        let start = masks.len();
+        let kind = rng.pick(&[0, 1, 1, 2, 2, 2, 3, 4]);
+        masks.extend((0..words).map(|_| match kind {
+            0 | 1 => 0,
+            2 => rng.bits() as u32,
+            3 => rng.bits() as u32 & rng.bits() as u32 & rng.bits() as u32,
+            _ => u32::MAX,
+        }));
+        if kind == 1 {
+            let token = rng.below(self.vocab);
+            masks[start + token / 32] |= 1 << (token % 32);
+        }
+        if self.vocab % 32 > 0 {
+            masks[start + words - 1] ^= (rng.bits() as u32) << (self.vocab % 32);
+        }
+        (start / words) as u32 + 1
+    }
+
     /// The definition in [`anyfleet_tensor::sampling`], by sorting.
     fn reference(&self, host: &Host, row: usize) -> Chosen {
         let params = &host.params[row];
@@ -181,9 +212,16 @@ impl SampleCase {
                 *logit = adjusted(*logit, entry, params);
             }
         }
+        let words = mask_words(self.vocab);
+        let mask = params.mask.checked_sub(1).map(|at| &host.masks[at as usize * words..][..words]);
+        let allowed = |id: usize| mask.is_none_or(|mask| allows(mask, id));
+        logits.iter_mut().enumerate().filter(|(id, _)| !allowed(*id)).for_each(|(_, l)| *l = f32::NEG_INFINITY);
         let banned = logits.iter().all(|&l| l == f32::NEG_INFINITY);
         let ranked_by = if banned { raw } else { &logits };
         let mut order: Vec<u32> = (0..self.vocab as u32).collect();
+        if banned && order.iter().any(|&id| allowed(id as usize)) {
+            order.retain(|&id| allowed(id as usize));
+        }
         order.sort_unstable_by_key(|&id| std::cmp::Reverse(rank_key(ranked_by[id as usize], id)));
         if greedy || banned {
             return order[0];
@@ -233,13 +271,15 @@ impl OpCase for SampleCase {
             logits.iter_mut().step_by(self.vocab).for_each(|l| *l = 0.5);
         }
         let mut adjust = Vec::new();
-        let mut params: Vec<_> = (0..self.rows).map(|row| self.draw_params(rng, row, &mut adjust)).collect();
+        let mut masks = Vec::new();
+        let mut params: Vec<_> =
+            (0..self.rows).map(|row| self.draw_params(rng, row, &mut adjust, &mut masks)).collect();
         if self.logits == Logits::Edge {
             for (row, (logits, params)) in logits.chunks_exact_mut(self.vocab).zip(&mut params).enumerate() {
                 self.bring_to_edge(rng, row, logits, params);
             }
         }
-        Host { logits, params, adjust }
+        Host { logits, params, adjust, masks }
     }
 
     fn stage<B: Backend>(
@@ -267,6 +307,11 @@ impl OpCase for SampleCase {
         let data = encode_u32(entries);
         let adjust =
             stage.operand(Spec { name: "adjust", role: Role::Input, dtype: DType::U32, shape: &shape, data: &data })?;
+        let words = mask_words(self.vocab);
+        let masks = match self.masked {
+            true => Some(stage.indices("masks", &[host.masks.len() / words + 1, words], &host.masks)?),
+            false => None,
+        };
         let ids = stage.output("ids", DType::U32, &[rows])?;
         let logprobs = stage.output("logprobs", DType::F32, &[rows])?;
         let top_ids = stage.output("top_ids", DType::U32, &[rows, TOP_LOGPROBS])?;
@@ -281,6 +326,7 @@ impl OpCase for SampleCase {
                 logits: &logits,
                 params: &params,
                 adjust: &adjust,
+                masks: masks.as_ref(),
                 live,
             });
         });

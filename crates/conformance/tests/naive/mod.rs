@@ -63,6 +63,12 @@ pub enum Mutation {
     SampleAdjustsLogprobs,
     SampleIgnoresTopP,
     SampleSeedsByRow,
+    SampleIgnoresMask,
+    SampleMasksHighBitFirst,
+    SampleMasksByRow,
+    SampleMasksAfterTopK,
+    SampleMasksLogprobs,
+    SampleLeavesMask,
     RouteForgetsBias,
     RouteTiesToHighest,
     RouteWeighsBiased,
@@ -327,6 +333,7 @@ impl Recorder<Naive> for Plan {
             logits: view(op.logits),
             params: view(op.params),
             adjust: view(op.adjust),
+            masks: op.masks.map(view),
         };
         let mutation = self.mutation;
         self.push(op.live, op.logits.rows(), move |live| ops::sample(mutation, live, &args))

@@ -347,6 +347,18 @@ pub struct SampleArgs {
     pub logits: View,
     pub params: View,
     pub adjust: View,
+    pub masks: Option<View>,
+}
+
+/// Which tokens a row's mask allows; all where it has none.
+fn allowed(m: Mutation, row: usize, params: &SampleParams, vocab: usize, masks: Option<&View>) -> Vec<bool> {
+    let Some(masks) = masks.filter(|_| params.mask > 0 && m != Mutation::SampleIgnoresMask) else {
+        return vec![true; vocab];
+    };
+    let mask = if m == Mutation::SampleMasksByRow { row % masks.rows() } else { params.mask as usize - 1 };
+    let words: Vec<u32> = (0..sampling::mask_words(vocab)).map(|i| masks.index(mask, i)).collect();
+    let bit = |token: usize| if m == Mutation::SampleMasksHighBitFirst { token ^ 31 } else { token };
+    (0..vocab).map(|token| sampling::allows(&words, bit(token))).collect()
 }
 
 /// A row's tokens from the highest logit to the lowest.
@@ -381,8 +393,11 @@ pub fn sample(m: Mutation, live: usize, args: &SampleArgs) {
                 *logit = sampling::adjusted(*logit, &entry, &params);
             }
         }
-        let reported = log_softmax(if m == Mutation::SampleAdjustsLogprobs { &logits } else { &raw });
-        let id = choose(m, &params, &raw, &logits);
+        let allowed = allowed(m, row, &params, raw.len(), args.masks.as_ref());
+        let id = choose(m, &params, &raw, &logits, &allowed);
+        mask(&mut logits, &allowed, params.mask > 0 && m == Mutation::SampleMasksLogprobs);
+        let adjusted = matches!(m, Mutation::SampleAdjustsLogprobs | Mutation::SampleMasksLogprobs);
+        let reported = log_softmax(if adjusted { &logits } else { &raw });
         args.ids.set_index(row, 0, id);
         args.logprobs.set(row, 0, reported[id as usize]);
         let top = ranked(m, &raw);
@@ -393,13 +408,27 @@ pub fn sample(m: Mutation, live: usize, args: &SampleArgs) {
     }
 }
 
-fn choose(m: Mutation, params: &SampleParams, raw: &[f32], logits: &[f32]) -> u32 {
+fn mask(logits: &mut [f32], allowed: &[bool], when: bool) {
+    logits.iter_mut().zip(allowed).filter(|(_, allowed)| when && !**allowed).for_each(|(l, _)| *l = f32::NEG_INFINITY);
+}
+
+fn choose(m: Mutation, params: &SampleParams, raw: &[f32], logits: &[f32], allowed: &[bool]) -> u32 {
     if params.mode == SampleMode::Score as u32 {
         return params.target;
     }
-    if logits.iter().all(|&l| l == f32::NEG_INFINITY) {
-        return ranked(m, raw)[0];
+    let (mut logits, late) = (logits.to_vec(), m == Mutation::SampleMasksAfterTopK && params.top_k > 0);
+    mask(&mut logits, allowed, !late);
+    if late {
+        let ranked = ranked(m, &logits);
+        ranked.iter().skip(params.top_k as usize).for_each(|&id| logits[id as usize] = f32::NEG_INFINITY);
+        mask(&mut logits, allowed, true);
     }
+    if logits.iter().all(|&l| l == f32::NEG_INFINITY) {
+        let order = ranked(m, raw);
+        let inside = order.iter().find(|&&id| allowed[id as usize] && m != Mutation::SampleLeavesMask);
+        return *inside.unwrap_or(&order[0]);
+    }
+    let logits = &logits[..];
     let mut order = ranked(m, logits);
     if params.mode == SampleMode::Greedy as u32 {
         return order[0];

@@ -1,7 +1,7 @@
 //! `sample`: three launches, whatever the rows ask for; devices see what each needs.
 use crate::{CudaBackend, CudaRecorder};
 use anyfleet_tensor::ops::Sample;
-use anyfleet_tensor::{Error, Result, StepSizes};
+use anyfleet_tensor::{Error, Result, StepSizes, Tensor};
 use bytemuck::{Pod, Zeroable};
 
 /// `SampleKernelParams` of `sample.cu`.
@@ -11,6 +11,7 @@ struct Params {
     logits: u64,
     sampling: u64,
     adjust: u64,
+    masks: u64,
     ids: u64,
     logprobs: u64,
     top_ids: u64,
@@ -26,6 +27,8 @@ struct Params {
     sampling_stride: u32,
     adjust_rows: u32,
     adjust_stride: u32,
+    mask_rows: u32,
+    masks_stride: u32,
     top_ids_stride: u32,
     top_logprobs_stride: u32,
     adjusted_stride: u32,
@@ -82,6 +85,7 @@ pub(crate) fn record(recorder: &mut CudaRecorder, op: &Sample<'_, CudaBackend>) 
         logits: recorder.address(op.logits),
         sampling: recorder.address(op.params),
         adjust: recorder.address(op.adjust),
+        masks: op.masks.map_or(0, |masks| recorder.address(masks)),
         ids: recorder.address(op.ids),
         logprobs: recorder.address(op.logprobs),
         top_ids: recorder.address(op.top_ids),
@@ -97,6 +101,8 @@ pub(crate) fn record(recorder: &mut CudaRecorder, op: &Sample<'_, CudaBackend>) 
         sampling_stride: op.params.row_stride() as u32,
         adjust_rows: op.adjust.rows() as u32,
         adjust_stride: op.adjust.row_stride() as u32,
+        mask_rows: op.masks.map_or(0, Tensor::rows) as u32,
+        masks_stride: op.masks.map_or(0, Tensor::row_stride) as u32,
         top_ids_stride: op.top_ids.row_stride() as u32,
         top_logprobs_stride: op.top_logprobs.row_stride() as u32,
         adjusted_stride: layout.stride as u32,

@@ -32,6 +32,7 @@ pub fn batch(sequences: u32, rows: u32, groups: usize) -> Batch {
         frequency_penalty: 0.0,
         presence_penalty: 0.0,
         adjust: 0..0,
+        mask: None,
         want_logits: false,
     };
     Batch {
@@ -42,5 +43,6 @@ pub fn batch(sequences: u32, rows: u32, groups: usize) -> Batch {
         groups: vec![group; groups],
         logit_rows: (0..sequences).map(logit_row).collect(),
         adjust: Vec::new(),
+        masks: Vec::new(),
     }
 }

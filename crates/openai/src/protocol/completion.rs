@@ -167,7 +167,7 @@ impl StopReason {
         match reason {
             FinishReason::Stop(StopCause::String(text)) => Some(StopReason::Text(text.clone())),
             FinishReason::Stop(StopCause::TokenId(id)) => Some(StopReason::Token(*id)),
-            FinishReason::Stop(StopCause::Eos(_)) | FinishReason::Length => None,
+            FinishReason::Stop(StopCause::Eos(_) | StopCause::Constraint) | FinishReason::Length => None,
         }
     }
 }

@@ -128,6 +128,11 @@ fn check_logit_row(row: &LogitRow, batch: &Batch, vocab_size: usize) -> Result<(
     ensure((0.0..=1.0).contains(&row.top_p) && (0.0..=1.0).contains(&row.min_p), || "top_p or min_p".into())?;
     ensure(row.repetition_penalty > 0.0, || format!("repetition penalty {}", row.repetition_penalty))?;
     ensure(row.position == batch.positions[row.row as usize] + 1, || format!("it chooses position {}", row.position))?;
+    let words = vocab_size.div_ceil(32);
+    let last = row.mask.map_or(0, |mask| (mask as usize + 1) * words);
+    ensure(last <= batch.masks.len() && batch.masks.len() <= batch.sequences.len() * words, || {
+        format!("mask {:?} of {} words of masks", row.mask, batch.masks.len())
+    })?;
     let adjust = batch.adjust.get(row.adjust.start as usize..row.adjust.end as usize);
     let adjust = adjust.ok_or_else(|| format!("adjust entries {:?} of {}", row.adjust, batch.adjust.len()))?;
     ensure(adjust.iter().all(|entry| (entry.token as usize) < vocab_size), || "an adjusted token".into())?;

@@ -112,7 +112,11 @@ impl NullExecutor {
             let adjust = &batch.adjust[row.adjust.start as usize..row.adjust.end as usize];
             let id = match row.mode {
                 SampleMode::Score(token) => token,
-                SampleMode::Greedy | SampleMode::Random => choose(logits, row, adjust),
+                SampleMode::Greedy | SampleMode::Random => {
+                    let words = self.limits.vocab_size.div_ceil(32);
+                    let mask = row.mask.map(|mask| &batch.masks[mask as usize * words..][..words]);
+                    sampler::choose_masked(logits, row, adjust, mask)
+                }
             };
             let log_sum = logits.iter().map(|logit| logit.exp()).sum::<f32>().ln();
             output.ids.push(id);

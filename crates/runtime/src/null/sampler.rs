@@ -22,7 +22,8 @@ pub fn choose(logits: &[f32], row: &LogitRow, adjust: &[TokenAdjust]) -> u32 {
         }
     }
     let mut order = highest_first(&adjusted);
-    if row.mode == SampleMode::Greedy {
+    // Where all are banned none has a weight.
+    if row.mode == SampleMode::Greedy || adjusted[order[0] as usize] == f32::NEG_INFINITY {
         return order[0];
     }
     if row.top_k > 0 {
@@ -46,6 +47,16 @@ pub fn choose(logits: &[f32], row: &LogitRow, adjust: &[TokenAdjust]) -> u32 {
         }
     }
     order[kept - 1]
+}
+
+/// As [`choose`], among the tokens that a mask allows.
+pub(super) fn choose_masked(logits: &[f32], row: &LogitRow, adjust: &[TokenAdjust], mask: Option<&[u32]>) -> u32 {
+    let Some(mask) = mask else { return choose(logits, row, adjust) };
+    let allowed = |id: u32| mask[id as usize / 32] >> (id % 32) & 1 == 1;
+    let masked = (0..).zip(logits).map(|(id, &logit)| if allowed(id) { logit } else { f32::NEG_INFINITY });
+    let id = choose(&masked.collect::<Vec<_>>(), row, adjust);
+    // All that are allowed may be banned.
+    if allowed(id) { id } else { highest_first(logits).into_iter().find(|&id| allowed(id)).unwrap_or(id) }
 }
 
 /// All token ids, the highest logit first, the lowest id among equals.

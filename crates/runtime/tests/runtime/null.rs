@@ -25,6 +25,7 @@ fn batch(start: u32, tokens: &[u32], pages: &[u32]) -> Batch {
         }],
         logit_rows: vec![row(tokens.len() as u32 - 1, end)],
         adjust: Vec::new(),
+        masks: Vec::new(),
     }
 }
 
@@ -43,6 +44,7 @@ fn row(row: u32, position: u32) -> LogitRow {
         frequency_penalty: 0.0,
         presence_penalty: 0.0,
         adjust: 0..0,
+        mask: None,
         want_logits: false,
     }
 }

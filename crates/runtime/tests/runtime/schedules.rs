@@ -147,6 +147,7 @@ fn schedule(random: &mut Random, tokenizer: &Tokenizer) -> Schedule {
                 params: params(random, text),
                 adapter: random.pick(&[0, 0, 0, 1]),
                 tenant_salt: random.pick(&[b"".as_slice(), b"", b"", b"other"]).to_vec(),
+                constraint: None,
             };
             let cancelled_after = random.chance(10).then(|| random.within(0, 20));
             Arrival { step, request, cancelled_after, moves: Vec::new() }
@@ -219,7 +220,7 @@ fn move_request(
     (id, request): (RequestId, &Request),
     way: Move,
 ) -> Option<RequestId> {
-    let own = runtime.suspend(id)?;
+    let own = runtime.suspend(id).unwrap()?;
     runtime.check_invariants().unwrap();
     let mut snapshot = match way {
         Move::Snapshot => own,

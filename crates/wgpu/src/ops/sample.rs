@@ -4,7 +4,7 @@ use crate::WgpuBackend;
 use crate::encoder::{Call, Range, WgpuRecorder};
 use anyfleet_kernels::wgsl;
 use anyfleet_tensor::ops::Sample;
-use anyfleet_tensor::{Result, StepSizes};
+use anyfleet_tensor::{Result, StepSizes, Tensor};
 use std::sync::Arc;
 
 /// Adjusted logits.
@@ -25,7 +25,10 @@ pub(crate) fn record(recorder: &mut WgpuRecorder, op: &Sample<'_, WgpuBackend>) 
     }
     let results = [op.ids, op.logprobs, op.top_ids, op.top_logprobs];
     for result in results {
-        [op.logits, op.params, op.adjust].iter().try_for_each(|input| check_apart(OP, result, input))?;
+        [op.logits, op.params, op.adjust]
+            .into_iter()
+            .chain(op.masks)
+            .try_for_each(|input| check_apart(OP, result, input))?;
     }
     let mut call = Call::new(OP, &[wgsl::COMMON, wgsl::EXACT, wgsl::WIDE, wgsl::SAMPLE]);
     let live = recorder.live(&mut call, op.live)?;
@@ -47,6 +50,13 @@ pub(crate) fn record(recorder: &mut WgpuRecorder, op: &Sample<'_, WgpuBackend>) 
         }
         places
     };
+    let masks = match op.masks {
+        Some(masks) => {
+            call.flags.push("MASKS");
+            recorder.bind(&mut call, 10, false, masks)?
+        }
+        None => 0,
+    };
     call.params = vec![
         rows as u32,
         live,
@@ -64,6 +74,9 @@ pub(crate) fn record(recorder: &mut WgpuRecorder, op: &Sample<'_, WgpuBackend>) 
         op.top_ids.row_stride() as u32,
         top_logprobs,
         op.top_logprobs.row_stride() as u32,
+        masks,
+        op.masks.map_or(0, Tensor::rows) as u32,
+        op.masks.map_or(0, Tensor::row_stride) as u32,
     ];
     call.grid(rows, 1);
     recorder.push(call);

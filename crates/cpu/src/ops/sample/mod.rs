@@ -31,6 +31,7 @@ pub(crate) struct SampleOp {
     logits: View,
     params: View,
     adjust: View,
+    masks: Option<View>,
     live: Live,
 }
 
@@ -45,10 +46,11 @@ impl SampleOp {
             logits: view(op.logits)?,
             params: view(op.params)?,
             adjust: view(op.adjust)?,
+            masks: op.masks.map(view).transpose()?,
             live: op.live,
         };
         for out in [&this.ids, &this.logprobs, &this.top_ids, &this.top_logprobs] {
-            for input in [&this.logits, &this.params, &this.adjust] {
+            for input in [&this.logits, &this.params, &this.adjust].into_iter().chain(&this.masks) {
                 check_apart("sample", out, input)?;
             }
         }
@@ -72,7 +74,8 @@ impl SampleOp {
         let mode = mode.unwrap_or_else(|| panic!("sample: mode {} of row {row}", params.mode));
         let limits = Limits::new(params, logits.len());
         let weights = if mode == SampleMode::Random { limits.sums() } else { None };
-        let adjusts = mode != SampleMode::Score && params.adjust_len > 0;
+        let mask = self.mask(params).filter(|_| mode != SampleMode::Score);
+        let adjusts = mode != SampleMode::Score && (params.adjust_len > 0 || mask.is_some());
 
         let mut scan = Scan::new(workers, logits, &mut state.space);
         let model = Model::new(&mut scan, if adjusts { None } else { weights });
@@ -84,6 +87,9 @@ impl SampleOp {
                 if let Some(logit) = state.adjusted.get_mut(entry.token as usize) {
                     *logit = sampling::adjusted(clean(*logit), &entry, params);
                 }
+            }
+            if let Some(mask) = mask {
+                ban(mask, &mut state.adjusted);
             }
             scan = Scan::new(workers, &state.adjusted, &mut state.space);
             scan.exponentials(false, weights);
@@ -98,7 +104,7 @@ impl SampleOp {
                 );
                 params.target
             }
-            _ if scan.max == f32::NEG_INFINITY => model.top[0].1,
+            _ if scan.max == f32::NEG_INFINITY => highest_allowed(mask, logits).unwrap_or(model.top[0].1),
             SampleMode::Random => draw::draw(&mut scan, params, &limits, &mut state.candidates),
             _ => scan.first_highest(),
         };
@@ -118,12 +124,43 @@ impl SampleOp {
         }
     }
 
+    fn mask(&self, params: &SampleParams) -> Option<&[u32]> {
+        let index = params.mask.checked_sub(1)? as usize;
+        let masks = self.masks.as_ref().filter(|masks| index < masks.rows());
+        let masks =
+            masks.unwrap_or_else(|| panic!("sample: mask {index} of {}", self.masks.as_ref().map_or(0, View::rows)));
+        // SAFETY: inputs are not written meanwhile, and are any bits.
+        Some(unsafe { masks.slice::<u32>(index) })
+    }
+
     fn entry(&self, index: usize) -> Adjust {
         assert!(index < self.adjust.rows(), "sample: adjust entry {index} of {}", self.adjust.rows());
         // SAFETY: inputs are not written meanwhile, and are any bits.
         let words = unsafe { self.adjust.slice::<u32>(index) };
         bytemuck::pod_read_unaligned(bytemuck::cast_slice(words))
     }
+}
+
+/// Gives minus infinity to tokens that a mask does not allow.
+fn ban(mask: &[u32], logits: &mut [f32]) {
+    for (&word, logits) in mask.iter().zip(logits.chunks_mut(32)) {
+        match word {
+            u32::MAX => {}
+            0 => logits.fill(f32::NEG_INFINITY),
+            _ => {
+                for (bit, logit) in logits.iter_mut().enumerate() {
+                    *logit = if word >> bit & 1 == 1 { *logit } else { f32::NEG_INFINITY };
+                }
+            }
+        }
+    }
+}
+
+/// The first of the highest logits that a mask allows, if there is a mask and it allows any.
+fn highest_allowed(mask: Option<&[u32]>, logits: &[f32]) -> Option<u32> {
+    let mask = mask?;
+    let allowed = (0..logits.len()).filter(|&id| sampling::allows(mask, id));
+    allowed.max_by_key(|&id| sampling::rank_key(clean(logits[id]), id as u32)).map(|id| id as u32)
 }
 
 thread_local! {

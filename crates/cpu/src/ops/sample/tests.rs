@@ -28,6 +28,7 @@ fn run(device: &CpuBackend, logits: &[f32], params: &[SampleParams], adjust: &[A
             logits: &columns_of(device, logits, rows, vocabulary),
             params: &tensor_u32(device, bytemuck::cast_slice(params), &[rows, 16]),
             adjust: &tensor_u32(device, bytemuck::cast_slice(adjust), &[adjust.len(), 4]),
+            masks: None,
             live: Live::LogitRows,
         })
     });
