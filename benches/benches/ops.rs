@@ -24,15 +24,16 @@ fn run<C: OpCase>(criterion: &mut Criterion, device: &CpuBackend, name: &str, wo
 
 /// One row reads the weights: bytes. Many rows multiply: floating-point operations.
 fn linear(criterion: &mut Criterion, device: &CpuBackend) {
-    let weight = WeightFormat::Float(DType::BF16);
-    for (n, k) in [(1024, 3072), (4096, 14_336)] {
+    let formats = [WeightFormat::Float(DType::BF16), WeightFormat::F8, WeightFormat::Q8];
+    let shapes = [(1024, 3072), (4096, 14_336)];
+    for (weight, (n, k)) in formats.into_iter().flat_map(|weight| shapes.map(|shape| (weight, shape))) {
         for rows in [1, 16, 512] {
             let work = match rows {
                 1 => Throughput::Bytes(weight.bytes(n, k) as u64),
                 _ => Throughput::Elements((2 * rows * n * k) as u64),
             };
             let case = LinearCase::plain(rows, n, k, DType::F32, weight);
-            run(criterion, device, &format!("bf16 {n}x{k} rows={rows}"), work, &case);
+            run(criterion, device, &format!("{weight} {n}x{k} rows={rows}"), work, &case);
         }
     }
 }

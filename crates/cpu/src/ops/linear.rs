@@ -235,7 +235,7 @@ impl LinearOp {
                         let (w, scales) = (self.weight.panel(panel), self.weight.scales(panel));
                         let (ahead, out) = (w.wrapping_add(AHEAD), out.wrapping_add(i * stride));
                         // The panel is there, and its pairs have room (the promise of `Widen`).
-                        ctx.kernels.run(Widen { w, scales, blocks, ahead, out });
+                        Widen { w, scales, blocks, ahead, out }.run(ctx.kernels);
                     }
                 } else {
                     // The panels are there, and their bytes have room (the promise of `Expand`).
@@ -480,6 +480,27 @@ mod tests {
                     });
                     assert_eq!(read(&device, &a), read(&device, &b), "{} {store} {rows} rows", device.caps().device);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn features_whose_scale_is_none_become_nan_alone() {
+        let (n, k) = (40, 300);
+        let mut w = random(1, n * k);
+        // Of the last group of one feature.
+        w[7 * k + 290] = f32::INFINITY;
+        for device in devices() {
+            let weight = weight_in(&device, &w, k, WeightFormat::F8, false);
+            for rows in [1, 40] {
+                let (x, out) = (tensor(&device, &random(2, rows * k), &[rows, k]), vec![POISON; rows * n]);
+                let out = tensor(&device, &out, &[rows, n]);
+                bind(&device, rows as u32, |enc| {
+                    let (x, weight, live) = (&x, &weight, Live::All);
+                    enc.linear(Linear { out: &out, x, weight, bias: None, residual: None, live });
+                });
+                let got = read(&device, &out);
+                assert!(got.iter().enumerate().all(|(i, v)| v.is_nan() == (i % n == 7)), "{}", device.caps().device);
             }
         }
     }

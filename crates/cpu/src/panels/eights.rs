@@ -1,8 +1,12 @@
 //! Blocks of f8 as the pairs of bf16 that they read as: what is multiplied is never anything else, so products have bf16's
 //! bits by construction.
 use super::{Form, PANEL};
-use crate::simd::{Kernel, LANES, Simd};
+#[cfg(target_arch = "x86_64")]
+use crate::simd::Isa;
+use crate::simd::{Kernel, KernelSet, LANES, Simd};
 use anyfleet_tensor::quant;
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
 
 /// Blocks that share scales.
 pub(crate) const GROUP: usize = quant::F8_GROUP / Form::Eights.features();
@@ -21,29 +25,91 @@ pub(crate) struct Widen {
     pub(crate) out: *mut u8,
 }
 
-impl Kernel for Widen {
+/// What numbers are loaded times less.
+const FACTOR: f32 = 256.0;
+
+impl Widen {
+    pub(crate) fn run(self, kernels: KernelSet) {
+        #[cfg(target_arch = "x86_64")]
+        if matches!(kernels.isa(), Isa::Amx | Isa::Avx512Bf16) && is_x86_feature_detected!("avx512bf16") {
+            // SAFETY: both sets have AVX-512, and these instructions were seen to be there.
+            return unsafe { widen_bf16(&self) };
+        }
+        kernels.run(Plain(self));
+    }
+}
+
+/// The same where rounding to bf16 is an instruction: two thirds of the work.
+///
+/// # Safety
+/// The processor has the features named here, and the promise of [`Widen`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+unsafe fn widen_bf16(work: &Widen) {
+    let (from, to) = (Form::Eights, Form::Pairs);
+    let place_of_f16 = _mm512_set1_epi16(0xBF80_u16 as i16);
+    // Sixteen first elements, and then sixteen second ones, become pairs.
+    let pair_up: [u16; 2 * LANES] = std::array::from_fn(|i| (i / 2 + i % 2 * LANES) as u16);
+    // SAFETY: the promise of `Widen`: scales of each group, and blocks of bytes and of pairs.
+    unsafe {
+        let pair_up = _mm512_loadu_si512(pair_up.as_ptr().cast());
+        let pairs = |first: __m256i, second: __m256i, scale: __m512| {
+            let [first, second] = [first, second].map(|v| _mm512_mul_ps(_mm512_cvtph_ps(v), scale));
+            // What is below 2^-126 would become 0, but scales are kept far above.
+            let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(second, first));
+            _mm512_permutexvar_epi16(pair_up, both)
+        };
+        for first in (0..work.blocks).step_by(GROUP) {
+            for tile in 0..2 {
+                let scale = _mm512_loadu_ps(work.scales.add(first / GROUP * PANEL + tile * LANES));
+                let scale = _mm512_mul_ps(scale, _mm512_set1_ps(FACTOR));
+                for block in first..work.blocks.min(first + GROUP) {
+                    let place = block * from.block_bytes() + tile * from.tile_bytes();
+                    let out = work.out.add(block * to.block_bytes() + tile * to.tile_bytes());
+                    for line in (0..from.tile_bytes()).step_by(64) {
+                        _mm_prefetch::<_MM_HINT_T0>(work.ahead.wrapping_add(place + line).cast());
+                        // Two lines of pairs, as in `load_pairs_f8`.
+                        let v = _mm512_loadu_si512(work.w.add(place + line).cast());
+                        let even = _mm512_and_si512(_mm512_srai_epi16::<1>(_mm512_slli_epi16::<8>(v)), place_of_f16);
+                        let odd = _mm512_and_si512(_mm512_srai_epi16::<1>(v), place_of_f16);
+                        let low = pairs(_mm512_castsi512_si256(even), _mm512_castsi512_si256(odd), scale);
+                        let high =
+                            pairs(_mm512_extracti64x4_epi64::<1>(even), _mm512_extracti64x4_epi64::<1>(odd), scale);
+                        _mm512_storeu_si512(out.add(2 * line).cast(), low);
+                        _mm512_storeu_si512(out.add(2 * line + 64).cast(), high);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// On any vectors.
+struct Plain(Widen);
+
+impl Kernel for Plain {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        let Plain(work) = self;
         let (from, to) = (Form::Eights, Form::Pairs);
-        for first in (0..self.blocks).step_by(GROUP) {
+        for first in (0..work.blocks).step_by(GROUP) {
             for tile in 0..2 {
                 // SAFETY: a group has a scale for each feature of a tile.
-                let scale = unsafe { s.load(self.scales.add(first / GROUP * PANEL + tile * LANES)) };
-                // Numbers are loaded times 2^-8.
-                let scale = s.mul(scale, s.splat(256.0));
-                for block in first..self.blocks.min(first + GROUP) {
+                let scale = unsafe { s.load(work.scales.add(first / GROUP * PANEL + tile * LANES)) };
+                let scale = s.mul(scale, s.splat(FACTOR));
+                for block in first..work.blocks.min(first + GROUP) {
                     let place = block * from.block_bytes() + tile * from.tile_bytes();
-                    let out = self.out.wrapping_add(block * to.block_bytes() + tile * to.tile_bytes());
+                    let out = work.out.wrapping_add(block * to.block_bytes() + tile * to.tile_bytes());
                     for pair in 0..LANES {
                         let line = place + pair * 2 * LANES;
                         if pair % 2 == 0 {
-                            s.prefetch(self.ahead.wrapping_add(line));
+                            s.prefetch(work.ahead.wrapping_add(line));
                         }
                         // SAFETY: the blocks have these sixteen pairs, here of bytes and there of bf16.
                         unsafe {
-                            let (even, odd) = s.load_pairs_f8(self.w.add(line));
+                            let (even, odd) = s.load_pairs_f8(work.w.add(line));
                             let pairs = s.join_pairs(s.mul(even, scale), s.mul(odd, scale));
                             s.store(out.add(pair * 4 * LANES).cast(), pairs);
                         }

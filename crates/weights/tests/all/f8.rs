@@ -9,7 +9,7 @@ const ROWS: usize = 200;
 const COLS: usize = 300;
 
 fn byte(row: usize, col: usize) -> u8 {
-    ((row * 7 + col) % 126) as u8 | ((row + col) % 2 << 7) as u8
+    ((row * 7 + col) % 126) as u8 | (((row + col) % 2) << 7) as u8
 }
 
 /// A tensor's name, dtype, shape and bytes.
@@ -85,7 +85,9 @@ fn scales_are_found_by_name_and_understood_by_shape() {
         let mut copy = Vec::new();
         // All of it, and what ranks take.
         let whole = rows(&model.matrix(&spec(), WeightFormat::F8, &mut copy).unwrap());
-        let some = rows(&model.matrix(&spec().take_rows(&[70..150]), WeightFormat::F8, &mut copy).unwrap());
+        let some = rows(
+            &model.matrix(&spec().take_rows(std::slice::from_ref(&(70..150))), WeightFormat::F8, &mut copy).unwrap(),
+        );
         let cut = rows(&model.matrix(&spec().take_cols(96..290), WeightFormat::F8, &mut copy).unwrap());
         for row in 0..ROWS {
             for col in 0..COLS {

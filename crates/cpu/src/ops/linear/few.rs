@@ -163,7 +163,7 @@ impl LinearOp {
                 let scales = weight.scales(panel).wrapping_add(block / eights::GROUP * PANEL);
                 // The stretch is there, and its pairs have room (the promise of `Widen`). The product before, of which
                 // they were, is computed.
-                ctx.kernels.run(Widen { w, scales, blocks: end - block, ahead, out });
+                Widen { w, scales, blocks: end - block, ahead, out }.run(ctx.kernels);
                 Product {
                     x: x.place(done.first).wrapping_add(block * x.block_bytes),
                     rows: count,
