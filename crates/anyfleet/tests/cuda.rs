@@ -59,6 +59,19 @@ fn fast_products_are_as_near_to_transformers() {
     assert!(!info.warnings.iter().any(|warning| warning.contains("gemm")), "{:?}", info.warnings);
 }
 
+/// Whose sums go from device to device.
+#[test]
+fn devices_that_share_layers_are_as_near_to_transformers() {
+    let Some(DeviceSpec::Cuda(Some(device))) = emulated_cuda() else { return };
+    let devices: DeviceSpec = format!("cuda:{device}+cuda:{device}").parse().expect("two devices");
+    for model in ["llama2", "qwen3-moe-plain"] {
+        let dir = fixtures_dir().join(model);
+        let f32 = worst(&errors_of(&dir, &expected(&dir), builder(&devices, model).dtype(DTypeSpec::F32), 37));
+        println!("{model} on {devices}: f32 max error {f32:.1e}");
+        assert!(f32 <= F32_TOLERANCE, "{model}: error {f32} in f32");
+    }
+}
+
 /// As on wgpu with packed bytes: see `parity.rs`.
 #[test]
 fn integer_weights_give_the_bits_of_the_cpu_until_a_byte_turns() {

@@ -7,7 +7,7 @@
 //! Ranks meet on the host before each gather. None is asked of a device whose peers might never come, so that an error of
 //! one rank leaves no other's device waiting; where a device fails with a gather under way, the group is stopped, and made anew
 //! for the next step.
-use crate::driver::{Driver, Group};
+use crate::driver::{Driver, Group, Prepared};
 use crate::{CudaBackend, CudaBuffer, CudaRecorder};
 use anyfleet_tensor::{Backend, Communicator, DType, Error, Result, Tensor};
 use bytemuck::{Pod, Zeroable};
@@ -88,7 +88,10 @@ pub(crate) fn group(devices: &[&CudaBackend], most: usize) -> Result<Option<Vec<
     let (meeting, ranks) = (Arc::new(meeting), devices.len());
     let end = |rank: usize| {
         let parts = CudaBuffer::new(devices[rank].driver(), bytes(ranks, most), "the parts of a sum")?;
-        Ok(CudaCommunicator { meeting: meeting.clone(), rank, sums: 0, parts, most })
+        let end = CudaCommunicator { meeting: meeting.clone(), rank, sums: 0, parts, most };
+        // So that the kernel is compiled and loaded now.
+        end.addition(devices[rank], end.parts.address(), 1)?;
+        Ok(end)
     };
     (0..ranks).map(end).collect::<Result<_>>().map(Some)
 }
@@ -112,17 +115,23 @@ impl CudaCommunicator {
         }
     }
 
-    fn sum(&mut self, device: &CudaBackend, x: &Tensor<CudaBackend>) -> Result<()> {
-        let (ranks, count) = (self.meeting.drivers.len(), x.len());
-        let group = self.meet()?;
+    /// Of the parts of all ranks, `count` elements each.
+    fn addition(&self, device: &CudaBackend, out: u64, count: usize) -> Result<Box<dyn Prepared>> {
+        let (parts, ranks) = (self.parts.address(), self.meeting.drivers.len() as u32);
+        let params = Params { out, parts, count: count as u32, ranks };
         let mut recorder = CudaRecorder::new(device.clone());
-        let params =
-            Params { out: recorder.address(x), parts: self.parts.address(), count: count as u32, ranks: ranks as u32 };
+        recorder.launch(("sum_ranks", "sum_ranks"), [count.div_ceil(4 * THREADS), 1, 1], THREADS, 0, &params)?;
+        device.driver().prepare(recorder.work, false)
+    }
+
+    fn sum(&mut self, device: &CudaBackend, x: &Tensor<CudaBackend>) -> Result<()> {
+        let (at, count) = (x.buffer().address() + x.offset() as u64, x.len());
+        let addition = self.addition(device, at, count)?;
+        let group = self.meet()?;
         // SAFETY: the tensor has so many elements, the parts have room for as many of each rank, and both outlive this: what
         // is freed waits for the device.
-        unsafe { device.driver().all_gather(&*group, self.rank, params.out, params.parts, count)? };
-        recorder.launch(("sum_ranks", "sum_ranks"), [count.div_ceil(4 * THREADS), 1, 1], THREADS, 0, &params)?;
-        device.driver().prepare(recorder.work, false)?.run()
+        unsafe { device.driver().all_gather(&*group, self.rank, at, self.parts.address(), count)? };
+        addition.run()
     }
 }
 

@@ -259,3 +259,67 @@ impl Executor for SplitExecutor {
         Ok(&self.output)
     }
 }
+
+#[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyfleet_cuda::CudaBackend;
+    use anyfleet_models::Place;
+    use anyfleet_tensor::null::NullBackend;
+    use anyfleet_tensor::{DType, WeightFormat};
+
+    /// Ids and bits of log-probabilities of some steps on two devices.
+    fn run(join: impl Fn(&[Part]) -> anyfleet_tensor::Result<Vec<End>>) -> Option<Vec<(Vec<u32>, Vec<u32>)>> {
+        let model = common::model("llama2");
+        let options = ExecutorOptions {
+            weights: WeightFormat::Float(DType::BF16),
+            kv: DType::BF16,
+            activation: DType::F32,
+            max_model_len: Some(128),
+            kv_bytes: Some(1 << 20),
+            max_sequences: 4,
+            max_tokens: 40,
+            page_size: None,
+        };
+        let part = |rank| {
+            // Without a C++ compiler; crates/conformance says so loudly.
+            let device = AnyDevice::new(Arc::new(CudaBackend::emulated().ok()?));
+            let place = Place { layers: 0..model.spec.layers.len(), rank, ranks: 2 };
+            let shard = Shard::new(&model.spec, &model.weights, place).expect("heads");
+            Some(Part { device, options: options.clone(), shard, available: None })
+        };
+        let parts: Vec<Part> = (0..2).map(part).collect::<Option<_>>()?;
+        let plan = plan_parts(&model.spec, &parts).expect("plan");
+        let go_on = &mut |_, _| ControlFlow::Continue(());
+        let mut executor = SplitExecutor::load_joined(&model, parts, &plan, |_| None, go_on, join).expect("load");
+        let groups = plan.limits.cache.groups.len();
+        let step = |(sequences, rows)| {
+            executor.submit(&common::batch(sequences, rows, groups)).expect("a step");
+            let output = executor.wait().expect("an output");
+            (output.ids.clone(), output.logprobs.iter().map(|value| value.to_bits()).collect())
+        };
+        Some([(1, 33), (3, 1), (2, 9)].into_iter().map(step).collect())
+    }
+
+    #[test]
+    fn sums_from_device_to_device_have_the_bits_of_the_hosts() {
+        let on_devices = |parts: &[Part]| {
+            let ends = group::best(parts)?;
+            assert!(ends.len() == 2 && ends.iter().all(|end| matches!(end, End::Device(_))), "through the host");
+            Ok(ends)
+        };
+        assert_eq!(run(on_devices), run(|parts| Ok(group::through_the_host(parts))));
+    }
+
+    #[test]
+    fn devices_of_different_backends_meet_on_the_host() {
+        let Ok(cuda) = CudaBackend::emulated() else { return };
+        let devices = [AnyDevice::new(Arc::new(cuda)), AnyDevice::new(Arc::new(NullBackend::default()))];
+        let [one, other] = [(0, 1), (1, 0)].map(|(a, b)| devices[a].group(&[&devices[a], &devices[b]], 8));
+        assert!(one.expect("no failure").is_none() && other.expect("no failure").is_none());
+    }
+}

@@ -75,6 +75,26 @@ EXPORT int anyfleet_fake_product(Stream* stream, const Product* product) {
     give(*stream, std::move(work));
     return OK;
 }
+// For other libraries: how many devices there are.
+EXPORT int anyfleet_fake_devices() { return device_count(); }
+// For other libraries: a group of so many ranks; it is never freed.
+EXPORT Group* anyfleet_fake_group(u64 ranks) { return new Group{ranks, false, std::vector<u64>(ranks)}; }
+// For other libraries: ends what waits for ranks of the group.
+EXPORT void anyfleet_fake_stop(Group* group) {
+    std::lock_guard<std::mutex> lock(state().mutex);
+    group->stopped = true;
+}
+// For other libraries: gives a gather to the stream of a rank. Not 0 where there is no such stream.
+EXPORT int anyfleet_fake_gather(Group* group, u64 rank, Stream* stream, const void* from, void* to, u64 bytes) {
+    std::lock_guard<std::mutex> lock(state().mutex);
+    if (!state().streams.count(stream)) return INVALID_HANDLE;
+    Work work = {Work::Gather, 0, static_cast<char*>(to), static_cast<const char*>(from), bytes};
+    work.group = group;
+    work.rank = rank;
+    work.turn = group->turns[rank]++;
+    give(*stream, std::move(work));
+    return OK;
+}
 // For tests: copies, records and launches that wait for somebody to synchronize.
 EXPORT u64 anyfleet_fake_waiting() {
     std::lock_guard<std::mutex> lock(state().mutex);

@@ -1,4 +1,5 @@
-//! CUDA's libraries without a GPU (`libcuda.cpp`, `state.h`, `libnvrtc.cpp`, `libcublasLt.cpp`), and tests that run on them.
+//! CUDA's libraries without a GPU (`libcuda.cpp`, `state.h`, `libnvrtc.cpp`, `libcublasLt.cpp`,
+//! `libnccl.cpp`), and tests that run on them.
 //!
 //! CUDA is found by the loader of the system, when a process first asks for it: a test runs itself again as a process that
 //! finds these libraries first.
@@ -33,6 +34,7 @@ const CUDA: &str = include_str!("libcuda.cpp");
 const STATE: &str = include_str!("state.h");
 const NVRTC: &str = include_str!("libnvrtc.cpp");
 const CUBLASLT: &str = include_str!("libcublasLt.cpp");
+const NCCL: &str = include_str!("libnccl.cpp");
 
 /// Set in the process that runs a test.
 const INSIDE: &str = "ANYFLEET_FAKE_DRIVER";
@@ -107,6 +109,7 @@ pub fn again(test: &str, libraries: &Path, settings: &[(&str, &str)]) -> Report 
         .env("LD_LIBRARY_PATH", std::env::join_paths(paths).expect("folders without colons"))
         .env("ANYFLEET_NVRTC", libraries.join("libnvrtc.so"))
         .env("ANYFLEET_CUBLASLT", libraries.join("libcublasLt.so"))
+        .env("ANYFLEET_NCCL", libraries.join("libnccl.so"))
         .env("FAKE_CUDA_KERNELS", anyfleet_cuda::emulated_kernels().expect("kernels for the host"))
         .env("FAKE_CUDA_REPORT", &report)
         .env(INSIDE, "1")
@@ -148,7 +151,7 @@ fn fakes() -> Option<&'static Path> {
 /// Makes the folder of [`fakes`], or finds it.
 fn make() -> Result<PathBuf, String> {
     let mut hasher = DefaultHasher::new();
-    ([include_str!("mod.rs"), &compiler()], CUDA, STATE, NVRTC, CUBLASLT).hash(&mut hasher);
+    ([include_str!("mod.rs"), &compiler()], CUDA, STATE, NVRTC, CUBLASLT, NCCL).hash(&mut hasher);
     let all = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let folder = all.join(format!("fake-driver-{:016x}", hasher.finish()));
     if folder.exists() {
@@ -161,6 +164,7 @@ fn make() -> Result<PathBuf, String> {
     compile(CUDA, &cuda.join("libcuda.so"))?;
     compile(NVRTC, &cuda.join("libnvrtc.so"))?;
     compile(CUBLASLT, &cuda.join("libcublasLt.so"))?;
+    compile(NCCL, &cuda.join("libnccl.so"))?;
     let made = draft.keep();
     if fs::rename(&made, &folder).is_err() && fs::remove_dir_all(&made).is_err() {
         eprintln!("{} stays", made.display());

@@ -2,6 +2,7 @@
 #pragma once
 #include <dlfcn.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -119,14 +120,25 @@ struct Product {
     int f16;
 };
 
+// Devices that libnccl.cpp made a group of. What each rank brings to its gathers is in its stream.
+struct Group {
+    u64 ranks;
+    bool stopped = false;
+    // Gathers that each rank has asked for.
+    std::vector<u64> turns;
+};
+
 struct Work {
-    enum Kind { ToDevice, ToHost, Within, Record, Kernel, Multiply } kind;
+    enum Kind { ToDevice, ToHost, Within, Record, Kernel, Multiply, Gather } kind;
     u64 number = 0;
     char* to = nullptr;
     const char* from = nullptr;
     u64 bytes = 0;
     Launch launch = {};
     Product product = {};
+    // Of a gather of `bytes` bytes of each rank: which, whose, and the how manieth of it.
+    Group* group = nullptr;
+    u64 rank = 0, turn = 0;
 };
 
 struct Stream {
@@ -396,10 +408,58 @@ int multiply(const Product& p) {
     return OK;
 }
 
+int finish(Stream& stream, u64 number);
+
+// Does the gather that is next in a stream, for all ranks at once, and all that is before it in theirs; waits for those who
+// have not asked yet, as a device would. It is done, too, where another rank does it, or the group is stopped.
+void gather(Stream& stream) {
+    const Work own = stream.waiting.front();
+    const u64 ranks = own.group->ranks, WAITS = 10000;
+    std::vector<std::pair<Stream*, Work>> all;
+    for (u64 waits = 0;; waits++) {
+        if (stream.waiting.empty() || stream.waiting.front().number != own.number) return;
+        if (own.group->stopped) return stream.waiting.pop_front();
+        all.assign(ranks, {nullptr, {}});
+        u64 found = 0;
+        for (Stream* other : state().streams) {
+            for (const Work& work : other->waiting) {
+                if (work.kind != Work::Gather || work.group != own.group || work.turn != own.turn) continue;
+                all[work.rank] = {other, work};
+                found++;
+            }
+        }
+        if (found == ranks) break;
+        if (waits == WAITS) {
+            note("a gather waits for ranks that do not come");
+            stream.context->broken = LAUNCH_FAILED;
+            return;
+        }
+        state().mutex.unlock();
+        usleep(1000);
+        state().mutex.lock();
+    }
+    for (auto& [other, work] : all) {
+        if (finish(*other, work.number - 1)) note("a gather's rank has failed");
+    }
+    for (auto& [other, work] : all) {
+        if (!holder(state().device, work.from, work.bytes) || !holder(state().device, work.to, ranks * work.bytes)) {
+            note("a gather's memory was freed before it was made");
+        } else {
+            for (auto& part : all) memcpy(work.to + part.second.rank * work.bytes, part.second.from, work.bytes);
+        }
+    }
+    due("gather");
+    for (auto& entry : all) entry.first->waiting.pop_front();
+}
+
 // Does what waits in a stream up to the number.
 int finish(Stream& stream, u64 number) {
     Context& context = *stream.context;
     while (!stream.waiting.empty() && stream.waiting.front().number <= number) {
+        if (stream.waiting.front().kind == Work::Gather && !context.broken) {
+            gather(stream);
+            continue;
+        }
         Work work = std::move(stream.waiting.front());
         stream.waiting.pop_front();
         if (context.broken || work.kind == Work::Record) continue;

@@ -1,4 +1,5 @@
 //! Numbers on a device, for tests on the fake driver.
+#![allow(dead_code, reason = "each test program uses a part")]
 use anyfleet_cuda::CudaBackend;
 use anyfleet_tensor::{Backend, DType, Readback, Result, StepHeader, Tensor};
 
