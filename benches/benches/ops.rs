@@ -52,6 +52,7 @@ fn attention(criterion: &mut Criterion, device: &CpuBackend) {
             heads,
             groups,
             size,
+            latent: None,
             page: device.caps().page_size,
             window: None,
             softcap: None,

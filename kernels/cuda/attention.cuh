@@ -18,7 +18,7 @@ struct AttentionParams {
     const u32* seqs;
     const u32* table;
     const u32* live;
-    // Where blocks of a part of the segments leave them: none where blocks have all. [rows][heads][slots][2 + size]
+    // Where blocks of a part of the segments leave them: none where blocks have all. [rows][heads][slots][2 + value_size]
     float* records;
     // Of each query head, or nothing.
     const float* sinks;
@@ -43,6 +43,9 @@ struct AttentionParams {
     u32 whole;
     // What the scores are bounded by, and by which `scale` is divided already; 0: nothing.
     float softcap;
+    // Of latents less than `size`: values are the first elements of keys.
+    u32 value_size;
+    u32 reserved;
 };
 
 namespace attention {
@@ -129,17 +132,17 @@ SHARED_DEVICE u32 query_head(const AttentionParams& p, const Tile& tile, u32 r) 
     return tile.group * p.group_heads + (tile.first + r) % p.group_heads;
 }
 
-// Where a row's head is in `rows` of queries or results; nothing where there is none.
+// Where a row's head is in `rows` of queries or results, of `size` elements a head; nothing where there is none.
 template <class T>
-SHARED_DEVICE T* head_of(const AttentionParams& p, const Tile& tile, T* rows, u32 stride, u32 r) {
+SHARED_DEVICE T* head_of(const AttentionParams& p, const Tile& tile, T* rows, u32 stride, u32 size, u32 r) {
     u32 row = tile.row_start + (tile.first + r) / p.group_heads;
     u32 head = query_head(p, tile, r);
-    return r < tile.count && row < p.rows ? rows + u64(row) * stride + u64(head) * p.size : nullptr;
+    return r < tile.count && row < p.rows ? rows + u64(row) * stride + u64(head) * size : nullptr;
 }
 
 // The record of segments of a row and query head, from the first it sees on.
 SHARED_DEVICE float* records_of(const AttentionParams& p, u32 row, u32 head) {
-    return p.records + (u64(row) * p.groups * p.group_heads + head) * p.slots * (p.size + 2);
+    return p.records + (u64(row) * p.groups * p.group_heads + head) * p.slots * (p.value_size + 2);
 }
 // The record of a segment of a row; nothing where it sees nothing of it.
 SHARED_DEVICE float* record_of(const AttentionParams& p, const Tile& tile, u32 r, u32 segment) {
@@ -148,7 +151,7 @@ SHARED_DEVICE float* record_of(const AttentionParams& p, const Tile& tile, u32 r
     Range seen = seen_by(p, tile, r);
     u32 slot = segment - seen.low / SEGMENT;
     bool there = segment * SEGMENT < seen.end && segment >= seen.low / SEGMENT && slot < p.slots && row < p.rows;
-    return there ? records_of(p, row, head) + u64(slot) * (p.size + 2) : nullptr;
+    return there ? records_of(p, row, head) + u64(slot) * (p.value_size + 2) : nullptr;
 }
 
 // Place of a key in the caches, in heads. Inside them, whatever the table says.

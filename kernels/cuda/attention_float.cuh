@@ -27,11 +27,16 @@ struct Shared {
     u32 places[CHUNK];
 };
 
-template <u32 D, bool HALF>
+// Columns D of keys and V of values; of latents, with fewer of values, these are the first ones of keys. Columns of the largest
+// heads are loaded a slice at a time.
+template <u32 D, u32 V, bool HALF>
 struct Block {
+    static const u32 SLICE = D <= 256 ? D : 192;
+    static const u32 SLICES = D / SLICE;
     // Rows of a matrix begin in different banks.
-    static const u32 ROW = D + 4;
-    static const u32 COLUMNS = D / 64;
+    static const u32 ROW = SLICE + 4;
+    static const u32 COLUMNS = V / 64;
+    static const u32 SLICE_COLUMNS = SLICE / 64;
 
     const AttentionParams& p;
     Shared& shared;
@@ -88,35 +93,39 @@ struct Block {
         }
     }
 
-    // Loads the chunk's keys, or values, that some row sees; zeros for the others.
-    SHARED_DEVICE void load(const void* cache, u32 start) {
+    // Loads a slice of the chunk's keys, or values, that some row sees; zeros for the others.
+    SHARED_DEVICE void load(const void* cache, u32 start, u32 slice) {
+        u32 begin = slice * SLICE, end = min_u32(width, begin + SLICE);
         for (u32 key = warp; key < CHUNK; key += WARPS) {
             bool seen = needed.has(start + key);
             u64 first = seen ? u64(shared.places[key]) * p.size : 0;
-            for (u32 c = lane; c < width; c += WARP) {
+            for (u32 c = begin + lane; c < end; c += WARP) {
                 float x = 0.0f;
                 if (seen && c < p.size) {
                     x = HALF ? half_float(static_cast<const u16*>(cache)[first + c])
                              : static_cast<const float*>(cache)[first + c];
                 }
-                cells[key * ROW + c] = x;
+                cells[key * ROW + c - begin] = x;
             }
         }
     }
 
-    // Scores of the thread's key.
-    SHARED_DEVICE void score(float (&scores)[OWN], u32 start, bool partial) {
-#pragma unroll
-        for (u32 i = 0; i < OWN; i++) scores[i] = 0.0f;
+    // Adds a slice to the products of the thread's key.
+    SHARED_DEVICE void multiply(float (&scores)[OWN], u32 slice) {
+        u32 begin = slice * SLICE, end = min_u32(width, begin + SLICE);
         const float* key = cells + own * ROW;
-        for (u32 c = 0; c < width; c += 4) {
-            float4 k = *reinterpret_cast<const float4*>(key + c);
+        for (u32 c = begin; c < end; c += 4) {
+            float4 k = *reinterpret_cast<const float4*>(key + c - begin);
 #pragma unroll
             for (u32 i = 0; i < OWN; i++) {
                 float4 q = *reinterpret_cast<const float4*>(queries + row_of(i) * D + c);
                 scores[i] = fmaf(q.w, k.w, fmaf(q.z, k.z, fmaf(q.y, k.y, fmaf(q.x, k.x, scores[i]))));
             }
         }
+    }
+
+    // Scores of the thread's key, of its products.
+    SHARED_DEVICE void score(float (&scores)[OWN], u32 start, bool partial) {
 #pragma unroll
         for (u32 i = 0; i < OWN; i++) {
             bool seen = !partial || shared.seen[row_of(i)].has(start + own);
@@ -166,14 +175,16 @@ struct Block {
 
     // Adds the weighted values. In a chunk that some row sees a part of, those that it does not see are left out: a weight
     // of 0 does not hide a value that is not finite.
-    template <bool PARTIAL>
+    template <bool PARTIAL, u32 FIRST>
     SHARED_DEVICE void add_values(u32 start) {
+        // Of the slice whose first column of a thread is this.
+        const u32 COUNT = COLUMNS - FIRST < SLICE_COLUMNS ? COLUMNS - FIRST : SLICE_COLUMNS;
         for (u32 key = 0; key < CHUNK; key += 4) {
-            float v[4][COLUMNS];
+            float v[4][COUNT];
 #pragma unroll
             for (u32 k = 0; k < 4; k++) {
 #pragma unroll
-                for (u32 j = 0; j < COLUMNS; j++) v[k][j] = cells[(key + k) * ROW + own + 64 * j];
+                for (u32 j = 0; j < COUNT; j++) v[k][j] = cells[(key + k) * ROW + own + 64 * j];
             }
 #pragma unroll
             for (u32 i = 0; i < OWN; i++) {
@@ -185,11 +196,28 @@ struct Block {
                 for (u32 k = 0; k < 4; k++) {
                     bool has = !PARTIAL || seen.has(start + key + k);
 #pragma unroll
-                    for (u32 j = 0; j < COLUMNS; j++) {
-                        sums[i][j] = has ? fmaf(weight[k], v[k][j], sums[i][j]) : sums[i][j];
+                    for (u32 j = 0; j < COUNT; j++) {
+                        float& sum = sums[i][FIRST + j];
+                        sum = has ? fmaf(weight[k], v[k][j], sum) : sum;
                     }
                 }
             }
+        }
+    }
+
+    // The values from the thread's column FIRST on, of which the first slice is there.
+    template <u32 FIRST>
+    SHARED_DEVICE void add_slices(u32 start, bool partial) {
+        if (partial) {
+            add_values<true, FIRST>(start);
+        } else {
+            add_values<false, FIRST>(start);
+        }
+        if constexpr (FIRST + SLICE_COLUMNS < COLUMNS) {
+            __syncthreads();
+            load(p.v_cache, start, FIRST / SLICE_COLUMNS + 1);
+            __syncthreads();
+            add_slices<FIRST + SLICE_COLUMNS>(start, partial);
         }
     }
 
@@ -229,7 +257,7 @@ struct Block {
         if (p.sinks) __syncthreads();
         if (threadIdx.x < ROWS) {
             u32 r = threadIdx.x;
-            shared.to[r] = head_of(p, tile, p.out, p.out_stride, r);
+            shared.to[r] = head_of(p, tile, p.out, p.out_stride, p.value_size, r);
             if (p.sinks) {
                 float sink = p.sinks[query_head(p, tile, r)];
                 shared.before[r] = join_sink(sink, shared.all_highest[r], shared.all_total[r]);
@@ -252,7 +280,7 @@ struct Block {
             if (!to) continue;
 #pragma unroll
             for (u32 j = 0; j < COLUMNS; j++) {
-                if (own + 64 * j < p.size) to[own + 64 * j] = from[i][j];
+                if (own + 64 * j < p.value_size) to[own + 64 * j] = from[i][j];
             }
         }
     }
@@ -268,7 +296,7 @@ struct Block {
         }
         if (threadIdx.x < ROWS) {
             shared.seen[threadIdx.x] = seen_by(p, found, threadIdx.x);
-            shared.from[threadIdx.x] = head_of(p, found, p.q, p.q_stride, threadIdx.x);
+            shared.from[threadIdx.x] = head_of(p, found, p.q, p.q_stride, p.size, threadIdx.x);
             shared.all_highest[threadIdx.x] = LOWEST;
             shared.all_total[threadIdx.x] = 0.0f;
         }
@@ -282,20 +310,20 @@ struct Block {
                 shared.places[own] = needed.has(start + own) ? key_place(p, tile, start + own) : 0;
             }
             __syncthreads();
-            load(p.k_cache, start);
-            __syncthreads();
-            float scores[OWN];
+            float scores[OWN] = {};
+            for (u32 slice = 0; slice < SLICES; slice++) {
+                if (slice > 0) __syncthreads();
+                load(p.k_cache, start, slice);
+                __syncthreads();
+                multiply(scores, slice);
+            }
             score(scores, start, partial);
             __syncthreads();
             weigh(scores);
-            load(p.v_cache, start);
+            load(p.v_cache, start, 0);
             __syncthreads();
             shrink_sums();
-            if (partial) {
-                add_values<true>(start);
-            } else {
-                add_values<false>(start);
-            }
+            add_slices<0>(start, partial);
             if (!chunks.ends_segment()) continue;
             if (p.records) {
                 leave_segment(chunks.segment());
@@ -314,5 +342,12 @@ struct Block {
     KERNEL_OF_BLOCKS(name, 128, BLOCKS, AttentionParams) {        \
         SHARED_BYTES(memory);                                     \
         SHARED(attention_float::Shared, shared);                  \
-        attention_float::Block<D, HALF>(p, shared, memory).run(); \
+        attention_float::Block<D, D, HALF>(p, shared, memory).run(); \
+    }
+// Of latents, with two sums for each of eight columns in registers.
+#define LATENT_ATTENTION(name, D, V, HALF)                           \
+    KERNEL_OF_BLOCKS(name, 128, 2, AttentionParams) {                \
+        SHARED_BYTES(memory);                                        \
+        SHARED(attention_float::Shared, shared);                     \
+        attention_float::Block<D, V, HALF>(p, shared, memory).run(); \
     }

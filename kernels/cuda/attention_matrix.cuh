@@ -36,13 +36,15 @@ struct Shared {
 // Weights of a row, in elements: the rest keeps rows of a matrix in different banks, as do those below.
 const u32 WEIGHT_ROW = CHUNK + 8;
 
-// Columns D, rows M, and whether caches have bytes. Sizes as crates/cuda/src/ops/attention.rs knows them.
-template <u32 D, u32 M, bool BYTES>
+// Columns D of keys and V of values, rows M, and whether caches have bytes. Fewer columns of values: these are the first ones
+// of keys, which stay until they are multiplied. Sizes as crates/cuda/src/ops/attention.rs knows them.
+template <u32 D, u32 V, u32 M, bool BYTES>
 struct Block {
+    static const bool LATENT = V < D;
     static const u32 ROW = D + 8;
     static const u32 STRIPS = M / 16;
     // Sixteen columns each.
-    static const u32 PAIRS = D / 64;
+    static const u32 PAIRS = V / 64;
     static const u32 CELL = BYTES ? 1 : 2;
     // Bytes of a head as it is copied.
     static const u32 COPY_ROW = D * CELL + 16;
@@ -57,8 +59,8 @@ struct Block {
     u8* copied_keys;
     u8* copied_values;
     u32 warp, lane;
-    // Columns: the head's size in whole sixteens.
-    u32 width;
+    // Columns of keys and of values: their size in whole sixteens.
+    u32 width, value_width;
     // In shared memory, where they take no registers.
     const Tile& tile;
     const Range& needed;
@@ -72,14 +74,14 @@ struct Block {
 
     SHARED_DEVICE Block(const AttentionParams& p, Shared<M>& shared, u8* memory)
         : p(p), shared(shared), warp(threadIdx.x / WARP), lane(threadIdx.x % WARP), width(ceil_div(p.size, 16) * 16),
-          tile(shared.tile), needed(shared.needed), common(shared.common) {
+          value_width(ceil_div(p.value_size, 16) * 16), tile(shared.tile), needed(shared.needed), common(shared.common) {
         queries = reinterpret_cast<u16*>(memory);
         weights = queries + M * ROW;
         keys = weights + M * WEIGHT_ROW;
         u8* after = reinterpret_cast<u8*>(keys + CHUNK * ROW);
-        values = BYTES ? keys : reinterpret_cast<u16*>(after);
+        values = BYTES || LATENT ? keys : reinterpret_cast<u16*>(after);
         copied_keys = BYTES ? after : reinterpret_cast<u8*>(keys);
-        copied_values = BYTES ? after + CHUNK * COPY_ROW : after;
+        copied_values = BYTES ? after + CHUNK * COPY_ROW : reinterpret_cast<u8*>(values);
     }
 
     // The row of element 2h or 2h + 1 of a lane in a strip of sixteen.
@@ -123,11 +125,17 @@ struct Block {
         u32 bytes = p.size * CELL;
         if (p.whole) {
             const u32 PARTS = D * CELL / 16;
+            const bool EVEN = THREADS % PARTS == 0;
             u32 part = threadIdx.x % PARTS;
-            if (16 * part >= width * CELL) return;
+            if (EVEN && 16 * part >= width * CELL) return;
 #pragma unroll 4
             for (u32 i = 0; i < PARTS * CHUNK / THREADS; i++) {
                 u32 key = threadIdx.x / PARTS + i * (THREADS / PARTS);
+                if (!EVEN) {
+                    key = (threadIdx.x + i * THREADS) / PARTS;
+                    part = (threadIdx.x + i * THREADS) % PARTS;
+                    if (16 * part >= width * CELL) continue;
+                }
                 bool wanted = range.has(start + key) && 16 * part < bytes;
                 const u8* from = wanted ? cells + u64(places[key]) * bytes + 16 * part : cells;
                 copy_async(to + key * COPY_ROW + 16 * part, from, wanted);
@@ -295,7 +303,7 @@ struct Block {
 #pragma unroll
             for (u32 pair = 0; pair < PAIRS; pair++) {
                 u32 column = (WARPS * pair + warp) * 16;
-                if (column >= width) continue;
+                if (column >= value_width) continue;
                 u32 b[4];
                 ldmatrix_transposed(b, value + k * ROW + column);
 #pragma unroll
@@ -319,7 +327,7 @@ struct Block {
         bool odd = false;
 #pragma unroll 1
         for (u32 key = warp; key < CHUNK; key += WARPS) {
-            for (u32 c = 2 * lane; c < width; c += 2 * WARP) {
+            for (u32 c = 2 * lane; c < value_width; c += 2 * WARP) {
                 u32 pair = *reinterpret_cast<const u32*>(values + key * ROW + c);
                 odd = odd || (pair & 0x7f80u) == 0x7f80u || (pair & 0x7f800000u) == 0x7f800000u;
             }
@@ -385,7 +393,7 @@ struct Block {
         if (p.sinks) __syncthreads();
         if (threadIdx.x < M) {
             u32 r = threadIdx.x;
-            shared.to[r] = head_of(p, tile, p.out, p.out_stride, r);
+            shared.to[r] = head_of(p, tile, p.out, p.out_stride, p.value_size, r);
             if (p.sinks) {
                 float sink = p.sinks[query_head(p, tile, r)];
                 shared.before[r] = join_sink(sink, shared.all_highest[r], shared.all_total[r]);
@@ -418,7 +426,7 @@ struct Block {
 #pragma unroll
         for (u32 i = 0; i < PAIRS * 2; i++) {
             u32 column = column_of(i / 2, i % 2);
-            if (column >= p.size) continue;
+            if (column >= p.value_size) continue;
             to[column] = from[m][i / 2][i % 2][2 * h];
             to[column + 1] = from[m][i / 2][i % 2][2 * h + 1];
         }
@@ -453,7 +461,7 @@ struct Block {
         if (threadIdx.x < M) {
             u32 r = threadIdx.x;
             shared.seen[r] = seen_by(p, found, r);
-            shared.from[r] = head_of(p, found, p.q, p.q_stride, r);
+            shared.from[r] = head_of(p, found, p.q, p.q_stride, p.size, r);
             shared.all_highest[r] = LOWEST;
             shared.all_total[r] = 0.0f;
         }
@@ -475,16 +483,16 @@ struct Block {
             copy_wait<0>();
             __syncthreads();
             if (BYTES) widen(keys, copied_keys, key.k_scale, true);
-            copy(copied_values, p.v_cache, shared.places[turn], start, needed);
+            if (!LATENT) copy(copied_values, p.v_cache, shared.places[turn], start, needed);
             copy_commit();
             if (BYTES) __syncthreads();
             Key next_key = key_of(next);
             float scores[STRIPS][2][4];
             score(scores, start, partial);
             if (threadIdx.x < CHUNK) shared.places[turn ^ 1][threadIdx.x] = next_key.place;
-            // Nobody reads the keys any more.
+            // Nobody reads the keys any more, unless they are values, too.
             __syncthreads();
-            if (next.more()) copy(copied_keys, p.k_cache, shared.places[turn ^ 1], next.start(), needed);
+            if (!LATENT && next.more()) copy(copied_keys, p.k_cache, shared.places[turn ^ 1], next.start(), needed);
             copy_commit();
             weigh(scores);
             copy_wait<1>();
@@ -499,6 +507,11 @@ struct Block {
                 add_values_in_turns(shared.places[turn], start, key.v_scale);
             } else {
                 add_values<false>(0);
+            }
+            if (LATENT) {
+                __syncthreads();
+                if (next.more()) copy(copied_keys, p.k_cache, shared.places[turn ^ 1], next.start(), needed);
+                copy_commit();
             }
             if (chunks.ends_segment()) {
                 if (p.records) {
@@ -524,5 +537,13 @@ struct Block {
     KERNEL_OF_BLOCKS(name, 128, BLOCKS, AttentionParams) {           \
         SHARED_BYTES(memory);                                        \
         SHARED(attention_mma::Shared<M>, shared);                    \
-        attention_mma::Block<D, M, BYTES>(p, shared, memory).run(); \
+        attention_mma::Block<D, D, M, BYTES>(p, shared, memory).run(); \
+    }
+// Latents of bf16. Their tile is what shared memory of 99 KiB holds: copies wait for products, and the other block of a
+// multiprocessor fills the gap where there is room for two.
+#define LATENT_ATTENTION(name, D, V, M, BLOCKS)                          \
+    KERNEL_OF_BLOCKS(name, 128, BLOCKS, AttentionParams) {               \
+        SHARED_BYTES(memory);                                            \
+        SHARED(attention_mma::Shared<M>, shared);                        \
+        attention_mma::Block<D, V, M, false>(p, shared, memory).run(); \
     }

@@ -1,4 +1,4 @@
-// Combines the segments that blocks of `attention` left: a block a token row and a query head, a thread an element.
+// Combines the segments that blocks of `attention` left: a block a token row, a query head and up to 256 elements.
 #include "attention.cuh"
 
 namespace attention_merge_op {
@@ -24,11 +24,11 @@ KERNEL(attention_merge, 256, AttentionParams) {
     using namespace attention_merge_op;
     // Records that a thread asks for at once.
     const u32 AHEAD = 8;
-    u32 row = blockIdx.x, element = threadIdx.x, lane = threadIdx.x % WARP;
+    u32 row = blockIdx.x, element = blockIdx.z * blockDim.x + threadIdx.x, lane = threadIdx.x % WARP;
     Range seen;
     if (!find_row(p, row, seen)) return;
     u32 count = min_u32((seen.end - 1) / SEGMENT - seen.low / SEGMENT + 1, p.slots);
-    u32 length = p.size + 2;
+    u32 length = p.value_size + 2;
     const float* record = records_of(p, row, blockIdx.y);
     float all_highest = LOWEST, total = 0.0f, sum = 0.0f;
     for (u32 begin = 0; begin < count; begin += WARP) {
@@ -50,7 +50,7 @@ KERNEL(attention_merge, 256, AttentionParams) {
             float values[AHEAD];
 #pragma unroll
             for (u32 j = 0; j < AHEAD; j++) {
-                bool there = i + j < here && element < p.size;
+                bool there = i + j < here && element < p.value_size;
                 values[j] = there ? record[u64(begin + i + j) * length + 2 + element] : 0.0f;
             }
 #pragma unroll
@@ -65,5 +65,5 @@ KERNEL(attention_merge, 256, AttentionParams) {
         }
     }
     if (p.sinks) sum *= join_sink(p.sinks[blockIdx.y], all_highest, total);
-    if (element < p.size) p.out[u64(row) * p.out_stride + u64(blockIdx.y) * p.size + element] = output(sum, total);
+    if (element < p.value_size) p.out[u64(row) * p.out_stride + u64(blockIdx.y) * p.value_size + element] = output(sum, total);
 }

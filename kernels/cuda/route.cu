@@ -33,7 +33,10 @@ struct RouteParams {
     u32 sigmoid;
     u32 renormalise;
     float scale;
-    u32 reserved;
+    // Groups of experts, how many of them are kept, and whether those with the highest sum of two; 0 groups: all are kept.
+    u32 groups;
+    u32 kept;
+    u32 two_highest;
 };
 
 namespace route_op {
@@ -43,6 +46,7 @@ typedef RouteParams Params;
 const u32 THREADS = 256, WARPS = THREADS / WARP;
 const u32 SORT_THREADS = 512, SORT_WARPS = SORT_THREADS / WARP;
 const u32 MOST_EXPERTS = 2048;
+const u32 MOST_GROUPS = 64;
 // Weights are divided by no less.
 const float LEAST = 1e-20f;
 // Pairs that a warp reads at a time.
@@ -59,6 +63,67 @@ SHARED_DEVICE float score_of(const Params& p, float logit, float most) {
     return p.sigmoid ? 1.0f / (1.0f + exact_exp(-logit)) : exact_exp(logit - most);
 }
 
+SHARED_DEVICE float number_of(u32 code) { return bits_float(code >> 31 ? code & 0x7fffffffu : ~code); }
+
+// The two highest codes.
+struct TwoHighest {
+    u32 most, second;
+    SHARED_DEVICE void add(u32 code) {
+        second = max_u32(second, min_u32(most, code));
+        most = max_u32(most, code);
+    }
+};
+
+// Takes the experts of other groups than the best from the choice: a warp. A lane has the score of every 32nd group.
+template <int N>
+SHARED_DEVICE void keep_groups(const Params& p, u32 (&code)[N]) {
+    u32 lane = threadIdx.x % WARP, size = p.experts / p.groups;
+    u32 scores[MOST_GROUPS / WARP] = {};
+    for (u32 group = 0; group < p.groups; group++) {
+        TwoHighest best = {0, 0};
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            if ((i * WARP + lane) / size == group) best.add(code[i]);
+        }
+        for (u32 i = WARP / 2; i > 0; i /= 2) {
+            u32 most = __shfl_xor_sync(EVERY_LANE, best.most, i), second = __shfl_xor_sync(EVERY_LANE, best.second, i);
+            best.add(most);
+            best.add(second);
+        }
+        u32 score = best.most;
+        if (p.two_highest && size > 1) score = code_of(number_of(best.most) + number_of(best.second));
+#pragma unroll
+        for (u32 i = 0; i < MOST_GROUPS / WARP; i++) {
+            if (group == i * WARP + lane) scores[i] = score;
+        }
+    }
+    u32 kept[MOST_GROUPS / WARP];
+#pragma unroll
+    for (u32 i = 0; i < MOST_GROUPS / WARP; i++) {
+        u32 rank = 0, own = i * WARP + lane;
+        for (u32 other = 0; other < p.groups; other++) {
+            u32 score = 0;
+#pragma unroll
+            for (u32 j = 0; j < MOST_GROUPS / WARP; j++) {
+                u32 of_lane = __shfl_sync(EVERY_LANE, scores[j], int(other % WARP));
+                if (other / WARP == j) score = of_lane;
+            }
+            rank += score > scores[i] || (score == scores[i] && other < own);
+        }
+        kept[i] = __ballot_sync(EVERY_LANE, own < p.groups && rank < p.kept);
+    }
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        u32 group = (i * WARP + lane) / size;
+        u32 lanes = 0;
+#pragma unroll
+        for (u32 j = 0; j < MOST_GROUPS / WARP; j++) {
+            if (group / WARP == j) lanes = kept[j];
+        }
+        if (!(lanes >> group % WARP & 1)) code[i] = 0;
+    }
+}
+
 // A warp; a lane has at most N experts.
 template <int N>
 SHARED_DEVICE void choose_of(const Params& p, u32 row) {
@@ -72,7 +137,7 @@ SHARED_DEVICE void choose_of(const Params& p, u32 row) {
         most = fmaxf(most, logit[i]);
     }
     most = warp_max(most);
-    bool by_score = p.sigmoid || p.bias;
+    bool by_score = p.sigmoid || p.bias || p.two_highest;
     u32 code[N];
     if (!p.sigmoid) {
 #pragma unroll
@@ -96,6 +161,7 @@ SHARED_DEVICE void choose_of(const Params& p, u32 row) {
             code[i] = code_of(key);
         }
     }
+    if (p.groups) keep_groups<N>(p, code);
     u64 first = u64(row) * p.per_token;
     float chosen_sum = 0.0f;
     for (u32 j = 0; j < p.per_token; j++) {

@@ -60,6 +60,10 @@ pub mod wgsl {
     pub const ROUTE_SORT: &str = include_str!("../wgsl/route_sort.wgsl");
     /// What makes [`LINEAR`] a product for each expert.
     pub const EXPERTS: &str = include_str!("../wgsl/experts.wgsl");
+    /// What makes [`LINEAR`] a product for each head.
+    pub const HEADS: &str = include_str!("../wgsl/heads.wgsl");
+    /// `latent_kv`.
+    pub const LATENT_KV: &str = include_str!("../wgsl/latent_kv.wgsl");
     /// `combine`.
     pub const COMBINE: &str = include_str!("../wgsl/combine.wgsl");
     /// `gather`.
@@ -70,7 +74,7 @@ pub mod wgsl {
     pub const SAMPLE: &str = include_str!("../wgsl/sample.wgsl");
 
     /// All of them.
-    pub const ALL: [&str; 26] = [
+    pub const ALL: [&str; 28] = [
         COMMON,
         WEIGHT,
         KV,
@@ -93,6 +97,8 @@ pub mod wgsl {
         ROUTE,
         ROUTE_SORT,
         EXPERTS,
+        HEADS,
+        LATENT_KV,
         COMBINE,
         GATHER,
         SOFTCAP,

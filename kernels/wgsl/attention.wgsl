@@ -36,7 +36,9 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> q: array<f32>;
 @group(0) @binding(3) var<storage, read> k_cache: array<u32>;
+#if !LATENT
 @group(0) @binding(4) var<storage, read> v_cache: array<u32>;
+#endif
 @group(0) @binding(5) var<storage, read> seqs: array<u32>;
 @group(0) @binding(6) var<storage, read> table: array<u32>;
 @group(0) @binding(7) var<storage, read_write> out: array<f32>;
@@ -52,7 +54,7 @@ const BLOCK: u32 = 64u;
 const SEGMENT: u32 = 256u;
 const LOWEST: f32 = -3.0e38;
 // Pairs of elements of a head that a thread adds up.
-const PAIRS: u32 = (SIZE / 2u + BLOCK - 1u) / BLOCK;
+const PAIRS: u32 = (VALUE_SIZE / 2u + BLOCK - 1u) / BLOCK;
 
 var<workgroup> queries: array<f32, HEADS * SIZE>;
 var<workgroup> weights: array<f32, HEADS * BLOCK>;
@@ -80,6 +82,12 @@ fn key_pair(place: u32, i: u32, scale: f32) -> vec2<f32> {
 #endif
 }
 
+// Of latents the first elements of a key are its value.
+#if LATENT
+fn value_pair(place: u32, i: u32, scale: f32) -> vec2<f32> {
+    return key_pair(place, i, scale);
+}
+#else
 fn value_pair(place: u32, i: u32, scale: f32) -> vec2<f32> {
     let at = p.v_cache + place * SIZE + i;
 #if KV_F32
@@ -88,6 +96,7 @@ fn value_pair(place: u32, i: u32, scale: f32) -> vec2<f32> {
     return kv_pair(v_cache[at / PER_WORD], at % PER_WORD == 2u, scale);
 #endif
 }
+#endif
 
 // The score that a product of query and key becomes.
 fn score_of(product: f32) -> f32 {
@@ -265,7 +274,7 @@ fn main(
 #endif
                 for (var pair = 0u; pair < PAIRS; pair++) {
                     let element = 2u * (pair * BLOCK + thread);
-                    if element < SIZE {
+                    if element < VALUE_SIZE {
                         let v = value_pair(place, element, scale);
                         for (var h = 0u; h < HEADS; h++) {
                             let w = weights[h * BLOCK + i];
@@ -279,14 +288,14 @@ fn main(
 #if SPLIT
         // A record of maximum, sum and output for each head and segment.
         for (var h = 0u; h < heads; h++) {
-            let record = p.out + ((row * p.groups * p.group_heads + head + h) * p.segments + segment) * (SIZE + 2u);
+            let record = p.out + ((row * p.groups * p.group_heads + head + h) * p.segments + segment) * (VALUE_SIZE + 2u);
             if thread == 0u {
                 out[record] = highest[h];
                 out[record + 1u] = totals[h];
             }
             for (var pair = 0u; pair < PAIRS; pair++) {
                 let element = 2u * (pair * BLOCK + thread);
-                if element < SIZE {
+                if element < VALUE_SIZE {
                     out[record + 2u + element] = sums[h * PAIRS + pair].x;
                     out[record + 3u + element] = sums[h * PAIRS + pair].y;
                 }
@@ -323,10 +332,10 @@ fn main(
     }
 #endif
     for (var h = 0u; h < heads; h++) {
-        let place = p.out + row * p.out_stride + (head + h) * SIZE;
+        let place = p.out + row * p.out_stride + (head + h) * VALUE_SIZE;
         for (var pair = 0u; pair < PAIRS; pair++) {
             let element = 2u * (pair * BLOCK + thread);
-            if element < SIZE {
+            if element < VALUE_SIZE {
                 let o = all[h * PAIRS + pair] / all_totals[h];
                 out[place + element] = o.x;
                 out[place + element + 1u] = o.y;

@@ -31,6 +31,7 @@ struct Work {
     panel: u32,
 }
 #if !EXPERTS
+#if !HEADS
 fn work_of(run: u32) -> Work {
     return Work(run * ROWS, live_rows(p.rows, p.live), 0u);
 }
@@ -38,6 +39,7 @@ fn work_of(run: u32) -> Work {
 fn x_first(row: u32) -> u32 {
     return p.x + row * p.x_stride;
 }
+#endif
 #endif
 
 #if TILED

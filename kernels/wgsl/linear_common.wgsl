@@ -32,6 +32,13 @@ struct Params {
     index: u32,
     x_rows: u32,
 #endif
+#if HEADS
+    // The part's first head, elements from one head to the next, and runs of ROWS rows of a head.
+    first_head: u32,
+    x_head: u32,
+    out_head: u32,
+    runs: u32,
+#endif
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> weight: array<vec4<u32>>;
@@ -56,13 +63,15 @@ fn total(panel: u32, r: u32, lane: u32, feature: u32) -> f32 {
     return sum;
 }
 
+#if !HEADS
+fn out_first(row: u32) -> u32 {
+    return p.out + row * p.out_stride;
+}
+#endif
+
 fn finish(panel: u32, row: u32, r: u32, lane: u32) {
-#if EXPERTS
     // Matrices lie one after the other.
     let own = panel % p.panels;
-#else
-    let own = panel;
-#endif
     var feature = p.first + own * LANES + lane;
     if p.gated != 0u {
         feature = (p.first / LANES + own) * (LANES / 2u) + lane % (LANES / 2u);
@@ -80,11 +89,11 @@ fn finish(panel: u32, row: u32, r: u32, lane: u32) {
     if lane < LANES / 2u {
         let gate = total(panel, r, lane, feature);
         let up = total(panel, r, lane + LANES / 2u, feature + p.total / 2u);
-        out[p.out + row * p.out_stride + feature] = activated(p.function, gate) * up;
+        out[out_first(row) + feature] = activated(p.function, gate) * up;
     }
 #else
     var value = total(panel, r, lane, feature);
-    let place = p.out + row * p.out_stride + feature;
+    let place = out_first(row) + feature;
 #if RESIDUAL
     value += residual[p.residual + row * p.residual_stride + feature];
 #endif

@@ -33,6 +33,9 @@ var<workgroup> keys: array<u32, EXPERTS>;
 var<workgroup> scores: array<f32, PER_TOKEN>;
 var<workgroup> most: array<u32, THREADS>;
 var<workgroup> sums: array<f32, THREADS>;
+#if GROUPS
+var<workgroup> group_keys: array<u32, GROUP_COUNT>;
+#endif
 
 // Integers in the order of floats; what is not a number is minus infinity, and both zeros are one.
 fn ordered(x: f32) -> u32 {
@@ -42,6 +45,11 @@ fn ordered(x: f32) -> u32 {
     }
     bits = select(bits, 0u, bits == 0x80000000u);
     return select(bits | 0x80000000u, ~bits, (bits >> 31u) == 1u);
+}
+
+// The number that `ordered` made an integer of.
+fn number(key: u32) -> f32 {
+    return bitcast<f32>(select(~key, key & 0x7fffffffu, (key >> 31u) == 1u));
 }
 
 fn logit(row: u32, expert: u32) -> f32 {
@@ -59,7 +67,7 @@ fn softmax_of(row: u32, thread: u32) -> vec2<f32> {
     for (var i = 0u; i < THREADS; i++) {
         key = max(key, most[i]);
     }
-    let largest = bitcast<f32>(select(~key, key & 0x7fffffffu, (key >> 31u) == 1u));
+    let largest = number(key);
     var sum = 0.0;
     for (var expert = thread; expert < EXPERTS; expert += THREADS) {
         sum += exact_exp(logit(row, expert) - largest);
@@ -102,6 +110,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #if BIAS
         keys[expert] = ordered(score(row, expert, softmax) + bias[p.bias + expert]);
 #else
+#if BY_SCORE
+        keys[expert] = ordered(score(row, expert, softmax));
+#else
         // Softmax keeps the order of logits, and does not make different ones equal.
         var value = logit(row, expert);
         if p.sigmoid != 0u {
@@ -109,8 +120,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         keys[expert] = ordered(value);
 #endif
+#endif
     }
     workgroupBarrier();
+#if GROUPS
+    keep_groups(thread);
+#endif
     for (var expert = thread; expert < EXPERTS; expert += THREADS) {
         let key = keys[expert];
         var rank = 0u;
@@ -136,3 +151,38 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         weights[p.weights + row * PER_TOKEN + i] = quotient(scores[i], divisor) * p.scale;
     }
 }
+
+#if GROUPS
+// Experts of other groups than the best get the key below all others.
+fn keep_groups(thread: u32) {
+    let size = EXPERTS / GROUP_COUNT;
+    for (var group = thread; group < GROUP_COUNT; group += THREADS) {
+        var most = 0u;
+        var second = 0u;
+        for (var i = group * size; i < (group + 1u) * size; i++) {
+            second = max(second, min(most, keys[i]));
+            most = max(most, keys[i]);
+        }
+#if TWO_HIGHEST
+        if size > 1u {
+            most = ordered(number(most) + number(second));
+        }
+#endif
+        group_keys[group] = most;
+    }
+    workgroupBarrier();
+    for (var expert = thread; expert < EXPERTS; expert += THREADS) {
+        let group = expert / size;
+        let key = group_keys[group];
+        var rank = 0u;
+        for (var other = 0u; other < GROUP_COUNT; other++) {
+            let before = group_keys[other] > key || (group_keys[other] == key && other < group);
+            rank += select(0u, 1u, before);
+        }
+        if rank >= GROUPS_KEPT {
+            keys[expert] = 0u;
+        }
+    }
+    workgroupBarrier();
+}
+#endif

@@ -76,6 +76,9 @@ def randomise(model, spec: Spec) -> None:
             p.copy_(spec.router_gain / p.shape[-1] ** 0.5 * noise)
         else:
             p.copy_(spec.gain / p.shape[-1] ** 0.5 * noise)
+    for name, b in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            b.copy_(0.2 * torch.randn(b.shape, generator=generator(spec.name, name)))
 
 
 def save_checkpoint(spec: Spec, folder: pathlib.Path) -> None:
@@ -321,6 +324,39 @@ def gemma_mistakes(config, edit, rope) -> dict:
     return found
 
 
+def deepseek_mistakes(config, edit, fill) -> dict:
+    """As `mistakes`, what only a DeepSeek has."""
+
+    @torch.no_grad()
+    def unbiased(model):
+        for name, b in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                b.zero_()
+
+    found = {
+        "no_shared_experts": (None, fill("shared_experts.down_proj.weight", value=0.0)),
+        "experts_scaled_5pct": (edit(routed_scaling_factor=1.05 * config.routed_scaling_factor), None),
+        "one_dense_layer_more": (None, lambda model: model.model.layers[1].mlp.experts.down_proj.data.zero_()),
+        "latents_not_normed": (None, fill("kv_a_layernorm.weight", value=1.0)),
+    }
+    if config.rope_parameters["rope_type"] == "yarn":
+        found["no_softmax_factor"] = (None, scale_softmax)
+    if config.n_group > 1:
+        found["groups_ignored"] = (edit(topk_group=config.n_group), None)
+        found["one_group"] = (edit(topk_group=1), None)
+    if config.model_type == "deepseek_v3":
+        found["no_correction_bias"] = (None, unbiased)
+        found["not_renormalised"] = (edit(norm_topk_prob=False), None)
+        found["rotated_by_halves"] = (edit(rope_interleave=False), None)
+    return found
+
+
+def scale_softmax(model) -> None:
+    """Scores are scaled by the size of a query head alone."""
+    for layer in model.model.layers:
+        layer.self_attn.scaling = layer.self_attn.qk_head_dim**-0.5
+
+
 def mistakes(config) -> dict:
     """Wrong readings of a checkpoint that this one must expose: name -> (edit of the config, edit of the model)."""
 
@@ -379,6 +415,8 @@ def mistakes(config) -> dict:
         found["qk_norm_weights_one"] = (None, fill("q_norm.weight", "k_norm.weight", value=one))
     if is_gemma(config):
         found |= gemma_mistakes(config, edit, rope)
+    if config.model_type.startswith("deepseek"):
+        found |= deepseek_mistakes(config, edit, fill)
     layers = getattr(config, "layer_types", None) or []
     if getattr(config, "sliding_window", None):
         found["window_plus_one"] = (edit(sliding_window=config.sliding_window + 1), None)

@@ -67,6 +67,10 @@ def _qwen3_moe(**keys) -> dict:
     return _config("qwen3_moe", "Qwen3MoeForCausalLM", **keys)
 
 
+def _deepseek(generation: int, **keys) -> dict:
+    return _config(f"deepseek_v{generation}", f"DeepseekV{generation}ForCausalLM", attention_bias=False, moe_layer_freq=1, **keys)
+
+
 def _gemma(model_type: str, architecture: str, **keys) -> dict:
     both = {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "pad_token_id": 0}
     # Published ones do not say that the head is tied: it is the default.
@@ -282,5 +286,53 @@ SPECS = [
             final_logit_softcapping=None, cache_implementation="hybrid", torch_dtype="bfloat16",
         ),
         max_shard_size="80KB",
+    ),
+    Spec(
+        name="deepseek-v2-lite",
+        purpose="DeepSeek-V2-Lite: latent attention without a latent of queries, YaRN whose factors also scale the softmax, 3 of 7 experts chosen greedily beside two shared ones, the first layer dense",
+        config=_deepseek(
+            2, vocab_size=263, hidden_size=48, intermediate_size=70, moe_intermediate_size=22, num_hidden_layers=3, num_attention_heads=6,
+            num_key_value_heads=6, q_lora_rank=None, kv_lora_rank=26, qk_nope_head_dim=8, qk_rope_head_dim=10, v_head_dim=11,
+            rms_norm_eps=1e-3, rope_theta=10000.0,
+            rope_scaling={
+                "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "mscale": 1.0, "mscale_all_dim": 0.707,
+                "beta_fast": 32, "beta_slow": 1,
+            },
+            first_k_dense_replace=1, n_routed_experts=7, n_shared_experts=2, num_experts_per_tok=3, norm_topk_prob=False,
+            routed_scaling_factor=1.0, scoring_func="softmax", topk_method="greedy", n_group=1, topk_group=1,
+            tie_word_embeddings=False, torch_dtype="bfloat16",
+        ),
+        embedding_std=0.2,
+    ),
+    Spec(
+        name="deepseek-v2",
+        purpose="DeepSeek-V2: a latent of queries, 3 of 12 experts from the best 2 of 4 groups, scaled, beside one shared one",
+        config=_deepseek(
+            2, vocab_size=229, hidden_size=40, intermediate_size=66, moe_intermediate_size=18, num_hidden_layers=2, num_attention_heads=5,
+            num_key_value_heads=5, q_lora_rank=22, kv_lora_rank=34, qk_nope_head_dim=16, qk_rope_head_dim=6, v_head_dim=13,
+            rms_norm_eps=1e-3, rope_theta=20000.0, rope_scaling=None, first_k_dense_replace=1, n_routed_experts=12,
+            n_shared_experts=1, num_experts_per_tok=3, norm_topk_prob=False, routed_scaling_factor=1.6, scoring_func="softmax",
+            topk_method="group_limited_greedy", n_group=4, topk_group=2, tie_word_embeddings=False, torch_dtype="float32",
+        ),
+        embedding_std=0.2,
+    ),
+    Spec(
+        name="deepseek-v3",
+        purpose="DeepSeek-V3: sigmoid scores with a correction bias, 3 of 15 experts from the 2 best of 5 groups by the sum of two, weights renormalised and scaled, YaRN, sharded",
+        config=_deepseek(
+            3, vocab_size=251, hidden_size=42, intermediate_size=62, moe_intermediate_size=20, num_hidden_layers=2, num_attention_heads=3,
+            num_key_value_heads=3, q_lora_rank=30, kv_lora_rank=38, qk_nope_head_dim=18, qk_rope_head_dim=14, v_head_dim=17,
+            rms_norm_eps=1e-3, rope_theta=10000.0, num_nextn_predict_layers=1,
+            rope_scaling={
+                "type": "yarn", "factor": 5.0, "original_max_position_embeddings": 64, "mscale": 0.7, "mscale_all_dim": 1.0,
+                "beta_fast": 32, "beta_slow": 1,
+            },
+            first_k_dense_replace=1, n_routed_experts=15, n_shared_experts=1, num_experts_per_tok=3, norm_topk_prob=True,
+            routed_scaling_factor=1.4, scoring_func="sigmoid", topk_method="noaux_tc", n_group=5, topk_group=2,
+            tie_word_embeddings=False, torch_dtype="bfloat16",
+        ),
+        max_shard_size="80KB",
+        router_gain=2.0,
+        embedding_std=0.2,
     ),
 ]

@@ -1,4 +1,5 @@
 //! One decoder that executes any [`DecoderSpec`] on any backend: eight operations a layer, eleven where there are experts.
+use crate::latent::LatentLayer;
 use crate::{AttentionSpec, DecoderSpec, ExpertsSpec, LayerSpec, MlpSpec, NormSpec, Place, RopeSpec};
 use anyfleet_tensor::ops::{
     Attention, Combine, Embed, Gather, GroupedLinear, GroupedLinearActMul, KvScales, Linear, LinearActMul, Norm,
@@ -29,8 +30,9 @@ pub(crate) struct Head<B: Backend> {
 
 pub(crate) struct Layer<B: Backend> {
     pub(crate) input_norm: Tensor<B>,
-    /// q, k and v stacked: `[(H + 2G)*d, D]`.
+    /// q, k and v stacked: `[(H + 2G)*d, D]`; with latents, what makes them.
     pub(crate) qkv: Projection<B>,
+    pub(crate) latent: Option<LatentLayer<B>>,
     pub(crate) qk_norm: Option<(Tensor<B>, Tensor<B>)>,
     /// Index into [`Decoder::ropes`].
     pub(crate) rope: Option<usize>,
@@ -39,6 +41,10 @@ pub(crate) struct Layer<B: Backend> {
     pub(crate) mlp_norm: Tensor<B>,
     /// `[E, D]`, where there are experts; gate and up, and down, are stacks then.
     pub(crate) router: Option<B::Weight>,
+    /// `[E]`.
+    pub(crate) router_bias: Option<Tensor<B>>,
+    /// Gate and up, and down, of the MLP beside experts.
+    pub(crate) shared: Option<(B::Weight, B::Weight)>,
     /// gate and up stacked: `[2F, D]`.
     pub(crate) gate_up: Projection<B>,
     /// `[D, F]`.
@@ -79,7 +85,7 @@ pub struct GroupTensors<B: Backend> {
     pub table: Tensor<B>,
 }
 
-/// Keys and values of one layer: `[P, G, p, d]` each.
+/// Keys and values of one layer: `[P, G, p, d]` each; latents are both at once.
 pub struct LayerCache<B: Backend> {
     /// Keys.
     pub k: Tensor<B>,
@@ -101,11 +107,11 @@ impl<B: Backend> LayerCache<B> {
 pub struct Scratch<B: Backend> {
     /// The residual stream, `[T, D]`.
     pub x: Tensor<B>,
-    normed: B::Buffer,
+    pub(crate) normed: B::Buffer,
     qkv: B::Buffer,
-    q: B::Buffer,
-    attention: B::Buffer,
-    gate_up: B::Buffer,
+    pub(crate) q: B::Buffer,
+    pub(crate) attention: B::Buffer,
+    pub(crate) gate_up: B::Buffer,
     act: B::Buffer,
     experts: Option<ExpertScratch<B>>,
     dtype: DType,
@@ -123,9 +129,13 @@ struct ExpertScratch<B: Backend> {
 
 /// Widest inner shapes over all layers, in elements per token row.
 struct Widths {
+    /// Of the residual stream after a norm, or of latents of queries.
+    normed: usize,
     qkv: usize,
     q: usize,
     intermediate: usize,
+    /// Of gates and what they gate, or of queries and results of heads over latents.
+    gate_up: usize,
     /// Experts, and experts of a token; 0 where no layer has any.
     experts: usize,
     per_token: usize,
@@ -136,11 +146,19 @@ struct Widths {
 impl Widths {
     fn of(spec: &DecoderSpec) -> Self {
         let max = |f: &dyn Fn(&LayerSpec) -> usize| spec.layers.iter().map(f).max().unwrap_or(0);
+        // A token is in as many rows as it has experts.
+        let inner = |mlp: &MlpSpec| match mlp.experts {
+            Some(experts) => (mlp.intermediate_size * experts.per_token).max(experts.shared),
+            None => mlp.intermediate_size,
+        };
+        let heads = |a: &AttentionSpec| a.latent.map_or(0, |latent| a.heads * latent.query().max(latent.value));
         Widths {
+            normed: max(&|l| l.attention.latent.and_then(|latent| latent.query_rank).unwrap_or(0))
+                .max(spec.hidden_size),
             qkv: max(&|l| l.attention.qkv_width()),
             q: max(&|l| l.attention.q_width()),
-            // A token is in as many rows as it has experts.
-            intermediate: max(&|l| l.mlp.intermediate_size * l.mlp.experts.map_or(1, |experts| experts.per_token)),
+            intermediate: max(&|l| inner(&l.mlp)),
+            gate_up: max(&|l| heads(&l.attention).max(2 * inner(&l.mlp))),
             experts: max(&|l| l.mlp.experts.map_or(0, |experts| experts.count)),
             per_token: max(&|l| l.mlp.experts.map_or(0, |experts| experts.per_token)),
             mixtures: mixtures(spec),
@@ -165,9 +183,20 @@ impl AttentionSpec {
     pub fn q_width(&self) -> usize {
         self.heads * self.head_dim
     }
-    /// Width of q, k and v together: `(H + 2G) * d`.
+    /// Width of q, k and v together: `(H + 2G) * d`; with latents, of what makes queries and of the token's own.
     pub fn qkv_width(&self) -> usize {
-        (self.heads + 2 * self.kv_heads) * self.head_dim
+        match &self.latent {
+            Some(latent) => latent.query_rank.unwrap_or(self.heads * latent.query()) + self.head_dim,
+            None => (self.heads + 2 * self.kv_heads) * self.head_dim,
+        }
+    }
+    /// Width of what the output projection takes.
+    pub fn output_width(&self) -> usize {
+        self.latent.map_or(self.q_width(), |latent| self.heads * latent.value)
+    }
+    /// Elements of a token in the cache, keys and values.
+    pub fn cached_width(&self) -> usize {
+        if self.latent.is_some() { self.head_dim } else { 2 * self.kv_heads * self.head_dim }
     }
 }
 
@@ -177,7 +206,7 @@ impl<B: Backend> Scratch<B> {
         let w = Widths::of(spec);
         let routings = w.mixtures.iter().map(|&(experts, per_token)| Routing::<B>::bytes(tokens, experts, per_token));
         let logits = tokens * w.experts * DType::F32.size();
-        let elements = 2 * spec.hidden_size + w.qkv + 2 * w.q + 3 * w.intermediate + w.per_token * spec.hidden_size;
+        let elements = (1 + w.per_token) * spec.hidden_size + w.normed + w.qkv + 2 * w.q + w.gate_up + w.intermediate;
         tokens * dtype.size() * elements + logits + routings.sum::<usize>()
     }
 
@@ -201,18 +230,18 @@ impl<B: Backend> Scratch<B> {
         };
         Ok(Scratch {
             x: Tensor::new(device, dtype, &[tokens, spec.hidden_size])?,
-            normed: alloc(spec.hidden_size)?,
+            normed: alloc(w.normed)?,
             qkv: alloc(w.qkv)?,
             q: alloc(w.q)?,
             attention: alloc(w.q)?,
-            gate_up: alloc(2 * w.intermediate)?,
+            gate_up: alloc(w.gate_up)?,
             act: alloc(w.intermediate)?,
             experts,
             dtype,
         })
     }
 
-    fn view(&self, buffer: &B::Buffer, rows: usize, cols: usize) -> Tensor<B> {
+    pub(crate) fn view(&self, buffer: &B::Buffer, rows: usize, cols: usize) -> Tensor<B> {
         Tensor::from_buffer(buffer.clone(), self.dtype, &[rows, cols])
     }
 }
@@ -306,21 +335,43 @@ impl<B: Backend> Decoder<B> {
         x: &Tensor<B>,
     ) {
         let (tokens, live) = (x.rows(), Live::Tokens);
-        let group = &step.groups[cache.group];
         let attn = &spec.attention;
         let normed = scratch.view(&scratch.normed, tokens, x.cols());
         let qkv = scratch.view(&scratch.qkv, tokens, attn.qkv_width());
-        let q = scratch.view(&scratch.q, tokens, attn.q_width());
-        let mixed = scratch.view(&scratch.attention, tokens, attn.q_width());
         enc.norm(Norm { out: &normed, x, weight: &layer.input_norm, eps: spec.input_norm.eps, residual: None, live });
         let Projection { weight, bias } = &layer.qkv;
         enc.linear(Linear { out: &qkv, x: &normed, weight, bias: bias.as_ref(), residual: None, live });
+        let mixed = match layer.latent.as_ref().zip(attn.latent.as_ref()) {
+            Some(latent) => self.mix_latents(enc, (layer, spec), latent, step, cache, scratch, &qkv),
+            None => self.mix(enc, (layer, spec), step, cache, scratch, &qkv),
+        };
+        let Projection { weight, bias } = &layer.output;
+        let post_norm = layer.attention_post_norm.as_ref();
+        let (out, residual) = self.target(post_norm, x, &normed);
+        enc.linear(Linear { out, x: &mixed, weight, bias: bias.as_ref(), residual, live });
+        Self::join(enc, (post_norm, spec.post_norm), x, &normed);
+    }
+
+    /// From queries, keys and values to what the output projection takes.
+    fn mix(
+        &self,
+        enc: &mut Encoder<'_, B>,
+        (layer, spec): (&Layer<B>, &LayerSpec),
+        step: &StepTensors<B>,
+        cache: &LayerCache<B>,
+        scratch: &Scratch<B>,
+        qkv: &Tensor<B>,
+    ) -> Tensor<B> {
+        let (tokens, live) = (qkv.rows(), Live::Tokens);
+        let (group, attn) = (&step.groups[cache.group], &spec.attention);
+        let q = scratch.view(&scratch.q, tokens, attn.q_width());
+        let mixed = scratch.view(&scratch.attention, tokens, attn.q_width());
         enc.rope_kv(RopeKv {
             q: &q,
             k_cache: &cache.k,
             v_cache: &cache.v,
             scales: cache.scales(),
-            qkv: &qkv,
+            qkv,
             positions: &step.positions,
             slots: &group.slots,
             rope: layer.rope.map(|i| Rope { table: &self.ropes[i].1, interleaved: self.ropes[i].0.interleaved }),
@@ -342,11 +393,7 @@ impl<B: Backend> Decoder<B> {
             longest: step.longest,
             live: Live::Sequences,
         });
-        let Projection { weight, bias } = &layer.output;
-        let post_norm = layer.attention_post_norm.as_ref();
-        let (out, residual) = self.target(post_norm, x, &normed);
-        enc.linear(Linear { out, x: &mixed, weight, bias: bias.as_ref(), residual, live });
-        Self::join(enc, (post_norm, spec.post_norm), x, &normed);
+        mixed
     }
 
     fn mlp(
@@ -392,7 +439,7 @@ impl<B: Backend> Decoder<B> {
         x: &Tensor<B>,
     ) {
         let (tokens, live, inner) = (x.rows(), Live::Tokens, spec.mlp.intermediate_size);
-        let &ExpertsSpec { count, per_token, scoring, renormalise, scale, .. } = experts;
+        let &ExpertsSpec { count, per_token, scoring, groups, renormalise, scale, .. } = experts;
         let own = scratch.experts.as_ref();
         let routing = own.and_then(|own| own.routings.iter().find(|(mixture, _)| *mixture == (count, per_token)));
         let Some((own, (_, routing))) = own.zip(routing) else { panic!("decoder: the scratch is of another spec") };
@@ -403,7 +450,8 @@ impl<B: Backend> Decoder<B> {
         let act = scratch.view(&scratch.act, pairs, inner);
         let outputs = scratch.view(&own.outputs, pairs, x.cols());
         enc.linear(Linear { out: &logits, x: &normed, weight: router, bias: None, residual: None, live });
-        enc.route(Route { routing: &routing, logits: &logits, bias: None, scoring, renormalise, scale, live });
+        let bias = layer.router_bias.as_ref();
+        enc.route(Route { routing: &routing, logits: &logits, bias, scoring, groups, renormalise, scale, live });
         let (rows, offsets, hits) = (&routing.rows, &routing.offsets, &routing.hits);
         enc.grouped_linear_act_mul(GroupedLinearActMul {
             out: &act,
@@ -418,10 +466,39 @@ impl<B: Backend> Decoder<B> {
         let weight = &layer.down.weight;
         enc.grouped_linear(GroupedLinear { out: &outputs, x: &act, rows: None, weight, offsets, hits });
         let post_norm = layer.mlp_post_norm.as_ref();
-        let (out, residual) = self.target(post_norm, x, &normed);
+        let (out, mut residual) = self.target(post_norm, x, &normed);
+        if let Some((gate_up, down)) = &layer.shared {
+            self.shared(enc, (gate_up, down), spec, scratch, (x, &normed));
+            // The stream is in it.
+            residual = Some(x);
+        }
         let (weights, places) = (&routing.weights, &routing.places);
         enc.combine(Combine { out, x: &outputs, weights, places, residual, live });
         Self::join(enc, (post_norm, spec.post_norm), x, &normed);
+    }
+
+    /// The MLP that every token has beside its experts, added to the residual stream.
+    fn shared(
+        &self,
+        enc: &mut Encoder<'_, B>,
+        (gate_up_weight, down): (&B::Weight, &B::Weight),
+        spec: &LayerSpec,
+        scratch: &Scratch<B>,
+        (x, normed): (&Tensor<B>, &Tensor<B>),
+    ) {
+        let (rows, live, inner) = (x.rows(), Live::Tokens, spec.mlp.experts.map_or(0, |experts| experts.shared));
+        let (gate_up, act) = (scratch.view(&scratch.gate_up, rows, 2 * inner), scratch.view(&scratch.act, rows, inner));
+        let (weight, activation) = (gate_up_weight, spec.mlp.activation);
+        enc.linear_act_mul(LinearActMul {
+            out: &act,
+            gate_up: &gate_up,
+            x: normed,
+            weight,
+            bias: None,
+            activation,
+            live,
+        });
+        enc.linear(Linear { out: x, x: &act, weight: down, bias: None, residual: self.residual(x), live });
     }
 
     /// Records the head for up to `logits.rows()` rows of `x`: gather, final norm, projection, soft cap.

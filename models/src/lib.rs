@@ -2,9 +2,11 @@
 #[cfg(feature = "check")]
 mod check;
 mod decoder;
+mod deepseek;
 mod family;
 mod gemma2;
 mod gemma3;
+mod latent;
 mod llama;
 mod load;
 mod mistral;
@@ -25,6 +27,7 @@ mod weights;
 pub use check::check_model;
 pub use decoder::{Decoder, GroupTensors, HeadTensors, LayerCache, Scratch, StepTensors};
 pub use family::{spec_from_config, supported_architectures};
+pub use latent::LatentWeights;
 pub use load::{LoadError, LoadOptions};
 #[cfg(feature = "pocket")]
 pub use pocket::pocket;

@@ -1,5 +1,6 @@
 //! Brings a checkpoint's weights onto a device.
 use crate::decoder::{Decoder, Head, Layer, Projection};
+use crate::latent::{LatentLayer, LatentWeights};
 use crate::pack::Packs;
 use crate::{DecoderSpec, LayerWeights, Model, RopeSpec, Shard, rope_table};
 use anyfleet_tensor::{Backend, DType, HostWeight, Tensor, WeightFormat};
@@ -66,10 +67,24 @@ impl<B: Backend> Loader<'_, B> {
         Ok(Projection { weight: self.matrix(weight, role)?, bias: bias.map(|b| self.vector(b)).transpose()? })
     }
 
+    fn latent(&mut self, weights: &LatentWeights) -> Result<LatentLayer<B>> {
+        let queries = match &weights.queries {
+            Some((norm, matrix)) => Some((self.vector(norm)?, self.matrix(matrix, Role::Plain)?)),
+            None => None,
+        };
+        Ok(LatentLayer {
+            queries,
+            norm: self.vector(&weights.norm)?,
+            keys: self.matrix(&weights.keys, Role::Plain)?,
+            values: self.matrix(&weights.values, Role::Plain)?,
+        })
+    }
+
     fn layer(&mut self, weights: &LayerWeights, rope: Option<usize>) -> Result<Layer<B>> {
         Ok(Layer {
             input_norm: self.vector(&weights.input_norm)?,
             qkv: self.projection(&weights.qkv, Role::Plain, weights.qkv_bias.as_ref())?,
+            latent: weights.latent.as_ref().map(|latent| self.latent(latent)).transpose()?,
             qk_norm: match (&weights.q_norm, &weights.k_norm) {
                 (Some(q), Some(k)) => Some((self.vector(q)?, self.vector(k)?)),
                 _ => None,
@@ -78,8 +93,13 @@ impl<B: Backend> Loader<'_, B> {
             output: self.projection(&weights.output, Role::Output, weights.output_bias.as_ref())?,
             mlp_norm: self.vector(&weights.mlp_norm)?,
             router: weights.router.as_ref().map(|router| self.matrix(router, Role::Router)).transpose()?,
+            router_bias: weights.router_bias.as_ref().map(|bias| self.vector(bias)).transpose()?,
             gate_up: self.projection(&weights.gate_up, Role::Gated, weights.gate_up_bias.as_ref())?,
             down: self.projection(&weights.down, Role::Plain, weights.down_bias.as_ref())?,
+            shared: match &weights.shared {
+                Some((gate_up, down)) => Some((self.matrix(gate_up, Role::Gated)?, self.matrix(down, Role::Plain)?)),
+                None => None,
+            },
             attention_post_norm: weights.attention_post_norm.as_ref().map(|norm| self.vector(norm)).transpose()?,
             mlp_post_norm: weights.mlp_post_norm.as_ref().map(|norm| self.vector(norm)).transpose()?,
         })
@@ -140,8 +160,10 @@ fn embed_scale(spec: &DecoderSpec, store: WeightFormat) -> f32 {
 pub(crate) fn stored(shard: &Shard, store: WeightFormat) -> impl Iterator<Item = (&MatrixSpec, WeightFormat, bool)> {
     let layers = shard.weights.layers.iter().flat_map(|l| {
         let router = l.router.iter().map(|router| (router, Role::Router));
-        let attention = [(&l.qkv, Role::Plain), (&l.output, Role::Output)];
-        attention.into_iter().chain(router).chain([(&l.gate_up, Role::Gated), (&l.down, Role::Plain)])
+        let latent = l.latent.iter().flat_map(LatentWeights::matrices).map(|matrix| (matrix, Role::Plain));
+        let attention = [(&l.qkv, Role::Plain)].into_iter().chain(latent).chain([(&l.output, Role::Output)]);
+        let shared = l.shared.iter().flat_map(|(gate_up, down)| [(gate_up, Role::Gated), (down, Role::Plain)]);
+        attention.chain(router).chain([(&l.gate_up, Role::Gated), (&l.down, Role::Plain)]).chain(shared)
     });
     let tables = shard.tables().map(|m| (m, Role::Table));
     tables.chain(layers).map(move |(m, role)| (m, stored_as(store, role, m), role == Role::Gated))

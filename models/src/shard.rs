@@ -131,6 +131,13 @@ impl Share {
                     .into(),
             ));
         }
+        if ranks > 1 && layer.attention.latent.is_some() {
+            return Err(ShardError(
+                "heads over latents (multi-head latent attention) are not shared out among devices yet; give devices whole \
+                 layers, with commas"
+                    .into(),
+            ));
+        }
         let works = |n: usize| heads.is_multiple_of(n) && (kv_heads.is_multiple_of(n) || n.is_multiple_of(kv_heads));
         if !works(ranks) || ranks > inner {
             let others: Vec<String> = (2..=heads.min(inner)).filter(|&n| works(n)).map(|n| n.to_string()).collect();
@@ -160,6 +167,9 @@ impl Share {
 
     fn spec(&self, layer: &LayerSpec) -> LayerSpec {
         let mut part = layer.clone();
+        if layer.attention.latent.is_some() {
+            return part;
+        }
         part.attention.heads = self.heads.len();
         part.attention.kv_heads = self.kv_heads.len();
         part.attention.output_bias &= self.adds;
@@ -168,6 +178,10 @@ impl Share {
     }
 
     fn weights(&self, layer: &LayerWeights) -> LayerWeights {
+        // These have one rank.
+        if layer.latent.is_some() {
+            return layer.clone();
+        }
         let elements = |heads: &Range<usize>| heads.start * self.head_dim..heads.end * self.head_dim;
         let (q, kv) = (elements(&self.heads), elements(&self.kv_heads));
         let qkv = [q.clone(), kv.clone(), kv];
@@ -234,6 +248,7 @@ mod tests {
                 output_bias: true,
                 qk_norm: Some(norm),
                 rope: None,
+                latent: None,
             },
             mlp_norm: norm,
             mlp: MlpSpec { intermediate_size: inner, activation: Activation::Silu, bias: true, experts: None },

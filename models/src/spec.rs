@@ -71,6 +71,33 @@ pub struct AttentionSpec {
     pub qk_norm: Option<NormSpec>,
     /// Rotary embedding.
     pub rope: Option<RopeSpec>,
+    /// Keys and values are made of latents, which the cache has in their place: all heads then share one key of latent and
+    /// rotated elements, so that `kv_heads` is 1 and `head_dim` the size of both.
+    pub latent: Option<LatentSpec>,
+}
+
+/// Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LatentSpec {
+    /// Elements of the latent that queries are made of; `None` where they are made of the residual stream.
+    pub query_rank: Option<usize>,
+    /// Elements r of a token's latent.
+    pub rank: usize,
+    /// Elements n of a query head that no position turns.
+    pub plain: usize,
+    /// Elements s of a query head that are rotated, and of the key that all heads share.
+    pub rotated: usize,
+    /// Elements of a head's value.
+    pub value: usize,
+    /// Norms of latents.
+    pub norm: NormSpec,
+}
+
+impl LatentSpec {
+    /// Elements of a query head: `n + s`.
+    pub fn query(&self) -> usize {
+        self.plain + self.rotated
+    }
 }
 
 /// Rotary position embedding (Su et al. 2021).
@@ -150,6 +177,12 @@ pub struct ExpertsSpec {
     pub renormalise: bool,
     /// Multiplies a token's weights.
     pub scale: f32,
+    /// Experts are those of a token's best groups.
+    pub groups: Option<anyfleet_tensor::ops::ExpertGroups>,
+    /// Experts are chosen by score plus a bias that the checkpoint has.
+    pub biased: bool,
+    /// Inner width of a gated MLP beside the experts, which every token has; 0 where there is none.
+    pub shared: usize,
     /// What the checkpoint calls their tensors.
     pub names: ExpertNames,
 }

@@ -1,4 +1,5 @@
 //! Which tensors of a checkpoint make up a decoder, in the names of the Hugging Face hub.
+use crate::latent::LatentWeights;
 use crate::{AttentionSpec, DecoderSpec, ExpertNames, ExpertsSpec, LayerSpec};
 use anyfleet_weights::{Config, MatrixSpec, ModelDir, ModelFiles, Result, VectorSpec};
 
@@ -20,7 +21,7 @@ pub struct WeightMap {
 pub struct LayerWeights {
     /// `[D]`.
     pub input_norm: VectorSpec,
-    /// `[(H + 2G) * d, D]`, rows of q, k and v.
+    /// `[(H + 2G) * d, D]`, rows of q, k and v; with latents, of what makes them.
     pub qkv: MatrixSpec,
     /// `[(H + 2G) * d]`.
     pub qkv_bias: Option<VectorSpec>,
@@ -28,6 +29,8 @@ pub struct LayerWeights {
     pub q_norm: Option<VectorSpec>,
     /// `[d]`.
     pub k_norm: Option<VectorSpec>,
+    /// Of layers with latents.
+    pub latent: Option<LatentWeights>,
     /// `[D, H * d]`.
     pub output: MatrixSpec,
     /// `[D]`.
@@ -36,6 +39,8 @@ pub struct LayerWeights {
     pub mlp_norm: VectorSpec,
     /// `[E, D]`, where there are experts.
     pub router: Option<MatrixSpec>,
+    /// `[E]`.
+    pub router_bias: Option<VectorSpec>,
     /// `[2F, D]`, rows of gate and up; of experts a stack.
     pub gate_up: MatrixSpec,
     /// `[2F]`.
@@ -44,6 +49,8 @@ pub struct LayerWeights {
     pub down: MatrixSpec,
     /// `[D]`.
     pub down_bias: Option<VectorSpec>,
+    /// Beside experts, as `gate_up` and `down` of an MLP.
+    pub shared: Option<(MatrixSpec, MatrixSpec)>,
     /// `[D]`.
     pub attention_post_norm: Option<VectorSpec>,
     /// `[D]`.
@@ -86,10 +93,7 @@ impl WeightMap {
         if !dir.has_f8() {
             return;
         }
-        let layers = self
-            .layers
-            .iter_mut()
-            .flat_map(|l| [&mut l.qkv, &mut l.output, &mut l.gate_up, &mut l.down].into_iter().chain(&mut l.router));
+        let layers = self.layers.iter_mut().flat_map(LayerWeights::matrices_mut);
         for matrix in [&mut self.embed].into_iter().chain(layers).chain(&mut self.head) {
             matrix.floats = !matrix.parts.iter().all(|(name, _)| dir.is_f8(name));
         }
@@ -117,6 +121,11 @@ impl WeightMap {
         let mut names = dir.unused(self.tensors().map(|(name, _)| name));
         // Frequencies are computed; a tied head repeats the embedding.
         names.retain(|name| !name.ends_with("rotary_emb.inv_freq") && *name != HEAD);
+        // Layers that guess further tokens (DeepSeek-V3) come after the last.
+        let guesses = dir.config().root().uint("num_nextn_predict_layers", 0..=16).ok().flatten().unwrap_or(0);
+        let first = self.layers.len();
+        let layer = |name: &str| name.split_once("layers.")?.1.split_once('.')?.0.parse::<usize>().ok();
+        names.retain(|name| !layer(name).is_some_and(|layer| (first..first + guesses).contains(&layer)));
         names
     }
 }
@@ -143,15 +152,22 @@ impl LayerWeights {
         let mlp = |kind, list: &[_]| parts("mlp", kind, list);
         let bias = |on: bool, parts: Vec<(String, usize)>| on.then(|| VectorSpec::new(parts));
 
-        let qkv = [("q_proj", q), ("k_proj", kv), ("v_proj", kv)];
+        let qkv = match &layer.attention.latent {
+            Some(latent) => LatentWeights::first(&layer.attention, latent).to_vec(),
+            None => vec![("q_proj", q), ("k_proj", kv), ("v_proj", kv)],
+        };
         let gate_up = [("gate_proj", inner), ("up_proj", inner)];
         let (output, down) = ([("o_proj", width)], [("down_proj", width)]);
-        let (router, gate_up_rows, down_rows) = match &layer.mlp.experts {
+        let (router, gate_up_rows, down_rows, router_bias, shared) = match &layer.mlp.experts {
             Some(experts) => {
-                let ExpertWeights { router, gate_up, down } = ExpertWeights::new(prefix, experts, inner, width);
-                (Some(router), gate_up, down)
+                let ExpertWeights { router, gate_up, down, bias, shared } =
+                    ExpertWeights::new(prefix, experts, inner, width);
+                (Some(router), gate_up, down, bias, shared)
             }
-            None => (None, matrix(&mlp("weight", &gate_up), width), matrix(&mlp("weight", &down), inner)),
+            None => {
+                let (gate_up, down) = (matrix(&mlp("weight", &gate_up), width), matrix(&mlp("weight", &down), inner));
+                (None, gate_up, down, None, None)
+            }
         };
         let qk_norm = |name| layer.attention.qk_norm.map(|_| norm(name, head_dim));
         LayerWeights {
@@ -160,14 +176,17 @@ impl LayerWeights {
             qkv_bias: bias(layer.attention.qkv_bias, attention("bias", &qkv)),
             q_norm: qk_norm("self_attn.q_norm"),
             k_norm: qk_norm("self_attn.k_norm"),
-            output: matrix(&attention("weight", &output), q),
+            latent: layer.attention.latent.map(|latent| LatentWeights::new(prefix, &layer.attention, &latent)),
+            output: matrix(&attention("weight", &output), layer.attention.output_width()),
             output_bias: bias(layer.attention.output_bias, attention("bias", &output)),
             mlp_norm: norm(before_mlp, width),
             router,
+            router_bias,
             gate_up: gate_up_rows,
             gate_up_bias: bias(layer.mlp.bias, mlp("bias", &gate_up)),
             down: down_rows,
             down_bias: bias(layer.mlp.bias, mlp("bias", &down)),
+            shared,
             attention_post_norm,
             mlp_post_norm,
         }
@@ -175,14 +194,26 @@ impl LayerWeights {
 
     /// Matrices of the layer.
     pub fn matrices(&self) -> impl Iterator<Item = &MatrixSpec> {
-        [&self.qkv, &self.output].into_iter().chain(&self.router).chain([&self.gate_up, &self.down])
+        let latent = self.latent.iter().flat_map(LatentWeights::matrices);
+        let shared = self.shared.iter().flat_map(|(gate_up, down)| [gate_up, down]);
+        let attention = [&self.qkv].into_iter().chain(latent).chain([&self.output]);
+        attention.chain(&self.router).chain([&self.gate_up, &self.down]).chain(shared)
+    }
+
+    /// The same, to be changed; in another order.
+    fn matrices_mut(&mut self) -> impl Iterator<Item = &mut MatrixSpec> {
+        let latent = self.latent.iter_mut().flat_map(LatentWeights::matrices_mut);
+        let shared = self.shared.iter_mut().flat_map(|(gate_up, down)| [gate_up, down]);
+        let own = [&mut self.qkv, &mut self.output, &mut self.gate_up, &mut self.down];
+        own.into_iter().chain(&mut self.router).chain(latent).chain(shared)
     }
 
     /// Norms and biases of the layer.
     pub fn vectors(&self) -> impl Iterator<Item = &VectorSpec> {
         let optional =
             [&self.qkv_bias, &self.q_norm, &self.k_norm, &self.output_bias, &self.gate_up_bias, &self.down_bias];
-        let after = self.attention_post_norm.iter().chain(&self.mlp_post_norm);
+        let after = self.attention_post_norm.iter().chain(&self.mlp_post_norm).chain(&self.router_bias);
+        let after = after.chain(self.latent.iter().flat_map(LatentWeights::vectors));
         [&self.input_norm, &self.mlp_norm].into_iter().chain(optional.into_iter().flatten()).chain(after)
     }
 }
@@ -192,6 +223,8 @@ struct ExpertWeights {
     router: MatrixSpec,
     gate_up: MatrixSpec,
     down: MatrixSpec,
+    bias: Option<VectorSpec>,
+    shared: Option<(MatrixSpec, MatrixSpec)>,
 }
 
 impl ExpertWeights {
@@ -206,7 +239,14 @@ impl ExpertWeights {
             };
             MatrixSpec::new((0..experts.count).flat_map(of).collect(), cols).stacked(experts.count)
         };
+        let shared = |inner: usize| {
+            let part = |name: &str, rows: usize| (format!("{prefix}{group}.shared_experts.{name}.weight"), rows);
+            (matrix(&[part(gate, inner), part(up, inner)], width), matrix(&[part(down, width)], inner))
+        };
+        let bias = || VectorSpec::new(vec![(format!("{prefix}{group}.gate.e_score_correction_bias"), experts.count)]);
         ExpertWeights {
+            bias: experts.biased.then(bias),
+            shared: (experts.shared > 0).then(|| shared(experts.shared)),
             router: matrix(&[(format!("{prefix}{group}.gate.weight"), experts.count)], width),
             gate_up: stack(&[gate, up], inner, width),
             down: stack(&[down], width, inner),

@@ -185,3 +185,39 @@ fn redundant_tensors_are_known() {
     let map = check_weights(&model, &spec(&config)).unwrap();
     assert_eq!(map.unused(&model), ["model.layers.2.mlp.up_proj.weight"]);
 }
+
+#[test]
+fn latents_and_what_guesses_further_tokens() {
+    let keys = json!({
+        "num_key_value_heads": 3, "num_nextn_predict_layers": 1, "q_lora_rank": 5, "kv_lora_rank": 4, "qk_nope_head_dim": 2,
+        "qk_rope_head_dim": 2, "v_head_dim": 3, "first_k_dense_replace": 1, "n_routed_experts": 4, "num_experts_per_tok": 1,
+        "n_group": 2, "topk_group": 1, "moe_intermediate_size": 8, "n_shared_experts": 2,
+    });
+    let config = config("DeepseekV3ForCausalLM", keys);
+    let mut all = tensors(&WeightMap::new(&spec(&config)));
+    for (name, shape) in [
+        ("model.layers.0.self_attn.q_a_proj.weight", &[5, 12][..]),
+        ("model.layers.0.self_attn.q_a_layernorm.weight", &[5]),
+        ("model.layers.0.self_attn.q_b_proj.weight", &[12, 5]),
+        ("model.layers.0.self_attn.kv_a_proj_with_mqa.weight", &[6, 12]),
+        ("model.layers.0.self_attn.kv_a_layernorm.weight", &[4]),
+        ("model.layers.0.self_attn.kv_b_proj.weight", &[15, 4]),
+        ("model.layers.0.self_attn.o_proj.weight", &[12, 9]),
+        ("model.layers.0.mlp.gate_proj.weight", &[10, 12]),
+        ("model.layers.1.mlp.gate.weight", &[4, 12]),
+        ("model.layers.1.mlp.gate.e_score_correction_bias", &[4]),
+        ("model.layers.1.mlp.experts.3.down_proj.weight", &[12, 8]),
+        ("model.layers.1.mlp.shared_experts.up_proj.weight", &[16, 12]),
+    ] {
+        assert_eq!(all.get(name).map(Vec::as_slice), Some(shape), "{name}");
+    }
+    all.insert("model.layers.2.eh_proj.weight".into(), vec![12, 24]);
+    all.insert("model.layers.3.eh_proj.weight".into(), vec![12, 24]);
+    let dir = write(&config, &all, |_| 0);
+    let model = open_model(dir.path()).unwrap();
+    assert_eq!(model.weights.unused(&model.dir), ["model.layers.3.eh_proj.weight"]);
+    let latent = model.weights.layers[0].latent.as_ref().unwrap();
+    assert_eq!((latent.keys.stack, latent.keys.matrix_rows(), latent.keys.cols), (3, 4, 2));
+    assert_eq!((latent.values.stack, latent.values.matrix_rows(), latent.values.cols), (3, 3, 4));
+    assert_ne!(latent.keys.name(), latent.values.name());
+}

@@ -1,6 +1,6 @@
 //! `config.json` to `DecoderSpec`: published configs, defaults, both spellings, and what is refused.
 use anyfleet_models::{DecoderSpec, ExpertNames, MlpSpec, RopeScaling, spec_from_config, supported_architectures};
-use anyfleet_tensor::ops::Activation;
+use anyfleet_tensor::ops::{Activation, ExpertGroups, GroupScore, Scoring};
 use anyfleet_weights::{Config, Error};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -144,6 +144,72 @@ fn experts_of_each_family() {
         &["num_experts is 2048", "over all 1000 layers"],
     );
     refused(moe(json!({"mlp_only_layers": [1.5]})), &["mlp_only_layers", "a list of whole numbers"]);
+}
+
+#[test]
+fn latents_and_experts_of_deepseek() {
+    let v2 = |keys| with("DeepseekV2ForCausalLM", keys);
+    let v3 = |keys| with("DeepseekV3ForCausalLM", keys);
+    let spec = v3(json!({"n_routed_experts": 32, "num_experts_per_tok": 5})).unwrap();
+    assert_eq!((spec.family, spec.max_position_embeddings), ("deepseek_v3", 4096));
+    for (i, layer) in spec.layers.iter().enumerate() {
+        let attention = &layer.attention;
+        let latent = attention.latent.unwrap();
+        assert_eq!((attention.heads, attention.kv_heads, attention.head_dim), (4, 1, 576));
+        assert_eq!((latent.query_rank, latent.rank, latent.plain), (Some(1536), 512, 128));
+        assert_eq!((latent.rotated, latent.value, latent.norm.eps), (64, 128, 1e-6));
+        assert_eq!(attention.scale, 192f64.powf(-0.5) as f32);
+        let rope = attention.rope.as_ref().unwrap();
+        assert!(rope.interleaved && rope.rotary_dim == 64);
+        // The first three layers are dense.
+        assert_eq!(layer.mlp.experts.is_some(), i == 3);
+    }
+    let experts = spec.layers[3].mlp.experts.unwrap();
+    assert_eq!((experts.count, experts.per_token, experts.shared, experts.scale), (32, 5, 2048, 2.5));
+    assert!(experts.biased && experts.renormalise && experts.scoring == Scoring::Sigmoid);
+    assert_eq!(experts.groups, Some(ExpertGroups { count: 8, kept: 4, score: GroupScore::TwoHighest }));
+    // Kimi K2: all experts are one group.
+    let one = json!({"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "n_shared_experts": null});
+    assert_eq!(v3(one).unwrap().layers[1].mlp.experts.unwrap().groups, None);
+
+    let lite = json!({
+        "q_lora_rank": null, "n_routed_experts": 6, "num_experts_per_tok": 2, "first_k_dense_replace": 1, "moe_layer_freq": 2,
+        "moe_intermediate_size": 10, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "rope_interleave": false,
+        "topk_method": "greedy", "n_group": 1, "topk_group": 1, "attention_bias": false, "rope_scaling": {
+            "type": "yarn", "factor": 40, "mscale": 0.707, "mscale_all_dim": 0.707, "original_max_position_embeddings": 32,
+        },
+    });
+    let spec = v2(lite).unwrap();
+    let attention = &spec.layers[0].attention;
+    assert_eq!(attention.latent.unwrap().query_rank, None);
+    let factor = 0.1 * 0.707 * 40f64.ln() + 1.0;
+    assert_eq!(attention.scale, (24f64.powf(-0.5) * factor * factor) as f32);
+    assert!(!attention.rope.as_ref().unwrap().interleaved);
+    let RopeScaling::Yarn { attention_factor, .. } = scaling(&spec) else { panic!("no yarn") };
+    assert_eq!(attention_factor, 1.0);
+    let sparse: Vec<bool> = spec.layers.iter().map(|l| l.mlp.experts.is_some()).collect();
+    assert_eq!(sparse, [false, false, true, false]);
+    let experts = spec.layers[2].mlp.experts.unwrap();
+    assert_eq!((experts.groups, experts.shared, experts.biased), (None, 20, false));
+    let grouped = json!({"topk_method": "group_limited_greedy", "n_group": 8, "topk_group": 3});
+    let groups = v2(grouped).unwrap().layers[0].mlp.experts.unwrap().groups;
+    assert_eq!(groups, Some(ExpertGroups { count: 8, kept: 3, score: GroupScore::Highest }));
+    assert!(v2(json!({"n_routed_experts": null})).unwrap().layers.iter().all(|l| l.mlp.experts.is_none()));
+
+    for (keys, parts) in [
+        (json!({"n_group": 7}), ["n_group", "a divisor of n_routed_experts (256)"]),
+        (json!({"topk_group": 9}), ["topk_group", "at most n_group (8)"]),
+        (json!({"n_routed_experts": 8, "topk_group": 4}), ["num_experts_per_tok", "can choose from (4)"]),
+        (json!({"scoring_func": "softmax"}), ["scoring_func", "sigmoid"]),
+        (json!({"topk_method": "best"}), ["topk_method", "greedy or noaux_tc"]),
+        (json!({"q_lora_rank": null, "attention_bias": true}), ["attention_bias", "q_lora_rank is null"]),
+        (json!({"kv_lora_rank": 511}), ["kv_lora_rank", "an even number"]),
+        (json!({"qk_rope_head_dim": 7}), ["qk_rope_head_dim", "an even number"]),
+        (json!({"qk_nope_head_dim": 0}), ["qk_nope_head_dim", "a whole number in 1..=1024"]),
+    ] {
+        refused(v3(keys), &parts);
+    }
+    refused(v2(json!({"norm_topk_prob": true})), &["norm_topk_prob", "false"]);
 }
 
 #[test]
@@ -378,10 +444,10 @@ fn impossible_sizes() {
 #[test]
 fn unsupported_models() {
     let all: Vec<&str> = supported_architectures().collect();
-    let gemmas = ["Gemma2ForCausalLM", "Gemma3ForCausalLM"];
-    assert_eq!(all[..2], gemmas);
+    let first = ["DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM"];
+    assert_eq!(all[..4], first);
     assert_eq!(
-        all[2..],
+        all[4..],
         [
             "LlamaForCausalLM",
             "MistralForCausalLM",

@@ -57,7 +57,7 @@ impl Account {
     /// layers with experts.
     pub fn new(spec: &DecoderSpec, plan: &MemoryPlan, embedding: u64, experts: Vec<ExpertBytes>) -> Account {
         let map = WeightMap::new(spec);
-        let kv_elements = |layer: &LayerSpec| 2 * layer.attention.kv_heads * layer.attention.head_dim;
+        let kv_elements = |layer: &LayerSpec| layer.attention.cached_width();
         // Bytes of the cache over its elements: whatever type it has, and with whatever scales.
         let len = plan.limits.max_model_len;
         let cache = &plan.limits.cache;
@@ -66,6 +66,7 @@ impl Account {
             .iter()
             .map(|layer| {
                 let kind = match layer.attention.window.filter(|&window| window < len) {
+                    _ if layer.attention.latent.is_some() => CacheKind::Latent,
                     Some(window) => CacheKind::Window(window as u32),
                     None => CacheKind::Paged,
                 };
@@ -76,7 +77,10 @@ impl Account {
         // A token meets some of a stack of experts.
         let met = |(layer, weights): (&LayerSpec, &LayerWeights)| -> u64 {
             let per_token = layer.mlp.experts.map_or(1, |experts| experts.per_token);
-            let elements = |m: &MatrixSpec| m.matrix_rows() * m.cols * if m.stack > 1 { per_token } else { 1 };
+            // One of each head, all of which a token meets.
+            let of_heads = |m: &MatrixSpec| weights.latent.as_ref().is_some_and(|l| *m == l.keys || *m == l.values);
+            let met = |m: &MatrixSpec| if m.stack > 1 && !of_heads(m) { per_token } else { m.stack };
+            let elements = |m: &MatrixSpec| m.matrix_rows() * m.cols * met(m);
             weights.matrices().map(|m| elements(m) as u64).sum()
         };
         let packed = if spec.tied_head { plan.weights } else { plan.weights.saturating_sub(embedding) };

@@ -479,6 +479,17 @@ impl EngineBuilder {
                 known.join(", ")
             )));
         }
+        if model.spec.layers.iter().any(|layer| layer.attention.latent.is_some()) && !caps.latent.contains(&kv) {
+            let (family, device, known) = (model.spec.family, &caps.device, &caps.latent);
+            return Err(Error::Device(match known.is_empty() {
+                true => format!("{family} needs latent attention, which {device} does not have yet; use cpu"),
+                false => {
+                    let known: Vec<&str> = known.iter().map(|kv| kv.name()).collect();
+                    let known = known.join(", ");
+                    format!("{device} keeps no latents of {family} as {kv}; use one of these for --kv-dtype: {known}")
+                }
+            }));
+        }
         if !caps.weights.contains(&weights) {
             return Err(Error::Device(format!("{} does not support --quantize {weights}; use none", caps.device)));
         }

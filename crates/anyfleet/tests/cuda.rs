@@ -8,8 +8,8 @@ use common::reference::{F32_TOLERANCE, assert_bf16_sized, errors_of, worst};
 use common::{Driver, emulated_cuda, expected, fixtures_dir};
 
 /// Grouped heads; windows mixed with full attention, and QK-norm; windows and biases; experts; soft caps and norms of what a
-/// layer adds; rotary embeddings by layer type.
-const MODELS: [&str; 6] = ["llama3", "qwen3-mixed", "qwen2-window", "qwen3-moe", "gemma2", "gemma3"];
+/// layer adds; rotary embeddings by layer type; latent attention and groups of experts.
+const MODELS: [&str; 7] = ["llama3", "qwen3-mixed", "qwen2-window", "qwen3-moe", "gemma2", "gemma3", "deepseek-v3"];
 
 fn builder(device: &DeviceSpec, model: &str) -> EngineBuilder {
     let dir = fixtures_dir().join(model);
@@ -107,6 +107,7 @@ fn bits_do_not_depend_on_company_chunks_pages_and_preemption() {
         (MODELS[0], DTypeSpec::F16, QuantizeSpec::None, KvDType::F16),
         (MODELS[2], DTypeSpec::Bf16, QuantizeSpec::Q4, KvDType::I8),
         (MODELS[3], DTypeSpec::Bf16, QuantizeSpec::None, KvDType::Auto),
+        (MODELS[6], DTypeSpec::Bf16, QuantizeSpec::None, KvDType::Auto),
     ] {
         let what = format!("{model} {dtype} {quantize} {kv}");
         let base = builder(&device, model).dtype(dtype).quantize(quantize).kv_dtype(kv).max_num_seqs(6);

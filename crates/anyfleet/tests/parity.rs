@@ -55,7 +55,8 @@ fn bf16_error_is_of_the_size_of_the_reference_s_own() {
 /// keeps activations in f32 has a smaller one.
 #[test]
 fn a_cache_of_bytes_is_about_as_good_as_bf16() {
-    for (dir, device) in cases() {
+    // Latents are not kept as bytes.
+    for (dir, device) in cases().into_iter().filter(|(dir, _)| !name(dir).starts_with("deepseek")) {
         let reference = expected(&dir);
         let found = errors_of(&dir, &reference, builder(&dir, &device, DTypeSpec::Bf16).kv_dtype(KvDType::I8), 512);
         let ours = errors(&dir, &device, &reference, DTypeSpec::Bf16, 512);

@@ -143,6 +143,7 @@ fn attention(activation: DType, kv: DType) -> AttentionCase {
         heads: 32,
         groups: 8,
         size: 128,
+        latent: None,
         page: 16,
         window: None,
         softcap: None,

@@ -271,6 +271,7 @@ impl Matrix {
                 dtype: s.dtype,
                 bytes: &s.bytes[1..],
                 cols: s.cols,
+                turned: false,
                 block: s.block,
                 first: s.first,
             });

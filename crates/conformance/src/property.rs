@@ -220,7 +220,7 @@ impl ChunkIndependence {
 
 impl<B: Backend> Case<B> for ChunkIndependence {
     fn op(&self) -> &'static str {
-        AttentionCase::OP
+        self.0.op()
     }
     fn types(&self) -> Types {
         OpCase::types(&self.0)

@@ -6,6 +6,9 @@ use crate::cases::combine::CombineCase;
 use crate::cases::embed::EmbedCase;
 use crate::cases::gather::GatherCase;
 use crate::cases::grouped_linear::{GroupedLinearActMulCase, GroupedLinearCase};
+use crate::cases::head_linear::HeadLinearCase;
+use crate::cases::latent_attention::LatentAttentionCase;
+use crate::cases::latent_kv::LatentKvCase;
 use crate::cases::linear::{LinearCase, Residual};
 use crate::cases::linear_act_mul::LinearActMulCase;
 use crate::cases::norm::NormCase;
@@ -18,7 +21,7 @@ use crate::matrix::Spread;
 use crate::property::{ChunkIndependence, ReadsAsBf16, RowIndependence};
 use crate::report::Report;
 use crate::rng::Rng;
-use anyfleet_tensor::ops::{Activation, Scoring};
+use anyfleet_tensor::ops::{Activation, ExpertGroups, GroupScore, Scoring};
 use anyfleet_tensor::{Backend, Caps, DType, Live, SampleMode, WeightFormat};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -159,6 +162,14 @@ fn small<B: Backend>(caps: &Caps, rng: &mut Rng) -> Cases<B> {
         for &kv in &caps.kv {
             rope_kv(&mut cases, rng, activation, kv);
             attention(&mut cases, rng, activation, kv);
+        }
+        for &kv in &caps.latent {
+            latent_kv(&mut cases, rng, activation, kv);
+            latent_attention(&mut cases, rng, activation, kv);
+        }
+        // Only of devices that have latent attention.
+        for &weight in caps.weights.iter().filter(|_| !caps.latent.is_empty()) {
+            head_linear(&mut cases, rng, activation, weight);
         }
     }
     route(&mut cases, rng);
@@ -336,14 +347,50 @@ fn route<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng) {
         let live = live_for(rng, padding, Live::Tokens);
         let (renormalise, ties) = (i % 2 == 0, i % 4 == 1);
         let bias = i % 3 == 2 && !ties;
-        with_rows(cases, RouteCase { rows, padding, experts, per_token, scoring, bias, renormalise, ties, live });
+        let groups = None;
+        with_rows(
+            cases,
+            RouteCase { rows, padding, experts, per_token, scoring, bias, groups, renormalise, ties, live },
+        );
     }
     for (i, (rows, experts, per_token)) in
         [(20, 9, 9), (31, 60, 4), (7, 1024, 33), (3, 200, 200)].into_iter().enumerate()
     {
         let (scoring, bias) = ([Scoring::Softmax, Scoring::Sigmoid][i % 2], i > 1);
         let (padding, renormalise, ties, live) = (i, true, false, Live::Tokens);
-        let case = RouteCase { rows, padding, experts, per_token, scoring, bias, renormalise, ties, live };
+        // Of the last, groups are chosen by what is not a number, too.
+        let groups = (i == 3).then_some(ExpertGroups { count: 5, kept: 5, score: GroupScore::TwoHighest });
+        let case = RouteCase { rows, padding, experts, per_token, scoring, bias, groups, renormalise, ties, live };
+        cases.push(Box::new(AnyLogits(case)));
+    }
+    route_groups(cases, rng);
+}
+
+/// Experts in groups, of which a row takes all or some, by both ways to choose them.
+fn route_groups<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng) {
+    let shapes = [
+        (5, 12, 3, 4, 2),
+        (33, 160, 6, 8, 3),
+        (9, 64, 5, 1, 1),
+        (70, 33, 3, 11, 4),
+        (3, 256, 8, 8, 4),
+        (7, 60, 2, 60, 7),
+    ];
+    for (i, (rows, experts, per_token, count, kept)) in shapes.into_iter().cycle().take(2 * shapes.len()).enumerate() {
+        let two = i >= shapes.len();
+        let score = if two { GroupScore::TwoHighest } else { GroupScore::Highest };
+        let (padding, groups) = (i % 3, Some(ExpertGroups { count, kept, score }));
+        let (scoring, bias) = ([Scoring::Softmax, Scoring::Sigmoid][(i + usize::from(two)) % 2], i % 3 != 1);
+        let (live, renormalise, ties) = (live_for(rng, padding, Live::Tokens), i % 2 == 0, false);
+        let case = RouteCase { rows, padding, experts, per_token, scoring, bias, groups, renormalise, ties, live };
+        with_rows(cases, case);
+    }
+    for (i, score) in [GroupScore::Highest, GroupScore::TwoHighest].into_iter().enumerate() {
+        let (scoring, groups) =
+            ([Scoring::Sigmoid, Scoring::Softmax][i], Some(ExpertGroups { count: 6, kept: 2, score }));
+        let (rows, padding, experts, per_token, bias, renormalise, ties) = (20, 2, 36, 5, i == 0, true, false);
+        let live = Live::Tokens;
+        let case = RouteCase { rows, padding, experts, per_token, scoring, bias, groups, renormalise, ties, live };
         cases.push(Box::new(AnyLogits(case)));
     }
 }
@@ -459,6 +506,7 @@ fn attention<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType,
             heads,
             groups,
             size,
+            latent: None,
             page: PAGES[(i + i / 4) % 4],
             window,
             softcap: None,
@@ -496,6 +544,7 @@ fn attention_options<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation
             heads,
             groups,
             size,
+            latent: None,
             page: rng.pick(&PAGES),
             window,
             softcap: [Some(2.0), Some(0.25), None, Some(50.0)][i % 4],
@@ -514,6 +563,93 @@ fn attention_options<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation
             cases.push(Box::new(ChunkIndependence(case.clone())));
         }
         cases.push(Box::new(case));
+    }
+}
+
+/// Heads, elements of a latent, and rotated ones: the published shape and odd ones.
+const LATENTS: [(usize, usize, usize); 7] =
+    [(16, 512, 64), (1, 6, 2), (5, 22, 10), (3, 80, 16), (20, 64, 8), (7, 24, 12), (33, 128, 32)];
+
+fn latent_kv<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType, kv: DType) {
+    for (i, (heads, rank, rotary)) in LATENTS.into_iter().enumerate() {
+        let padding = [0, 3, 0, 1][i % 4];
+        // Values of 1e5 do not fit f16, and what a store makes of them is not specified.
+        let spreads =
+            if kv == DType::F16 { [Spread::Normal, Spread::Outliers] } else { [Spread::Outliers, Spread::Extreme] };
+        let case = LatentKvCase {
+            rows: [3, 1, 5, 0, 33, 17][i % 6],
+            padding,
+            heads,
+            plain: [128, 0, 7, 16][i % 4],
+            rank,
+            rotary,
+            interleaved: i % 2 == 0,
+            page: PAGES[i % 4],
+            activation,
+            kv,
+            spread: rng.pick(&spreads),
+            live: live_for(rng, padding, Live::Tokens),
+        };
+        with_rows(cases, case);
+    }
+}
+
+fn latent_attention<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType, kv: DType) {
+    let fixed = [
+        vec![Length { rows: 2, context: 70 }, Length { rows: 1, context: 300 }],
+        vec![],
+        vec![Length { rows: 1, context: 600 }],
+        vec![Length { rows: 70, context: 80 }],
+        vec![Length { rows: 17, context: 100 }, Length { rows: 0, context: 0 }, Length { rows: 1, context: 290 }],
+        vec![Length { rows: 3, context: 300 }, Length { rows: 1, context: 257 }, Length { rows: 40, context: 40 }],
+    ];
+    for i in 0..10 {
+        let (heads, rank, rotary) = LATENTS[i % LATENTS.len()];
+        let case = AttentionCase {
+            sequences: fixed.get(i).cloned().unwrap_or_else(|| lengths(rng, 1 + i % 5, 200)),
+            padding: [0, 2][i % 2],
+            heads,
+            groups: 1,
+            size: rank + rotary,
+            latent: Some(rank),
+            page: PAGES[(i + i / 4) % 4],
+            window: None,
+            softcap: None,
+            sinks: false,
+            drop_pages: false,
+            gaps: rng.chance(0.5),
+            activation,
+            kv,
+            spread: rng.pick(&[Spread::Normal, Spread::Normal, Spread::Outliers]),
+            sampled: 0,
+            offset: 0,
+        };
+        if (2..6).contains(&i) {
+            cases.push(Box::new(ChunkIndependence(case.clone())));
+        }
+        cases.push(Box::new(LatentAttentionCase(case)));
+    }
+}
+
+fn head_linear<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType, weight: WeightFormat) {
+    // Rows, padding, heads, output and input features.
+    let mut shapes = vec![
+        (1, 0, 1, 1, 1),
+        (3, 2, 16, 33, 64),
+        (17, 0, 5, 22, 40),
+        (0, 3, 4, 16, 16),
+        (40, 0, 3, 80, 97),
+        (70, 6, 2, 40, 130),
+        (130, 0, 2, 70, 33),
+        (2, 0, 20, 64, 128),
+    ];
+    shapes.extend(
+        (0..2).map(|_| (rng.range(1, 40), rng.below(4), rng.range(1, 6), rng.pick(&ODD[..13]), rng.pick(&ODD))),
+    );
+    for (i, (rows, padding, heads, n, k)) in shapes.into_iter().enumerate() {
+        let (spread, live) = (spread(rng), live_for(rng, padding, Live::Tokens));
+        let (n, k) = ((n, [0, 8, 3][i % 3]), (k, [0, 5, 64, 4][i % 4]));
+        with_rows(cases, HeadLinearCase { rows, padding, heads, n, k, activation, weight, spread, live });
     }
 }
 

@@ -18,7 +18,7 @@ fn emulated(gemm: Gemm) -> Option<CudaBackend> {
     }
 }
 
-const OPS: [&str; 14] = [
+const OPS: [&str; 17] = [
     "act_mul",
     "attention",
     "combine",
@@ -26,6 +26,9 @@ const OPS: [&str; 14] = [
     "gather",
     "grouped_linear",
     "grouped_linear_act_mul",
+    "head_linear",
+    "latent_attention",
+    "latent_kv",
     "linear",
     "linear_act_mul",
     "norm",

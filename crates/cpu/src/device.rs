@@ -101,6 +101,7 @@ impl CpuBackend {
             invariant: true,
             attention_operands: vec![(DType::BF16, DType::BF16), (DType::I8, DType::BF16)],
             kv: [floats.as_slice(), &[DType::I8]].concat(),
+            latent: floats.to_vec(),
             page_size: 16,
             memory: memory::measure(),
             max_buffer: None,

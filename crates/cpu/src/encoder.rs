@@ -6,6 +6,7 @@ use crate::ops::combine::CombineOp;
 use crate::ops::embed::EmbedOp;
 use crate::ops::gather::GatherOp;
 use crate::ops::grouped_linear::GroupedLinearOp;
+use crate::ops::latent_kv::LatentKvOp;
 use crate::ops::linear::LinearOp;
 use crate::ops::norm::NormOp;
 use crate::ops::rope_kv::RopeKvOp;
@@ -15,8 +16,8 @@ use crate::ops::softcap::SoftcapOp;
 use crate::plan::{CpuPlan, Step};
 use crate::view::View;
 use anyfleet_tensor::ops::{
-    ActMul, Attention, Combine, Embed, Gather, GroupedLinear, GroupedLinearActMul, Linear, LinearActMul, Norm, RopeKv,
-    Route, Sample, Softcap,
+    ActMul, Attention, Combine, Embed, Gather, GroupedLinear, GroupedLinearActMul, HeadLinear, LatentAttention,
+    LatentKv, Linear, LinearActMul, Norm, RopeKv, Route, Sample, Softcap,
 };
 use anyfleet_tensor::{DType, Error, Live, Recorder, Result, Tensor};
 
@@ -136,5 +137,23 @@ impl Recorder<CpuBackend> for CpuRecorder {
     }
     fn combine(&mut self, op: Combine<'_, CpuBackend>) -> Result<()> {
         self.push("combine", op.live, Step::Combine(CombineOp::new(&op)?))
+    }
+    fn latent_kv(&mut self, op: LatentKv<'_, CpuBackend>) -> Result<()> {
+        self.push("latent_kv", op.live, Step::LatentKv(LatentKvOp::new(&op)?))
+    }
+    fn latent_attention(&mut self, op: LatentAttention<'_, CpuBackend>) -> Result<()> {
+        self.push("latent_attention", op.live, Step::Attention(AttentionOp::latent(&op)?))
+    }
+    /// A product for each head: its columns, with its matrix.
+    fn head_linear(&mut self, op: HeadLinear<'_, CpuBackend>) -> Result<()> {
+        let HeadLinear { out, x, weight, live } = op;
+        let (x_head, out_head) = op.strides();
+        for head in 0..weight.stack() {
+            let weight = &weight.matrix(head);
+            let (out, x) = (&out.columns(head * out_head, weight.rows()), &x.columns(head * x_head, weight.cols()));
+            let product = LinearOp::new(&Linear { out, x, weight, bias: None, residual: None, live })?;
+            self.push("head_linear", live, Step::Linear(product))?;
+        }
+        Ok(())
     }
 }

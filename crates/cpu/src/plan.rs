@@ -5,6 +5,7 @@ use crate::ops::combine::CombineOp;
 use crate::ops::embed::EmbedOp;
 use crate::ops::gather::GatherOp;
 use crate::ops::grouped_linear::GroupedLinearOp;
+use crate::ops::latent_kv::LatentKvOp;
 use crate::ops::linear::LinearOp;
 use crate::ops::norm::NormOp;
 use crate::ops::rope_kv::RopeKvOp;
@@ -37,6 +38,7 @@ pub(crate) enum Step {
     Route(RouteOp),
     GroupedLinear(GroupedLinearOp),
     Combine(CombineOp),
+    LatentKv(LatentKvOp),
 }
 
 /// Lists that steps fill and reuse.
@@ -77,6 +79,7 @@ impl CpuPlan {
                 Step::Route(op) => op.execute(&ctx),
                 Step::GroupedLinear(op) => op.execute(&ctx, &mut workspace.rows),
                 Step::Combine(op) => op.execute(&ctx),
+                Step::LatentKv(op) => op.execute(&ctx),
             }
         }
     }

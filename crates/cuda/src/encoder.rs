@@ -149,4 +149,13 @@ impl Recorder<CudaBackend> for CudaRecorder {
     fn combine(&mut self, op: Combine<'_, CudaBackend>) -> Result<()> {
         ops::combine::record(self, &op)
     }
+    fn latent_kv(&mut self, op: LatentKv<'_, CudaBackend>) -> Result<()> {
+        ops::latent_kv::record(self, &op)
+    }
+    fn latent_attention(&mut self, op: LatentAttention<'_, CudaBackend>) -> Result<()> {
+        ops::attention::record_latent(self, &op)
+    }
+    fn head_linear(&mut self, op: HeadLinear<'_, CudaBackend>) -> Result<()> {
+        ops::head_linear::record(self, &op)
+    }
 }

@@ -172,6 +172,8 @@ fn scratch_memory_is_that_of_the_largest_product() {
         widest: 64,
         grouped_rows: pairs,
         grouped_widest: k,
+        head_rows: 0,
+        head_widest: 0,
         positions: 1,
         logit_rows: 1,
         vocab_size: 64,
@@ -207,7 +209,16 @@ fn route_of_few_and_many_rows() {
                 .run(|enc| {
                     enc.header(&header);
                     let live = Live::Tokens;
-                    enc.route(Route { routing, logits, bias, scoring, renormalise: !sigmoid, scale: 2.5, live });
+                    enc.route(Route {
+                        routing,
+                        logits,
+                        bias,
+                        scoring,
+                        groups: None,
+                        renormalise: !sigmoid,
+                        scale: 2.5,
+                        live,
+                    });
                 })
                 .unwrap();
             let launches = recorded.take();
@@ -240,6 +251,7 @@ fn more_experts_than_a_warp_has_in_reach_are_refused() {
             logits: &logits,
             bias: None,
             scoring: Scoring::Softmax,
+            groups: None,
             renormalise: true,
             scale: 1.0,
             live: Live::All,
@@ -428,7 +440,16 @@ mod emulated {
         device
             .run(|enc| {
                 let (routing, logits) = (&routing, &logits);
-                enc.route(Route { routing, logits, bias: None, scoring, renormalise: false, scale: 1.0, live });
+                enc.route(Route {
+                    routing,
+                    logits,
+                    bias: None,
+                    scoring,
+                    groups: None,
+                    renormalise: false,
+                    scale: 1.0,
+                    live,
+                });
             })
             .unwrap();
         let bits = |tensor| read(device, tensor).into_iter().map(f32::to_bits).collect::<Vec<u32>>();

@@ -235,6 +235,8 @@ fn scratch_memory_is_what_was_reserved() {
         widest: 64,
         grouped_rows: 0,
         grouped_widest: 0,
+        head_rows: 0,
+        head_widest: 0,
         positions: 1,
         logit_rows: rows,
         vocab_size: vocab,

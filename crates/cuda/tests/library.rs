@@ -151,6 +151,8 @@ fn scratch_memory_is_what_was_reserved() {
             widest: 70,
             grouped_rows: 0,
             grouped_widest: 0,
+            head_rows: 0,
+            head_widest: 0,
             positions: 1,
             logit_rows: 1,
             vocab_size: 1,

@@ -27,6 +27,7 @@ pub fn cache_groups(spec: &DecoderSpec, max_model_len: usize) -> Vec<LayerGroup>
 
 fn kind(layer: &LayerSpec, max_model_len: usize) -> CacheKind {
     match layer.attention.window {
+        _ if layer.attention.latent.is_some() => CacheKind::Latent,
         Some(window) if window < max_model_len => CacheKind::Window(window as u32),
         _ => CacheKind::Paged,
     }
@@ -43,8 +44,10 @@ impl LayerGroup {
     /// Bytes of one page over all layers of the group, keys and values, their scales included.
     pub fn page_bytes(&self, spec: &DecoderSpec, page_size: usize, kv: DType) -> u64 {
         let scale = if kv.is_scaled() { DType::F32.size() } else { 0 };
-        let head = |layer: &LayerSpec| layer.attention.head_dim * kv.size() + scale;
-        let token = |layer: &LayerSpec| 2 * layer.attention.kv_heads * head(layer);
+        let token = |layer: &LayerSpec| {
+            let attention = &layer.attention;
+            attention.cached_width() * kv.size() + attention.cached_width() / attention.head_dim * scale
+        };
         self.layers.iter().map(|&i| (token(&spec.layers[i]) * page_size) as u64).sum()
     }
 
@@ -89,7 +92,9 @@ pub fn allocate<B: Backend>(device: &B, spec: &DecoderSpec, limits: &Limits, kv:
                 true => Some((tensor(DType::F32, &shape[..3])?, tensor(DType::F32, &shape[..3])?)),
                 false => None,
             };
-            Ok(LayerCache { k: tensor(kv, &shape)?, v: tensor(kv, &shape)?, scales, group })
+            let k = tensor(kv, &shape)?;
+            let v = if layer.attention.latent.is_some() { k.clone() } else { tensor(kv, &shape)? };
+            Ok(LayerCache { k, v, scales, group })
         })
         .collect()
 }

@@ -3,7 +3,7 @@ use crate::cache::cache_groups;
 use crate::inputs::StepInputs;
 use crate::output::{HeadBuffers, LOGIT_ROWS};
 use crate::sizing::{PartSizing, Sizing};
-use anyfleet_models::{Decoder, DecoderSpec, Scratch, Shard, WeightMap};
+use anyfleet_models::{AttentionSpec, Decoder, DecoderSpec, Scratch, Shard, WeightMap};
 use anyfleet_runtime::Limits;
 use anyfleet_tensor::{Backend, Caps, DType, StepSizes, WeightFormat};
 use std::fmt;
@@ -280,6 +280,7 @@ pub(crate) fn residual_elements(shard: &Shard, options: &ExecutorOptions) -> usi
 /// The largest operations of a step with sequences of `positions` tokens.
 pub(crate) fn step_sizes(spec: &DecoderSpec, options: &ExecutorOptions, positions: usize) -> StepSizes {
     let attention = || spec.layers.iter().map(|layer| &layer.attention);
+    let latents = || attention().filter_map(|a| Some((a.heads, a.latent?)));
     let experts = || spec.layers.iter().filter_map(|layer| Some((layer.mlp.intermediate_size, layer.mlp.experts?)));
     StepSizes {
         tokens: options.max_tokens,
@@ -288,14 +289,23 @@ pub(crate) fn step_sizes(spec: &DecoderSpec, options: &ExecutorOptions, position
         widest: spec
             .layers
             .iter()
-            .map(|l| l.mlp.intermediate_size.max(l.attention.q_width()))
+            .map(|l| {
+                l.mlp.intermediate_size.max(l.mlp.experts.map_or(0, |experts| experts.shared)).max(widest(&l.attention))
+            })
             .fold(spec.hidden_size, usize::max),
         grouped_rows: options.max_tokens * experts().map(|(_, experts)| experts.per_token).max().unwrap_or(0),
         grouped_widest: experts().map(|(inner, _)| inner.max(spec.hidden_size)).max().unwrap_or(0),
+        head_rows: options.max_tokens * latents().map(|(heads, _)| heads).max().unwrap_or(0),
+        head_widest: latents().map(|(_, latent)| latent.rank.max(latent.plain)).max().unwrap_or(0),
         positions,
         logit_rows: LOGIT_ROWS,
         vocab_size: spec.vocab_size,
     }
+}
+
+/// The most input features of a product around attention.
+fn widest(attention: &AttentionSpec) -> usize {
+    attention.output_width().max(attention.latent.and_then(|latent| latent.query_rank).unwrap_or(0))
 }
 
 fn check_options(spec: &DecoderSpec, options: &ExecutorOptions) -> Result<(), PlanError> {

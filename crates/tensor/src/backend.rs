@@ -86,6 +86,9 @@ pub struct Caps {
     pub attention_operands: Vec<(DType, DType)>,
     /// KV-cache types; with [`DType::I8`] come [scales](crate::ops::KvScales).
     pub kv: Vec<DType>,
+    /// Types of caches of latents ([`LatentKv`](crate::ops::LatentKv)); those of them in `attention_operands` round queries
+    /// and softmax weights, too.
+    pub latent: Vec<DType>,
     /// Tokens per KV page the backend prefers; it takes any page size from 1 up.
     pub page_size: usize,
     /// Memory, where it can be asked.
@@ -146,6 +149,10 @@ pub struct StepSizes {
     pub grouped_rows: usize,
     /// The most input features of such a product.
     pub grouped_widest: usize,
+    /// Rows of products for each head: those of tokens for each; 0 where there are none.
+    pub head_rows: usize,
+    /// The most input features of such a product.
+    pub head_widest: usize,
     /// Positions of a sequence.
     pub positions: usize,
     /// Rows of logits at a time.

@@ -48,6 +48,12 @@ pub trait Recorder<B: Backend> {
     fn grouped_linear_act_mul(&mut self, op: GroupedLinearActMul<'_, B>) -> Result<()>;
     /// See [`Combine`].
     fn combine(&mut self, op: Combine<'_, B>) -> Result<()>;
+    /// See [`LatentKv`].
+    fn latent_kv(&mut self, op: LatentKv<'_, B>) -> Result<()>;
+    /// See [`LatentAttention`].
+    fn latent_attention(&mut self, op: LatentAttention<'_, B>) -> Result<()>;
+    /// See [`HeadLinear`].
+    fn head_linear(&mut self, op: HeadLinear<'_, B>) -> Result<()>;
 }
 
 /// Checks operations and hands them to a backend's [`Recorder`]. The first failure is kept,
@@ -118,5 +124,11 @@ impl<'a, B: Backend> Encoder<'a, B> {
         grouped_linear_act_mul: GroupedLinearActMul;
         /// Adds up what experts made of each row: see [`Combine`].
         combine: Combine;
+        /// Norm of latents, rotation and store: see [`LatentKv`].
+        latent_kv: LatentKv;
+        /// Attention over latents: see [`LatentAttention`].
+        latent_attention: LatentAttention;
+        /// A product for each head: see [`HeadLinear`].
+        head_linear: HeadLinear;
     }
 }

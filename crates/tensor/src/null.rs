@@ -31,6 +31,7 @@ impl Default for NullBackend {
                 invariant: true,
                 attention_operands: Vec::new(),
                 kv: [floats.as_slice(), &[DType::I8]].concat(),
+                latent: floats.to_vec(),
                 page_size: 16,
                 memory: DeviceMemory::default(),
                 max_buffer: None,
@@ -148,6 +149,15 @@ impl Recorder<NullBackend> for NullRecorder {
     }
     fn combine(&mut self, op: Combine<'_, NullBackend>) -> Result<()> {
         self.line("combine", op.out)
+    }
+    fn latent_kv(&mut self, op: LatentKv<'_, NullBackend>) -> Result<()> {
+        self.line("latent_kv", op.q)
+    }
+    fn latent_attention(&mut self, op: LatentAttention<'_, NullBackend>) -> Result<()> {
+        self.line("latent_attention", op.out)
+    }
+    fn head_linear(&mut self, op: HeadLinear<'_, NullBackend>) -> Result<()> {
+        self.line("head_linear", op.out)
     }
 }
 

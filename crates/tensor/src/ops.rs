@@ -22,7 +22,9 @@ macro_rules! rule {
 }
 
 mod experts;
-pub use experts::{Combine, GroupedLinear, GroupedLinearActMul, Route, Routing, Scoring};
+pub use experts::{Combine, ExpertGroups, GroupScore, GroupedLinear, GroupedLinearActMul, Route, Routing, Scoring};
+mod latent;
+pub use latent::{HeadLinear, LatentAttention, LatentKv};
 
 fn activation<B: Backend>(device: &B, op: &'static str, operand: &'static str, t: &Tensor<B>) -> Result<()> {
     one_of(device, op, operand, t, &device.caps().activations)

@@ -24,11 +24,13 @@ pub struct HostScales<'a> {
     pub dtype: DType,
     /// Scales of the tensor, any alignment.
     pub bytes: &'a [u8],
-    /// Blocks side by side.
+    /// Scales side by side.
     pub cols: usize,
-    /// Rows and columns of a block; the tensor's last blocks may have fewer.
+    /// The part is the transpose of what the tensor has: scales side by side are of blocks one below the other.
+    pub turned: bool,
+    /// Rows and columns of a block, as the part has them; the last blocks may have fewer.
     pub block: [usize; 2],
-    /// The row and the column of the tensor where the part begins.
+    /// The row and the column where the part begins, as it has them.
     pub first: [usize; 2],
 }
 
@@ -118,7 +120,8 @@ impl<'a> HostScales<'a> {
             (self.block[i] > 0).then(|| end.div_ceil(self.block[i]))
         };
         let bytes = |rows: usize| rows.checked_mul(self.cols)?.checked_mul(self.dtype.size());
-        let (Some(rows), Some(cols)) = (blocks(0, rows), blocks(1, cols)) else { return false };
+        let (Some(down), Some(side)) = (blocks(0, rows), blocks(1, cols)) else { return false };
+        let (rows, cols) = if self.turned { (side, down) } else { (down, side) };
         self.dtype.is_float() && cols <= self.cols && bytes(rows).is_some_and(|bytes| bytes <= self.bytes.len())
     }
 
@@ -129,7 +132,8 @@ impl<'a> HostScales<'a> {
 
     /// The scale of block `block` in the row of blocks that row `row` of the part is in, as it is kept.
     fn scale(&self, row: usize, block: usize) -> f32 {
-        let at = ((self.first[0] + row) / self.block[0] * self.cols + block) * self.dtype.size();
+        let down = (self.first[0] + row) / self.block[0];
+        let at = if self.turned { block * self.cols + down } else { down * self.cols + block } * self.dtype.size();
         let mut scale = [0.0];
         widen(self.dtype, &self.bytes[at..at + self.dtype.size()], &mut scale);
         quant::f8_scale(scale[0])
@@ -250,6 +254,7 @@ mod tests {
             dtype: DType::F32,
             bytes: bytemuck::cast_slice(&scales),
             cols: side,
+            turned: false,
             block,
             first: [2, first],
         };
@@ -301,11 +306,39 @@ mod tests {
     }
 
     #[test]
+    fn scales_of_a_transpose_are_found() {
+        let values = [1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0];
+        let scales = HostScales {
+            dtype: DType::F32,
+            bytes: bytemuck::cast_slice(&values),
+            cols: 3,
+            turned: true,
+            block: [4, 2],
+            first: [0, 1],
+        };
+        // Of 4 x 10 elements, in blocks of 2 x 4, the rows 1 and 2.
+        let bytes = [f8::encode(1.0); 20];
+        let part = HostPart { dtype: DType::F8, rows: 10, bytes: &bytes, scales: Some(scales) };
+        let (name, store) = ("w".to_string(), WeightFormat::F8);
+        HostWeight { name, cols: 2, stack: 1, parts: vec![part], store, gated: false }.check().unwrap();
+        for row in 0..10 {
+            let mut out = [0.0; 2];
+            part.row(row, 2).values(&mut out);
+            assert_eq!(out, [1.0, 4.0].map(|first| first + (row / 4) as f32), "row {row}");
+        }
+        let few = HostScales { cols: 2, ..scales };
+        let part = HostPart { scales: Some(few), ..part };
+        let weight = HostWeight { name: "w".into(), cols: 2, stack: 1, parts: vec![part], store, gated: false };
+        assert!(weight.check().is_err());
+    }
+
+    #[test]
     fn a_byte_that_is_no_number_is_a_scale_that_is_none() {
         let mut elements = [0x38; 200];
         elements[150] = 0xff;
         let one = 1.0f32.to_le_bytes();
-        let scales = HostScales { dtype: DType::F32, bytes: &one, cols: 1, block: [1, 200], first: [0, 0] };
+        let scales =
+            HostScales { dtype: DType::F32, bytes: &one, cols: 1, turned: false, block: [1, 200], first: [0, 0] };
         let part = HostPart { dtype: DType::F8, rows: 1, bytes: &elements, scales: Some(scales) };
         let (mut bytes, mut scales, mut values) = ([0; 200], [0.0; 2], [0.0; 200]);
         part.row(0, 200).f8(&mut bytes, &mut scales);
@@ -317,7 +350,8 @@ mod tests {
     #[test]
     fn scales_must_be_there_and_only_of_f8() {
         let (elements, values) = ([0u8; 6 * 8], [0u8; 6 * 4]);
-        let scales = HostScales { dtype: DType::F32, bytes: &values, cols: 2, block: [2, 4], first: [0, 0] };
+        let scales =
+            HostScales { dtype: DType::F32, bytes: &values, cols: 2, turned: false, block: [2, 4], first: [0, 0] };
         let check = |part| {
             let (name, store) = ("w".to_string(), WeightFormat::F8);
             HostWeight { name, cols: 8, stack: 1, parts: vec![part], store, gated: false }.check()

@@ -90,7 +90,7 @@ impl ModelDir {
         if !finite(view.dtype, view.bytes) {
             return bad("has scales that are not finite, or too large; download the checkpoint again".into());
         }
-        Ok(HostScales { dtype: view.dtype, bytes: view.bytes, cols: side, block, first: [0, 0] })
+        Ok(HostScales { dtype: view.dtype, bytes: view.bytes, cols: side, turned: false, block, first: [0, 0] })
     }
 }
 

@@ -17,6 +17,8 @@ pub struct MatrixSpec {
     pub floats: bool,
     /// Which rows and columns, where the tensors have more.
     cut: Option<MatrixCut>,
+    /// Each part is the transpose of what is taken: rows of a part are columns of its tensor.
+    turned: bool,
 }
 
 /// What is taken of a matrix's tensors.
@@ -38,7 +40,27 @@ struct Span {
 impl MatrixSpec {
     /// Whole tensors: names with their rows, and the columns of each.
     pub fn new(parts: Vec<(String, usize)>, cols: usize) -> Self {
-        MatrixSpec { parts, cols, stack: 1, floats: false, cut: None }
+        MatrixSpec { parts, cols, stack: 1, floats: false, cut: None, turned: false }
+    }
+
+    /// A stack of `heads` matrices that lie in one tensor of `heads * head_rows` rows: of each head the rows `taken`.
+    ///
+    /// # Panics
+    /// When `taken` is not in a head: a bug of the caller.
+    pub fn of_heads(name: &str, heads: usize, head_rows: usize, taken: Range<usize>, cols: usize) -> Self {
+        assert!(taken.start <= taken.end && taken.end <= head_rows, "rows {taken:?} of a head of {head_rows}");
+        let row = |head: usize| Span { first: head * head_rows + taken.start, of: heads * head_rows };
+        let cut = MatrixCut { rows: (0..heads).map(row).collect(), cols: Span { first: 0, of: cols } };
+        let parts = vec![(name.to_owned(), taken.len()); heads];
+        MatrixSpec { parts, cols, stack: heads, floats: false, cut: Some(cut), turned: false }
+    }
+
+    /// The transpose of each matrix of [`MatrixSpec::of_heads`].
+    #[must_use]
+    pub fn turned(self) -> Self {
+        let rows = self.parts.first().map_or(0, |(_, rows)| *rows);
+        let parts = self.parts.into_iter().map(|(name, _)| (name, self.cols)).collect();
+        MatrixSpec { parts, cols: rows, turned: true, ..self }
     }
 
     /// The same tensors as `stack` matrices, each of as many parts.
@@ -63,6 +85,9 @@ impl MatrixSpec {
 
     /// Its tensors' names, joined by `+`; of many the first and the last.
     pub fn name(&self) -> String {
+        if let Some((first, _)) = self.parts.first().filter(|_| self.turned) {
+            return format!("{first} turned");
+        }
         if let [(first, _), .., (last, _)] = &self.parts[..]
             && self.stack > 1
         {
@@ -174,7 +199,7 @@ fn take(parts: &[(String, usize)], ranges: &[Range<usize>]) -> (Vec<(String, usi
 
 impl ModelDir {
     /// A matrix to be kept as `store`, borrowed from the checkpoint. Columns of larger tensors do not lie together
-    /// there: they are copied to `copy`, which is empty otherwise.
+    /// there, nor do transposed parts: they are copied to `copy`, which is empty otherwise.
     ///
     /// # Errors
     /// [`Error::Tensor`] when a part is missing, or has another shape or an unsupported dtype; or its scales are, of one of
@@ -193,7 +218,10 @@ impl ModelDir {
             parts.push(HostPart { dtype: view.dtype, rows: *rows, bytes: view.bytes, scales });
         }
         if let Some(cut) = &spec.cut {
-            cut.apply(spec.cols, &mut parts, copy);
+            match spec.turned {
+                false => cut.apply(spec.cols, &mut parts, copy),
+                true => cut.turn(spec.cols, &mut parts, copy),
+            }
         }
         let weight = HostWeight { name: spec.name(), stack: spec.stack, cols: spec.cols, parts, store, gated: false };
         weight.check().map_err(|e| Error::file(&self.files().root(), e.to_string()))?;
@@ -237,10 +265,33 @@ impl MatrixCut {
             let taken = self.cols.first * size..(self.cols.first + cols) * size;
             part.bytes.chunks_exact(row).for_each(|row| copy.extend_from_slice(&row[taken.clone()]));
         }
-        let mut rest: &'a [u8] = copy;
-        for part in parts {
-            (part.bytes, rest) = rest.split_at(part.rows * cols * part.dtype.size());
+        deal_out(cols, parts, copy);
+    }
+
+    /// The same for parts that are transposed: `cols` rows of each tensor become columns.
+    fn turn<'a>(&self, cols: usize, parts: &mut [HostPart<'a>], copy: &'a mut Vec<u8>) {
+        for (part, span) in parts.iter().zip(&self.rows) {
+            let (size, row) = (part.dtype.size(), self.cols.of * part.dtype.size());
+            let taken = &part.bytes[span.first * row..(span.first + cols) * row];
+            for element in (0..part.rows * size).step_by(size) {
+                taken.chunks_exact(row).for_each(|row| copy.extend_from_slice(&row[element..element + size]));
+            }
         }
+        for (part, span) in parts.iter_mut().zip(&self.rows) {
+            part.scales = part.scales.map(|scales| {
+                let [rows, cols] = scales.block;
+                HostScales { turned: true, block: [cols, rows], first: [self.cols.first, span.first], ..scales }
+            });
+        }
+        deal_out(cols, parts, copy);
+    }
+}
+
+/// Gives parts of `cols` columns what `copy` has of them, one after the other.
+fn deal_out<'a>(cols: usize, parts: &mut [HostPart<'a>], copy: &'a [u8]) {
+    let mut rest = copy;
+    for part in parts {
+        (part.bytes, rest) = rest.split_at(part.rows * cols * part.dtype.size());
     }
 }
 

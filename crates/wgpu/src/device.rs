@@ -98,8 +98,8 @@ impl WgpuBackend {
         let context = Arc::new(Context::new(&adapter, description, options)?);
         let floats = [DType::BF16, DType::F16, DType::F32];
         let quantized = [WeightFormat::Q8, WeightFormat::Q4];
-        let floats = floats.map(WeightFormat::Float).into_iter();
-        let weights: Vec<_> = floats.chain(quantized).chain([WeightFormat::F8]).collect();
+        let weights = floats.map(WeightFormat::Float).into_iter();
+        let weights: Vec<_> = weights.chain(quantized).chain([WeightFormat::F8]).collect();
         let limits = &context.limits;
         let fast = context.matrices.is_some();
         let kernels = if fast { format!("{} fast", options.variant) } else { options.variant.to_string() };
@@ -123,6 +123,7 @@ impl WgpuBackend {
             weights,
             attention_operands: Vec::new(),
             kv: vec![DType::BF16, DType::F16, DType::F32, DType::I8],
+            latent: floats.to_vec(),
             page_size: 16,
             memory: DeviceMemory { total: options.memory, available: options.memory },
             max_buffer: Some(limits.max_buffer_size.min(limits.max_storage_buffer_binding_size)),

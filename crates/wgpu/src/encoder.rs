@@ -263,4 +263,13 @@ impl Recorder<WgpuBackend> for WgpuRecorder {
     fn combine(&mut self, op: Combine<'_, WgpuBackend>) -> Result<()> {
         ops::combine::record(self, &op)
     }
+    fn latent_kv(&mut self, op: LatentKv<'_, WgpuBackend>) -> Result<()> {
+        ops::latent_kv::record(self, &op)
+    }
+    fn latent_attention(&mut self, op: LatentAttention<'_, WgpuBackend>) -> Result<()> {
+        ops::attention::record_latent(self, &op)
+    }
+    fn head_linear(&mut self, op: HeadLinear<'_, WgpuBackend>) -> Result<()> {
+        ops::head_linear::record(self, &op)
+    }
 }

@@ -5,8 +5,8 @@
 pub(crate) mod rope;
 
 use crate::{
-    AttentionSpec, DecoderSpec, ExpertNames, ExpertsSpec, LayerSpec, MlpSpec, NormSpec, RopeSpec, gemma2, gemma3,
-    llama, mistral, mixtral, qwen2, qwen3, qwen3_moe,
+    AttentionSpec, DecoderSpec, ExpertNames, ExpertsSpec, LayerSpec, MlpSpec, NormSpec, RopeSpec, deepseek, gemma2,
+    gemma3, llama, mistral, mixtral, qwen2, qwen3, qwen3_moe,
 };
 use anyfleet_tensor::ops::{Activation, Scoring};
 use anyfleet_weights::{Config, Result, Section, quote};
@@ -21,6 +21,18 @@ struct Family {
 }
 
 const FAMILIES: &[Family] = &[
+    Family {
+        model_type: "deepseek_v2",
+        architecture: "DeepseekV2ForCausalLM",
+        base: "DeepseekV2Model",
+        spec: deepseek::v2,
+    },
+    Family {
+        model_type: "deepseek_v3",
+        architecture: "DeepseekV3ForCausalLM",
+        base: "DeepseekV3Model",
+        spec: deepseek::v3,
+    },
     Family { model_type: "gemma2", architecture: "Gemma2ForCausalLM", base: "Gemma2Model", spec: gemma2::spec },
     Family {
         model_type: "gemma3_text",
@@ -199,6 +211,7 @@ impl Dense {
                 output_bias: variant.output_bias,
                 qk_norm: variant.qk_norm.then_some(self.norm),
                 rope: Some(self.rope.clone()),
+                latent: None,
             },
             mlp_norm: self.norm,
             mlp: match variant.experts.get(index).copied().flatten() {
@@ -249,7 +262,8 @@ pub(crate) fn experts(
     if per_token > count {
         return Err(root.error(KEY, format!("at most as many as there are experts ({count})")));
     }
-    Ok(ExpertsSpec { count, per_token, scoring: Scoring::Softmax, renormalise, scale: 1.0, names })
+    let (scoring, groups) = (Scoring::Softmax, None);
+    Ok(ExpertsSpec { count, per_token, scoring, renormalise, scale: 1.0, groups, biased: false, shared: 0, names })
 }
 
 fn head_dim(root: &Section<'_>, hidden_size: usize, heads: usize, default: Option<usize>) -> Result<usize> {

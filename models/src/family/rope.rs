@@ -41,7 +41,7 @@ pub(crate) fn read_by_layer_type(root: &Section<'_>, head_dim: usize, max_positi
 }
 
 /// Reads what `root` says about heads of `head_dim` elements and `max_positions` tokens.
-pub(super) fn read(root: &Section<'_>, head_dim: usize, max_positions: usize) -> Result<RopeSpec> {
+pub(crate) fn read(root: &Section<'_>, head_dim: usize, max_positions: usize) -> Result<RopeSpec> {
     let scaling = root.section("rope_scaling")?.filter(|s| !s.is_empty());
     let parameters = match scaling {
         Some(section) => Some(section),
@@ -143,6 +143,17 @@ fn read_yarn(root: &Section<'_>, p: &Section<'_>, max_positions: usize) -> Resul
         original_max_position_embeddings,
         truncate: p.flag("truncate")?.unwrap_or(true),
     })
+}
+
+/// What DeepSeek multiplies the scores with where YaRN stretches positions: the square of the factor for all dimensions.
+pub(crate) fn softmax_factor(root: &Section<'_>, rope: &RopeSpec) -> Result<f64> {
+    let RopeScaling::Yarn { factor, .. } = rope.scaling else { return Ok(1.0) };
+    let section = match root.section("rope_scaling")?.filter(|s| !s.is_empty()) {
+        Some(section) => Some(section),
+        None => root.section("rope_parameters")?,
+    };
+    let weight = section.map_or(Ok(None), |section| section.float("mscale_all_dim", 0.0..=1e6))?;
+    Ok(weight.filter(|&weight| weight != 0.0).map_or(1.0, |weight| mscale(factor, weight).powi(2)))
 }
 
 /// The paper's recommended factor on cosines and sines, weighted as DeepSeek does.

@@ -143,7 +143,7 @@ impl Driver<'_> {
         let page = cache.page_size as usize;
         let count = (end - start) as u32;
         let group = |spec: &anyfleet_runtime::GroupSpec| {
-            assert!(matches!(spec.kind, CacheKind::Paged | CacheKind::Window(_)));
+            assert!(matches!(spec.kind, CacheKind::Paged | CacheKind::Window(_) | CacheKind::Latent));
             let place = |i: usize| (spec.pages as usize - 1 - i) as u32;
             GroupBatch::Pages {
                 slots: (start..end).map(|p| place(p / page) * page as u32 + (p % page) as u32).collect(),

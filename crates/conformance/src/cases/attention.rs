@@ -8,7 +8,7 @@ use crate::number::{encode, round_all, unit_roundoff};
 use crate::operand::{Role, Spec};
 use crate::rng::Rng;
 use crate::stage::{Placement, Stage, Staged};
-use anyfleet_tensor::ops::Attention;
+use anyfleet_tensor::ops::{Attention, LatentAttention};
 use anyfleet_tensor::{Backend, Caps, DType, Encoder, Live, Result, SeqMeta, quant};
 
 /// One sequence of a case: its last `rows` positions are queries.
@@ -26,6 +26,8 @@ impl std::fmt::Debug for Length {
     }
 }
 
+const LATENT: &str = "latent_attention";
+
 /// Parameters of one case.
 #[derive(Clone, Debug)]
 pub struct AttentionCase {
@@ -39,6 +41,8 @@ pub struct AttentionCase {
     pub groups: usize,
     /// Elements of a head.
     pub size: usize,
+    /// The cache has latents: so many of a key's first elements are its value, and the op is `latent_attention`.
+    pub latent: Option<usize>,
     /// Tokens of a page.
     pub page: usize,
     /// Keys a query sees.
@@ -127,6 +131,15 @@ struct Page {
 }
 
 impl AttentionCase {
+    pub(crate) fn op(&self) -> &'static str {
+        if self.latent.is_some() { LATENT } else { Self::OP }
+    }
+
+    /// Elements of a value.
+    fn value_size(&self) -> usize {
+        self.latent.unwrap_or(self.size)
+    }
+
     fn scale(&self) -> f32 {
         1.0 / (self.size as f32).sqrt()
     }
@@ -226,8 +239,13 @@ impl AttentionCase {
         };
         let ([k, v], [k_scale, v_scale]) = (NAMES[0], NAMES[1]);
         let (dims, scales) = (shape.dims(pages.count), shape.scales());
+        let keys = cache(k, shape, &dims, &|p| p.cells[0].clone())?;
+        let values = match self.latent {
+            None => cache(v, shape, &dims, &|p| p.cells[1].clone())?,
+            Some(_) => keys.clone(),
+        };
         Ok(Caches {
-            cells: [cache(k, shape, &dims, &|p| p.cells[0].clone())?, cache(v, shape, &dims, &|p| p.cells[1].clone())?],
+            cells: [keys, values],
             scales: match self.kv.is_scaled() {
                 true => Some([
                     cache(k_scale, scales, &dims[..3], &|p| p.scales[0].clone())?,
@@ -276,12 +294,18 @@ impl AttentionCase {
         };
         let seqs = stage.indices("seqs", &[batch.spans.len() + padding, 8], &pages.seqs)?;
         let table = stage.indices("table", &[pages.table.len()], &pages.table)?;
-        let out = stage.output("out", self.activation, &[batch.tokens, width])?;
+        let out = stage.output("out", self.activation, &[batch.tokens, self.heads * self.value_size()])?;
+        let latent = self.latent.is_some();
         let (scale, softcap, window) = (self.scale(), self.softcap, self.window);
         let longest = self.sequences.iter().map(|s| s.context).max().unwrap_or(0);
         // Either way of counting, where every entry counts.
         let live = if padding == 0 && batch.seed.is_multiple_of(2) { Live::All } else { Live::Sequences };
         let record = Box::new(move |enc: &mut Encoder<'_, B>| {
+            let (seqs, table) = (&seqs, &table);
+            if latent {
+                let (out, q, cache) = (&out, &q, &caches.cells[0]);
+                return enc.latent_attention(LatentAttention { out, q, cache, seqs, table, scale, longest, live });
+            }
             let ([k_cache, v_cache], scales) = (&caches.cells, caches.kv_scales());
             enc.attention(Attention {
                 out: &out,
@@ -289,8 +313,8 @@ impl AttentionCase {
                 k_cache,
                 v_cache,
                 scales,
-                seqs: &seqs,
-                table: &table,
+                seqs,
+                table,
                 scale,
                 softcap,
                 sinks: sinks.as_ref(),
@@ -326,11 +350,13 @@ impl AttentionCase {
         if weight > 0.0 {
             magnitude = magnitude.max(sink.map_or(0.0, f64::abs));
         }
-        let (mut total, mut value, mut scale) = (weight, vec![0.0; d], vec![0.0; d]);
+        let size = self.value_size();
+        let (mut total, mut value, mut scale) = (weight, vec![0.0; size], vec![0.0; size]);
+        let values = if self.latent.is_some() { &sequence.k.values } else { &sequence.v.values };
         for (key, score) in keys.zip(scores) {
             let p = (score - most).exp();
             total += p;
-            for (i, &v) in sequence.v.values[at(key)].iter().enumerate() {
+            for (i, &v) in values[at(key)][..size].iter().enumerate() {
                 value[i] += p * v as f64;
                 scale[i] += p * v.abs() as f64;
             }
@@ -430,14 +456,15 @@ impl OpCase for AttentionCase {
         for span in &host.batch.spans {
             for row in 0..span.rows {
                 let position = self.position(span, row);
-                let mut wants = vec![Want::Written; self.heads * self.size];
+                let size = self.value_size();
+                let mut wants = vec![Want::Written; self.heads * size];
                 let heads: Vec<usize> = match self.sampled {
                     0 => (0..self.heads).collect(),
                     count => (0..count).map(|_| rng.below(self.heads)).collect(),
                 };
                 for head in heads {
                     let values = self.head(host, span.sequence, row, position, head);
-                    wants[head * self.size..][..self.size].copy_from_slice(&values);
+                    wants[head * size..][..size].copy_from_slice(&values);
                 }
                 rows.push((span.row_start + row, wants));
             }

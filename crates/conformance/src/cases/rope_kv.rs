@@ -11,7 +11,7 @@ use anyfleet_tensor::ops::{QkNorm, Rope, RopeKv};
 use anyfleet_tensor::{Backend, DType, Encoder, Live, Result, quant};
 
 /// Positions the drawn rope tables have.
-const POSITIONS: usize = 300;
+pub(super) const POSITIONS: usize = 300;
 const EPS: f32 = 1e-6;
 
 /// Parameters of one case.
@@ -95,15 +95,7 @@ impl RopeKvCase {
                 false => Want::Exact(round(store, value as f32) as f64),
             })
             .collect();
-        let half = self.rotary / 2;
-        for i in 0..half {
-            let (a, b) = if self.interleaved { (2 * i, 2 * i + 1) } else { (i, i + half) };
-            let row = &host.table[position * self.rotary..][..self.rotary];
-            let (cos, sin) = (row[i] as f64, row[half + i] as f64);
-            let (x, y) = (normed[a], normed[b]);
-            wants[a] = Want::Near { value: x * cos - y * sin, scale: (x * cos).abs() + (y * sin).abs() };
-            wants[b] = Want::Near { value: y * cos + x * sin, scale: (y * cos).abs() + (x * sin).abs() };
-        }
+        turned(&normed, &host.table[position * self.rotary..][..self.rotary], self.interleaved, &mut wants);
         wants
     }
 }
@@ -138,8 +130,20 @@ impl RopeKvCase {
     }
 }
 
+/// Rotates the first elements of `x` by the cosines and sines of `table`.
+pub(super) fn turned(x: &[f64], table: &[f32], interleaved: bool, wants: &mut [Want]) {
+    let half = table.len() / 2;
+    for i in 0..half {
+        let (a, b) = if interleaved { (2 * i, 2 * i + 1) } else { (i, i + half) };
+        let (cos, sin) = (table[i] as f64, table[half + i] as f64);
+        let (x, y) = (x[a], x[b]);
+        wants[a] = Want::Near { value: x * cos - y * sin, scale: (x * cos).abs() + (y * sin).abs() };
+        wants[b] = Want::Near { value: y * cos + x * sin, scale: (y * cos).abs() + (x * sin).abs() };
+    }
+}
+
 /// `[POSITIONS, rotary]`: cosines, then sines, of `position / 10000^(2i/rotary)`.
-fn rope_table(rotary: usize) -> Vec<f32> {
+pub(super) fn rope_table(rotary: usize) -> Vec<f32> {
     let half = rotary / 2;
     let angle = |position: usize, i: usize| position as f64 / 1e4f64.powf(2.0 * i as f64 / rotary as f64);
     let row = |p: usize| {

@@ -4,7 +4,7 @@ use crate::case::{Case, OpCase, Piece, Selection, Types, device, execute, live_o
 use crate::expect::{Errors, Expected, Tolerance, Want};
 use crate::rng::Rng;
 use crate::stage::{Placement, Stage, Staged};
-use anyfleet_tensor::ops::{Route, Routing, Scoring};
+use anyfleet_tensor::ops::{ExpertGroups, GroupScore, Route, Routing, Scoring};
 use anyfleet_tensor::{Backend, DType, Encoder, Live, Result, Tensor};
 
 /// Parameters of one case.
@@ -22,6 +22,8 @@ pub struct RouteCase {
     pub scoring: Scoring,
     /// Adds a bias to the scores that choose.
     pub bias: bool,
+    /// Experts are those of the best groups.
+    pub groups: Option<ExpertGroups>,
     /// Divides weights by their sum.
     pub renormalise: bool,
     /// Some experts of a row have equal logits.
@@ -47,12 +49,38 @@ impl RouteCase {
     fn keys(&self, logits: &[f32], bias: &[f32]) -> Vec<f64> {
         match self.scoring {
             // Softmax is monotonic where nothing is added to it.
-            Scoring::Softmax if !self.bias => logits.iter().map(|&l| l as f64).collect(),
+            Scoring::Softmax if !self.bias && !self.adds_keys() => logits.iter().map(|&l| l as f64).collect(),
             _ => {
                 let add = |(i, score): (usize, f64)| score + bias.get(i).map_or(0.0, |&b| b as f64);
                 self.scores(logits).into_iter().enumerate().map(add).collect()
             }
         }
+    }
+
+    /// Keys are added up, so they must be scores.
+    fn adds_keys(&self) -> bool {
+        self.groups.is_some_and(|groups| groups.score == GroupScore::TwoHighest)
+    }
+
+    /// The groups in the order in which they are taken, with what they are chosen by.
+    fn groups(&self, keys: &[f64]) -> Vec<(f64, usize)> {
+        let Some(ExpertGroups { count, score, .. }) = self.groups else { return vec![(0.0, 0)] };
+        let of_group = |(group, keys): (usize, &[f64])| {
+            let mut keys = keys.to_vec();
+            keys.sort_by(|a, b| b.total_cmp(a));
+            let taken = if score == GroupScore::TwoHighest { 2 } else { 1 };
+            (keys.iter().take(taken).sum(), group)
+        };
+        let mut groups: Vec<(f64, usize)> = keys.chunks(self.experts / count).enumerate().map(of_group).collect();
+        groups.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        groups
+    }
+
+    /// Experts that may be chosen.
+    fn allowed(&self, keys: &[f64]) -> Vec<usize> {
+        let Some(ExpertGroups { count, kept, .. }) = self.groups else { return (0..self.experts).collect() };
+        let size = self.experts / count;
+        self.groups(keys)[..kept].iter().flat_map(|&(_, group)| group * size..(group + 1) * size).collect()
     }
 
     fn scores(&self, logits: &[f32]) -> Vec<f64> {
@@ -70,7 +98,7 @@ impl RouteCase {
     /// Chosen experts, the best first, and their weights.
     fn choose(&self, logits: &[f32], bias: &[f32]) -> (Vec<usize>, Vec<f64>) {
         let (keys, scores) = (self.keys(logits, bias), self.scores(logits));
-        let mut experts: Vec<usize> = (0..self.experts).collect();
+        let mut experts = self.allowed(&keys);
         experts.sort_by(|&a, &b| keys[b].total_cmp(&keys[a]).then(a.cmp(&b)));
         experts.truncate(self.per_token);
         let sum: f64 = experts.iter().map(|&e| scores[e]).sum();
@@ -81,8 +109,14 @@ impl RouteCase {
 
     /// Whether a device that rounds takes the same choice.
     fn is_clear(&self, logits: &[f32], bias: &[f32]) -> bool {
-        let mut keys: Vec<(f64, u32)> =
-            self.keys(logits, bias).into_iter().zip(logits.iter().map(|l| l.to_bits())).collect();
+        let all = self.keys(logits, bias);
+        if let Some(ExpertGroups { kept, .. }) = self.groups
+            && let [last, next, ..] = self.groups(&all)[kept - 1..]
+            && last.0 - next.0 < APART
+        {
+            return false;
+        }
+        let mut keys: Vec<(f64, u32)> = self.allowed(&all).into_iter().map(|e| (all[e], logits[e].to_bits())).collect();
         keys.sort_by(|a, b| b.0.total_cmp(&a.0));
         // Equal logits without a bias are equal in any arithmetic.
         let equal = |a: &(f64, u32), b: &(f64, u32)| !self.bias && a.1 == b.1;
@@ -150,10 +184,10 @@ impl OpCase for RouteCase {
             hits: stage.output("hits", DType::U32, &[1 + experts.min(pairs)])?,
         };
         let live = live_of(self.live, selection.padding);
-        let (scoring, renormalise) = (self.scoring, self.renormalise);
+        let (scoring, groups, renormalise) = (self.scoring, self.groups, self.renormalise);
         let record = Box::new(move |enc: &mut Encoder<'_, B>| {
-            let bias = bias.as_ref();
-            enc.route(Route { routing: &routing, logits: &logits, bias, scoring, renormalise, scale: SCALE, live });
+            let (routing, logits, bias, scale) = (&routing, &logits, bias.as_ref(), SCALE);
+            enc.route(Route { routing, logits, bias, scoring, groups, renormalise, scale, live });
         });
         stage.finish(live, selection.rows.len(), record)
     }

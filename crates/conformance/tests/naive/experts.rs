@@ -1,7 +1,7 @@
 //! Operations of a mixture of experts, one number at a time.
 use super::ops;
 use super::{Mutation, Naive, Packed, View, view};
-use anyfleet_tensor::ops::{Activation, GroupedLinear, Scoring};
+use anyfleet_tensor::ops::{Activation, ExpertGroups, GroupScore, GroupedLinear, Scoring};
 
 pub struct RouteArgs {
     pub weights: View,
@@ -12,6 +12,7 @@ pub struct RouteArgs {
     pub logits: View,
     pub bias: Option<View>,
     pub scoring: Scoring,
+    pub groups: Option<ExpertGroups>,
     pub renormalise: bool,
     pub scale: f32,
 }
@@ -19,6 +20,25 @@ pub struct RouteArgs {
 /// Element `i` of a list or table without gaps.
 fn list(view: &View, i: usize, value: u32) {
     view.put(i, &[f32::from_bits(value)]);
+}
+
+/// Experts of the best groups.
+fn allowed(mutation: Mutation, groups: Option<ExpertGroups>, keys: &[f64]) -> Vec<usize> {
+    let groups = groups.filter(|_| mutation != Mutation::RouteIgnoresGroups);
+    let Some(ExpertGroups { count, kept, score }) = groups else { return (0..keys.len()).collect() };
+    let size = keys.len() / count;
+    let two = score == GroupScore::TwoHighest && mutation != Mutation::RouteGroupsByHighest;
+    let of_group = |group: usize| {
+        let mut keys = keys[group * size..][..size].to_vec();
+        keys.sort_by(|a, b| b.total_cmp(a));
+        keys[0] + keys.get(1).filter(|_| two).unwrap_or(&0.0)
+    };
+    let scores: Vec<f64> = (0..count).map(of_group).collect();
+    let mut order: Vec<usize> = (0..count).collect();
+    order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+    let mut best = order[..kept].to_vec();
+    best.sort_unstable();
+    best.into_iter().flat_map(|group| group * size..(group + 1) * size).collect()
 }
 
 pub fn route(mutation: Mutation, live: usize, args: &RouteArgs) {
@@ -38,7 +58,8 @@ pub fn route(mutation: Mutation, live: usize, args: &RouteArgs) {
             Mutation::RouteForgetsBias => scores.clone(),
             _ => scores.iter().enumerate().map(|(e, score)| score + bias(e)).collect(),
         };
-        let mut order: Vec<usize> = (0..experts).collect();
+        let unbiased = mutation == Mutation::RouteGroupsUnbiased;
+        let mut order = allowed(mutation, args.groups, if unbiased { &scores } else { &keys });
         if mutation == Mutation::RouteTiesToHighest {
             order.reverse();
         }

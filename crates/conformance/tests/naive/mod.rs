@@ -1,6 +1,7 @@
 //! A backend that does what the ops' documentation says in the plainest way, and can be told to do
 //! one thing wrong.
 mod experts;
+mod latent;
 mod ops;
 
 use anyfleet_tensor::ops::*;
@@ -82,6 +83,23 @@ pub enum Mutation {
     CombineForgetsWeights,
     CombineForgetsResidual,
     CombineReadsInOrder,
+    RouteIgnoresGroups,
+    RouteGroupsByHighest,
+    RouteGroupsUnbiased,
+    LatentForgetsNorm,
+    LatentNormsTheKey,
+    LatentTurnsFirstElements,
+    LatentInterleavesWrong,
+    LatentStoresUnusedSlots,
+    LatentSumsByPage,
+    LatentSeesTheFuture,
+    LatentForgetsTheKey,
+    LatentTakesLastElements,
+    HeadLinearTakesFirstHead,
+    HeadLinearIgnoresGaps,
+    HeadLinearWritesGaps,
+    HeadLinearComputesPadding,
+    HeadLinearOrderDependsOnRows,
     PlanKeepsOldCounts,
     Panics,
 }
@@ -109,6 +127,7 @@ impl Naive {
             invariant: true,
             attention_operands: Vec::new(),
             kv: vec![DType::BF16, DType::I8],
+            latent: vec![DType::BF16],
             page_size: 16,
             memory: DeviceMemory::default(),
             max_buffer: None,
@@ -312,6 +331,7 @@ impl Recorder<Naive> for Plan {
             softcap: op.softcap,
             sinks: op.sinks.map(view),
             window: op.window,
+            value_size: op.v_cache.dim(3),
         };
         let mutation = self.mutation;
         self.push(op.live, op.seqs.rows(), move |live| ops::attention(mutation, live, &args))
@@ -348,6 +368,7 @@ impl Recorder<Naive> for Plan {
             logits: view(op.logits),
             bias: op.bias.map(view),
             scoring: op.scoring,
+            groups: op.groups,
             renormalise: op.renormalise,
             scale: op.scale,
         };
@@ -375,6 +396,18 @@ impl Recorder<Naive> for Plan {
         self.push(op.live, op.out.rows(), move |live| {
             experts::combine(mutation, live, &out, &x, &weights, &places, residual.as_ref());
         })
+    }
+    fn latent_kv(&mut self, op: LatentKv<'_, Naive>) -> Result<()> {
+        let (args, mutation) = (latent::latent_kv_args(&op), self.mutation);
+        self.push(op.live, op.q.rows(), move |live| latent::latent_kv(mutation, live, &args))
+    }
+    fn latent_attention(&mut self, op: LatentAttention<'_, Naive>) -> Result<()> {
+        let (args, mutation) = (latent::attention_args(&op), self.mutation);
+        self.push(op.live, op.seqs.rows(), move |live| latent::attention(mutation, live, &args))
+    }
+    fn head_linear(&mut self, op: HeadLinear<'_, Naive>) -> Result<()> {
+        let (out, x, weight, mutation) = (view(op.out), view(op.x), op.weight.clone(), self.mutation);
+        self.push(op.live, op.out.rows(), move |live| latent::head_linear(mutation, live, &out, &x, &weight))
     }
 }
 

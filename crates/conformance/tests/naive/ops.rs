@@ -60,7 +60,7 @@ pub fn embed(m: Mutation, live: usize, out: &View, ids: &View, sampled: Option<&
     }
 }
 
-fn normalised(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
+pub fn normalised(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     let square: f32 = x.iter().map(|v| v * v).sum();
     let inverse = 1.0 / (square / x.len() as f32 + eps).sqrt();
     x.iter().zip(weight).map(|(v, w)| v * inverse * w).collect()
@@ -167,7 +167,7 @@ pub struct RopeArgs {
 }
 
 impl RopeArgs {
-    fn head(&self, m: Mutation, mut x: Vec<f32>, position: usize, query: bool) -> Vec<f32> {
+    pub fn head(&self, m: Mutation, mut x: Vec<f32>, position: usize, query: bool) -> Vec<f32> {
         if let Some((q, k, eps)) = &self.norm {
             let weight = if query { q } else { k };
             x = normalised(&x, &weight.slice(0, x.len()), *eps);
@@ -191,7 +191,7 @@ impl RopeArgs {
     }
 }
 
-fn cache_at(cache: &View, slot: usize, group: usize) -> usize {
+pub fn cache_at(cache: &View, slot: usize, group: usize) -> usize {
     let [_, groups, page, size] = cache.dims().try_into().unwrap();
     ((slot / page * groups + group) * page + slot % page) * size
 }
@@ -246,6 +246,8 @@ pub struct AttentionArgs {
     pub softcap: Option<f32>,
     pub sinks: Option<View>,
     pub window: Option<u32>,
+    /// Elements of a value: the first, where a cache has keys alone.
+    pub value_size: usize,
 }
 
 impl AttentionArgs {
@@ -288,7 +290,8 @@ fn attention_row(m: Mutation, args: &AttentionArgs, row: usize, position: usize,
         let q = &queries[head * size..(head + 1) * size];
         let score = |key: usize| {
             let k = args.cached(m, 0, slot(key), group);
-            let product = q.iter().zip(k).map(|(q, k)| q * k).sum::<f32>();
+            let met = if m == Mutation::LatentForgetsTheKey { args.value_size } else { size };
+            let product = q[..met].iter().zip(k).map(|(q, k)| q * k).sum::<f32>();
             let cap = args.softcap.filter(|_| m != Mutation::AttentionForgetsTheCap);
             let cap = cap.map(|cap| if m == Mutation::AttentionCapIsOff { 1.02 * cap } else { cap });
             match cap {
@@ -302,20 +305,22 @@ fn attention_row(m: Mutation, args: &AttentionArgs, row: usize, position: usize,
         let sink = sinks.map(|s| s.slice(if m == Mutation::AttentionSinksByKvHead { group } else { head }, 1)[0]);
         let most = scores.iter().copied().chain(sink).fold(f32::NEG_INFINITY, f32::max);
         let chunk = if m == Mutation::AttentionSumsByPage { page } else { 32 };
-        let mut total = vec![0.0f32; size + 1];
-        let mut part = vec![0.0f32; size + 1];
+        let value_size = args.value_size;
+        let first = if m == Mutation::LatentTakesLastElements { size - value_size } else { 0 };
+        let mut total = vec![0.0f32; value_size + 1];
+        let mut part = vec![0.0f32; value_size + 1];
         for (key, score) in keys.clone().zip(scores) {
             let p = (score - most).exp();
             let v = args.cached(m, 1, slot(key), group);
-            part[size] += p;
-            part.iter_mut().zip(v).for_each(|(sum, v)| *sum += p * v);
+            part[value_size] += p;
+            part.iter_mut().zip(&v[first..][..value_size]).for_each(|(sum, v)| *sum += p * v);
             if key % chunk == chunk - 1 || key + 1 == keys.end {
                 total.iter_mut().zip(&mut part).for_each(|(t, p)| *t += std::mem::take(p));
             }
         }
         let joined = if m == Mutation::AttentionSinksBySegment { (position / 32 + 1) as f32 } else { 1.0 };
-        total[size] += joined * sink.map_or(0.0, |sink| (sink - most).exp());
-        result.extend(total[..size].iter().map(|sum| sum / total[size]));
+        total[value_size] += joined * sink.map_or(0.0, |sink| (sink - most).exp());
+        result.extend(total[..value_size].iter().map(|sum| sum / total[value_size]));
     }
     args.out.put_row(row, &result);
 }

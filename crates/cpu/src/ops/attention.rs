@@ -29,7 +29,7 @@ use crate::plan::Context;
 use crate::scratch::with_scratch;
 use crate::simd::{Cell, Kernel, LANES, Simd, load_partial};
 use crate::view::{View, check_apart};
-use anyfleet_tensor::ops::Attention;
+use anyfleet_tensor::ops::{Attention, LatentAttention};
 use anyfleet_tensor::{DType, Live, Result, SeqMeta};
 use half::{bf16, f16};
 use pairs::PairedCell;
@@ -45,11 +45,15 @@ pub(crate) struct AttentionOp {
     scales: Option<[View; 2]>,
     seqs: View,
     table: View,
-    /// Key/value heads, query heads of each, head size, tokens per page.
+    /// Groups of query heads that a task has together, and the heads of each; as many as the caches have heads, but of
+    /// latents, where all have one.
     groups: usize,
     group_heads: usize,
+    /// Elements of a key and of a value, tokens per page, key/value heads.
     size: usize,
+    value_size: usize,
     page_size: usize,
+    kv_heads: usize,
     scoring: Scoring,
     /// Of each query head.
     sinks: Option<View>,
@@ -63,6 +67,10 @@ const CHUNK: usize = 64;
 /// Rows (queries times heads of a group) a tile of several queries has at most, and a tile of pairs.
 const TILE_ROWS: usize = 48;
 const TILE_ROWS_OF_PAIRS: usize = 128;
+
+/// Most query heads over latents that a task has together: rows of a tile of the matrix unit. All of them could read the
+/// latents once, but a step of one token would have one task.
+const HEADS: usize = 16;
 
 /// A task, the one after it, and whether the one before it asked for its first chunk.
 #[derive(Clone, Copy)]
@@ -103,7 +111,9 @@ impl AttentionOp {
             groups,
             group_heads: op.q.cols() / (groups * size),
             size,
+            value_size: size,
             page_size,
+            kv_heads: groups,
             scoring: Scoring { scale: op.scale, cap: op.softcap },
             sinks: op.sinks.map(view).transpose()?,
             window: op.window.map(|w| w as usize),
@@ -114,6 +124,36 @@ impl AttentionOp {
             check_apart("attention", &this.out, input)?;
         }
         Ok(this)
+    }
+
+    /// Values are the first elements of keys.
+    pub(crate) fn latent(op: &LatentAttention<'_, CpuBackend>) -> Result<Self> {
+        let view = |tensor| View::new("latent_attention", tensor);
+        let (heads, page_size, size) = (op.heads(), op.cache.dim(2), op.cache.dim(3));
+        let together = (1..=HEADS.min(heads)).rev().find(|&n| heads.is_multiple_of(n)).unwrap_or(1);
+        let (out, q, cache) = (view(op.out)?, view(op.q)?, view(op.cache)?);
+        for input in [&q, &cache] {
+            check_apart("latent_attention", &out, input)?;
+        }
+        Ok(AttentionOp {
+            out,
+            q,
+            k_cache: cache.clone(),
+            v_cache: cache,
+            scales: None,
+            seqs: view(op.seqs)?,
+            table: view(op.table)?,
+            groups: heads / together,
+            group_heads: together,
+            size,
+            value_size: op.out.cols() / heads,
+            page_size,
+            kv_heads: 1,
+            scoring: Scoring { scale: op.scale, cap: None },
+            sinks: None,
+            window: None,
+            live: op.live,
+        })
     }
 
     pub(crate) fn execute(&self, ctx: &Context, tasks: &mut Vec<Task>) {
@@ -180,14 +220,14 @@ impl AttentionOp {
     fn tile<C: Cell>(&self, ctx: &Context, walk: Walk<'_>) {
         let task = walk.task;
         let rows = task.count * self.group_heads;
-        let (q_stride, width) = (packed_k(self.size), self.size.next_multiple_of(LANES));
+        let (q_stride, width) = (packed_k(self.size), self.value_size.next_multiple_of(LANES));
         let sizes = [rows * q_stride, rows * K_BLOCK, rows * width, CHUNK * self.size, CHUNK * width, 2 * rows];
         with_scratch(sizes, |[q, scores, sums, keys, values, state]| {
             sums.fill(0.0);
             let (max, total) = state.split_at_mut(rows);
             max.fill(f32::NEG_INFINITY);
             total.fill(0.0);
-            let row_q = |r| self.head::<f32>(&self.q, task, r).cast_const();
+            let row_q = |r| self.query(task, r);
             // SAFETY: a head of q has `size` elements.
             unsafe { matmul::pack_rows(ctx.kernels, rows, self.size, row_q, q) };
             let mut tile = Tile { op: self, ctx, task, q, scores, sums, keys, values, max, total };
@@ -196,11 +236,11 @@ impl AttentionOp {
                 tile.chunk(start, cached);
             });
             for r in 0..tile.max.len() {
-                let out = self.head::<f32>(&self.out, task, r);
+                let out = self.result(task, r);
                 let sums = tile.sums[r * width..].as_ptr();
-                // SAFETY (of the kernel's promise): a head has `size` elements on both sides.
+                // SAFETY (of the kernel's promise): a result has `value_size` elements on both sides.
                 let (max, total, sink) = (tile.max[r], tile.total[r], self.sink(task, r));
-                ctx.kernels.run(Finish { out, sums, max, total, sink, len: self.size });
+                ctx.kernels.run(Finish { out, sums, max, total, sink, len: self.value_size });
             }
         });
     }
@@ -241,11 +281,20 @@ impl AttentionOp {
         task.group * self.group_heads + r % self.group_heads
     }
 
-    /// Its place in q or out.
-    fn head<T>(&self, view: &View, task: &Task, r: usize) -> *mut T {
+    /// Its place in q.
+    fn query(&self, task: &Task, r: usize) -> *const f32 {
+        self.head(&self.q, self.size, task, r)
+    }
+
+    /// Its place in out.
+    fn result(&self, task: &Task, r: usize) -> *mut f32 {
+        self.head(&self.out, self.value_size, task, r)
+    }
+
+    fn head(&self, view: &View, size: usize, task: &Task, r: usize) -> *mut f32 {
         let row = task.seq.row_start as usize + task.first + r / self.group_heads;
         // SAFETY: it is below the number of query heads.
-        unsafe { view.row::<T>(row).add(self.query_head(task, r) * self.size) }
+        unsafe { view.row::<f32>(row).add(self.query_head(task, r) * size) }
     }
 
     /// Its sink.
@@ -267,8 +316,9 @@ impl AttentionOp {
         while i < needed.end {
             let (page, offset) = self.locate(task, start + i);
             let run = (self.page_size - offset).min(needed.end - i);
-            // Group, and offset + j, are below the page's dimensions.
-            let first = (page * self.groups + task.group) * self.page_size + offset;
+            // Head, and offset + j, are below the page's dimensions.
+            let head = task.group * self.kv_heads / self.groups;
+            let first = (page * self.kv_heads + head) * self.page_size + offset;
             cached.tokens[i..i + run].iter_mut().enumerate().for_each(|(j, token)| *token = first + j);
             i += run;
         }
@@ -316,7 +366,7 @@ struct Tile<'a> {
     q: &'a mut [f32],
     /// `[rows][K_BLOCK]`, of which the first `CHUNK` are used.
     scores: &'a mut [f32],
-    /// `[rows][width]`: o above; `width` is the head size rounded up to whole vectors.
+    /// `[rows][width]`: o above; `width` is a value's size rounded up to whole vectors.
     sums: &'a mut [f32],
     /// `[CHUNK / 16][size][16]`.
     keys: &'a mut [f32],
@@ -334,7 +384,8 @@ impl Tile<'_> {
     fn chunk<C: Cell>(&mut self, start: usize, cached: &Cached<C>) {
         let (rows, needed) = (self.max.len(), needed(self.op, self.task, start));
         let (keys, values) = (self.keys.as_mut_ptr(), self.values.as_mut_ptr());
-        self.ctx.kernels.run(Load { rows: cached, needed: needed.clone(), size: self.op.size, keys, values });
+        let (size, value_size) = (self.op.size, self.op.value_size);
+        self.ctx.kernels.run(Load { rows: cached, needed: needed.clone(), size, value_size, keys, values });
         for (first, count) in matmul::blocks(self.ctx.kernels, rows) {
             let block = first..first + count;
             if block.clone().all(|r| self.visible_in(r, start).is_empty()) {
@@ -379,7 +430,7 @@ impl Tile<'_> {
         if seen.is_empty() {
             return;
         }
-        let width = self.op.size.next_multiple_of(LANES);
+        let width = self.op.value_size.next_multiple_of(LANES);
         let scores = &mut self.scores[r * K_BLOCK..][..CHUNK];
         self.ctx.kernels.run(Softmax {
             scores,
@@ -396,7 +447,7 @@ impl Tile<'_> {
         if seen.is_empty() {
             return;
         }
-        let width = self.op.size.next_multiple_of(LANES);
+        let width = self.op.value_size.next_multiple_of(LANES);
         let block = Block {
             x: self.scores[first * K_BLOCK + seen.start..].as_ptr(),
             rows,
@@ -514,6 +565,7 @@ struct Load<'a, C> {
     rows: &'a Cached<C>,
     needed: Range<usize>,
     size: usize,
+    value_size: usize,
     keys: *mut f32,
     values: *mut f32,
 }
@@ -550,16 +602,17 @@ impl<C: Cell> Kernel for Load<'_, C> {
                 }
             }
         }
+        let whole = self.value_size / LANES * LANES;
         for position in start..end {
             let value = self.rows.value(position).cells;
-            // SAFETY: values have `size` elements; the padding of the last panel becomes zero.
+            // SAFETY: values have `value_size` elements; the padding of the last panel becomes zero.
             unsafe {
                 let target = self.values.add(position * LANES);
                 for i in (0..whole).step_by(LANES) {
                     s.store(target.add(i * CHUNK), C::load(s, value.add(i)));
                 }
-                if whole < self.size {
-                    s.store(target.add(whole * CHUNK), load_partial(s, value.add(whole), self.size - whole));
+                if whole < self.value_size {
+                    s.store(target.add(whole * CHUNK), load_partial(s, value.add(whole), self.value_size - whole));
                 }
             }
         }

@@ -40,7 +40,7 @@ struct NormView {
 }
 
 /// A slot that stores nothing.
-const NO_SLOT: u32 = u32::MAX;
+pub(super) const NO_SLOT: u32 = u32::MAX;
 
 impl RopeKvOp {
     pub(crate) fn new(op: &RopeKv<'_, CpuBackend>) -> Result<Self> {
@@ -276,7 +276,7 @@ unsafe fn kv_head<S: Simd>(s: S, x: &[f32], len: usize, bytes: *mut i8) -> f32 {
 }
 
 /// A head before its rotation: normalised as it is read.
-struct Head<'a, V> {
+pub(super) struct Head<'a, V> {
     x: &'a [f32],
     /// Weight and scale.
     norm: Option<(*const f32, V)>,
@@ -286,7 +286,7 @@ impl<'a, V: Copy> Head<'a, V> {
     /// # Safety
     /// A norm's weight has as many elements as `x`.
     #[inline(always)]
-    unsafe fn new<S: Simd<V = V>>(s: S, x: &'a [f32], norm: Option<(*const f32, f32)>) -> Self {
+    pub(super) unsafe fn new<S: Simd<V = V>>(s: S, x: &'a [f32], norm: Option<(*const f32, f32)>) -> Self {
         #[expect(clippy::manual_map, reason = "a closure might not be compiled with the instruction set")]
         let norm = match norm {
             // SAFETY: the elements of `x`.
@@ -317,7 +317,7 @@ impl<'a, V: Copy> Head<'a, V> {
     /// # Safety
     /// `out` has room for the head.
     #[inline(always)]
-    unsafe fn turn<S: Simd<V = V>, C: Cell>(&self, s: S, table: &[f32], interleaved: bool, out: *mut C) {
+    pub(super) unsafe fn turn<S: Simd<V = V>, C: Cell>(&self, s: S, table: &[f32], interleaved: bool, out: *mut C) {
         let (half, len) = (table.len() / 2, self.x.len());
         assert!(2 * half <= len);
         let table = table.as_ptr();

@@ -4,7 +4,7 @@ use crate::plan::Context;
 use crate::scratch::with_scratch;
 use crate::simd::{Kernel, LANES, Simd, load_up_to, math, store_up_to};
 use crate::view::{View, check_apart};
-use anyfleet_tensor::ops::{Route, Scoring};
+use anyfleet_tensor::ops::{ExpertGroups, GroupScore, Route, Scoring};
 use anyfleet_tensor::{Error, Live, Result};
 
 pub(crate) struct RouteOp {
@@ -16,6 +16,7 @@ pub(crate) struct RouteOp {
     logits: View,
     bias: Option<View>,
     scoring: Scoring,
+    groups: Option<ExpertGroups>,
     renormalise: bool,
     scale: f32,
     live: Live,
@@ -27,7 +28,7 @@ const LEAST: f32 = 1e-20;
 impl RouteOp {
     pub(crate) fn new(op: &Route<'_, CpuBackend>) -> Result<Self> {
         let view = |tensor| View::new("route", tensor);
-        let Route { routing, scoring, renormalise, scale, live, .. } = *op;
+        let Route { routing, scoring, groups, renormalise, scale, live, .. } = *op;
         if !matches!(scoring, Scoring::Softmax | Scoring::Sigmoid) {
             let reason = format!("route: scoring {scoring:?} is not supported; use another backend");
             return Err(Error::Device { device: "cpu".into(), reason });
@@ -38,7 +39,7 @@ impl RouteOp {
         for out in [&weights, &places, &rows, &offsets, &hits] {
             check_apart("route", out, &logits)?;
         }
-        Ok(RouteOp { weights, places, rows, offsets, hits, logits, bias, scoring, renormalise, scale, live })
+        Ok(RouteOp { weights, places, rows, offsets, hits, logits, bias, scoring, groups, renormalise, scale, live })
     }
 
     pub(crate) fn execute(&self, ctx: &Context) {
@@ -46,15 +47,16 @@ impl RouteOp {
         let experts = self.logits.cols();
         // An exponential costs about as much as touching eight elements, and a choice as two.
         ctx.split(rows, (8 + 2 * self.weights.cols()) * experts, |range| {
-            with_scratch([experts, experts], |[scores, keys]| {
-                range.for_each(|row| self.choose(ctx, row, scores, keys));
+            let groups = self.groups.map_or(0, |groups| groups.count);
+            with_scratch([experts, experts, groups], |[scores, keys, groups]| {
+                range.for_each(|row| self.choose(ctx, row, scores, keys, groups));
             });
         });
         self.sort(rows);
     }
 
     /// Chooses the experts of a row and writes their numbers to where their places will be.
-    fn choose(&self, ctx: &Context, row: usize, scores: &mut [f32], keys: &mut [f32]) {
+    fn choose(&self, ctx: &Context, row: usize, scores: &mut [f32], keys: &mut [f32], groups: &mut [f32]) {
         let (per_token, experts) = (self.weights.cols(), self.logits.cols());
         // SAFETY: inputs are not written meanwhile; a row's weights and places belong to its task.
         let (logits, weights, places, bias) = unsafe {
@@ -62,7 +64,8 @@ impl RouteOp {
             (self.logits.slice::<f32>(row), self.weights.slice_mut::<f32>(row), self.places.slice_mut::<u32>(row), bias)
         };
         let sum = ctx.kernels.run(Scores { logits, scores, scoring: self.scoring });
-        let by_score = bias.is_some() || self.scoring == Scoring::Sigmoid;
+        let added = self.groups.is_some_and(|groups| groups.score == GroupScore::TwoHighest);
+        let by_score = bias.is_some() || self.scoring == Scoring::Sigmoid || added;
         for (i, key) in keys.iter_mut().enumerate() {
             // Scores of softmax are not divided yet.
             let score = if sum > 0.0 { scores[i] / sum } else { scores[i] };
@@ -71,6 +74,9 @@ impl RouteOp {
             if key.is_nan() {
                 *key = f32::NEG_INFINITY;
             }
+        }
+        if let Some(of) = &self.groups {
+            keep_groups(of, keys, groups);
         }
         let mut chosen_sum = 0.0;
         for (weight, place) in weights.iter_mut().zip(&mut *places) {
@@ -121,6 +127,37 @@ impl RouteOp {
         }
         offsets.copy_within(0..experts, 1);
         offsets[0] = 0;
+    }
+}
+
+/// Marks experts of other groups than the best as chosen; `scores` has room for all groups.
+fn keep_groups(groups: &ExpertGroups, keys: &mut [f32], scores: &mut [f32]) {
+    let size = keys.len() / groups.count;
+    for (score, keys) in scores.iter_mut().zip(keys.chunks_exact(size)) {
+        let (mut most, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
+        for &key in keys {
+            if key > most {
+                (most, second) = (key, most);
+            } else if key > second {
+                second = key;
+            }
+        }
+        *score = match groups.score {
+            GroupScore::TwoHighest if size > 1 => most + second,
+            _ => most,
+        };
+        if score.is_nan() {
+            *score = f32::NEG_INFINITY;
+        }
+    }
+    for _ in 0..groups.kept {
+        let best = best(scores);
+        scores[best] = f32::NAN;
+    }
+    for (score, keys) in scores.iter().zip(keys.chunks_exact_mut(size)) {
+        if !score.is_nan() {
+            keys.fill(f32::NAN);
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! `attention`.
 use super::check_head;
 use crate::{CudaBackend, CudaRecorder};
-use anyfleet_tensor::ops::Attention;
-use anyfleet_tensor::{DType, Result, StepSizes};
+use anyfleet_tensor::ops::{Attention, KvScales, LatentAttention};
+use anyfleet_tensor::{DType, Error, Live, Result, StepSizes, Tensor};
 use bytemuck::{Pod, Zeroable};
 
 /// Keys of a chunk and of a segment: `CHUNK` and `SEGMENT` of `attention.cuh`.
@@ -20,6 +20,9 @@ const SPLITS: usize = 64;
 const BLOCKS: usize = 4;
 /// Most bytes of what segments leave.
 const RECORDS: usize = 256 << 20;
+
+/// Most elements that a block of `attention_merge` combines.
+const MERGED: usize = 256;
 
 /// `AttentionParams` of `attention.cuh`.
 #[repr(C)]
@@ -52,6 +55,8 @@ struct Params {
     scale: f32,
     whole: u32,
     softcap: f32,
+    value_size: u32,
+    reserved: u32,
 }
 
 /// Bytes that the segments of `rows` rows leave: for each head its weighted values, maximum and sum.
@@ -127,30 +132,99 @@ fn slots(longest: usize, held: usize, window: Option<u32>) -> usize {
     tokens.div_ceil(SEGMENT).max(1)
 }
 
+/// What both kinds of attention are.
+struct Mixing<'a> {
+    op: &'static str,
+    out: &'a Tensor<CudaBackend>,
+    q: &'a Tensor<CudaBackend>,
+    /// Of latents the same twice.
+    caches: [&'a Tensor<CudaBackend>; 2],
+    scales: Option<&'a KvScales<'a, CudaBackend>>,
+    sinks: Option<&'a Tensor<CudaBackend>>,
+    seqs: &'a Tensor<CudaBackend>,
+    table: &'a Tensor<CudaBackend>,
+    scale: f32,
+    softcap: Option<f32>,
+    window: Option<u32>,
+    longest: usize,
+    live: Live,
+}
+
 pub(crate) fn record(recorder: &mut CudaRecorder, op: &Attention<'_, CudaBackend>) -> Result<()> {
     const OP: &str = "attention";
-    const THREADS: usize = 128;
     check_head(OP, op.k_cache)?;
-    let (groups, page_size, size) = (op.k_cache.dim(1), op.k_cache.dim(2), op.k_cache.dim(3));
+    let Attention { out, q, k_cache, v_cache, sinks, seqs, table, scale, softcap, window, longest, live, .. } = *op;
+    let (caches, scales) = ([k_cache, v_cache], op.scales.as_ref());
+    let mixing = Mixing { op: OP, out, q, caches, scales, sinks, seqs, table, scale, softcap, window, longest, live };
+    mix(recorder, &mixing, kernel)
+}
+
+/// Elements of keys and of values: `D` and `V` of `latent_attention_bf16.cu`.
+const LATENT: (usize, usize) = (576, 512);
+
+pub(crate) fn record_latent(recorder: &mut CudaRecorder, op: &LatentAttention<'_, CudaBackend>) -> Result<()> {
+    const OP: &str = "latent_attention";
+    let LatentAttention { out, q, cache, seqs, table, scale, longest, live } = *op;
+    let (size, value_size) = (cache.dim(3), out.cols() / op.heads());
+    let is_even = size.is_multiple_of(2) && value_size.is_multiple_of(2);
+    if !is_even || size > LATENT.0 || value_size > LATENT.1 {
+        let (most, most_values) = LATENT;
+        return Err(Error::Shape {
+            op: OP,
+            what: "keys and values must be of even sizes that fit the kernel",
+            details: format!("{size} and {value_size}, at most {most} and {most_values}"),
+            remedy: "use another device for this model",
+        });
+    }
+    let (caches, scales, sinks, softcap, window) = ([cache; 2], None, None, None, None);
+    let mixing = Mixing { op: OP, out, q, caches, scales, sinks, seqs, table, scale, softcap, window, longest, live };
+    mix(recorder, &mixing, |dtype, _, _| latent_kernel(dtype))
+}
+
+/// As [`kernel`], of latents.
+fn latent_kernel(dtype: DType) -> Choice {
+    // A slice of the largest keys of floats: `SLICE` of `attention_float.cuh`.
+    const SLICE: usize = 192;
+    let name = match dtype {
+        DType::BF16 => "latent_attention_bf16",
+        DType::F16 => "latent_attention_f16",
+        _ => "latent_attention_f32",
+    };
+    let shared = match dtype {
+        // Queries, weights, and keys that stay while they are values.
+        DType::BF16 => NARROW * 2 * (LATENT.0 + 8 + CHUNK + 8) + CHUNK * 2 * (LATENT.0 + 8),
+        _ => 4 * (NARROW * LATENT.0 + CHUNK * (SLICE + 4) + NARROW * CHUNK),
+    };
+    ((name, name), NARROW, shared)
+}
+
+/// The module and kernel of a type of cache and a size of head, for few rows or many; rows of a tile; shared memory.
+type Choice = ((&'static str, &'static str), usize, usize);
+
+fn mix(recorder: &mut CudaRecorder, op: &Mixing<'_>, kernel: impl Fn(DType, usize, bool) -> Choice) -> Result<()> {
+    const THREADS: usize = 128;
+    let cache = op.caches[0];
+    let (groups, page_size, size) = (cache.dim(1), cache.dim(2), cache.dim(3));
     let (rows, sequences, heads) = (op.q.rows(), op.seqs.rows(), op.q.cols() / size);
     let group_heads = heads / groups;
-    let empty = op.k_cache.is_empty() || op.table.is_empty();
+    let empty = cache.is_empty() || op.table.is_empty();
     if rows == 0 || group_heads == 0 || sequences == 0 || empty {
         return Ok(());
     }
+    let value_size = op.out.cols() / heads;
     // Tiles of sixteen rows read the caches more often and have more blocks.
     let wide = rows > SPLIT_ROWS && rows * group_heads > 2 * NARROW * sequences.min(rows);
-    let (kernel, tile, shared) = kernel(op.k_cache.dtype(), size, wide);
+    let (kernel, tile, shared) = kernel(cache.dtype(), size, wide);
     let tiles = tiles(rows, sequences, group_heads, tile);
     let slots = slots(op.longest, op.table.len() * page_size, op.window);
-    let record_bytes = record_bytes(rows, heads, size, slots);
+    let record_bytes = record_bytes(rows, heads, value_size, slots);
     let wanted = BLOCKS * recorder.device.driver().description().processors as usize;
     let splits = match rows <= SPLIT_ROWS && record_bytes <= RECORDS {
         true => wanted.div_ceil(tiles * groups).clamp(1, slots.min(SPLITS)),
         false => 1,
     };
-    let cells = [op.k_cache, op.v_cache].map(|cache| recorder.address(cache));
-    let whole = (size * op.k_cache.dtype().size()).is_multiple_of(16) && cells.iter().all(|at| at.is_multiple_of(16));
+    let cells = op.caches.map(|cache| recorder.address(cache));
+    let whole = (size * cache.dtype().size()).is_multiple_of(16) && cells.iter().all(|at| at.is_multiple_of(16));
     let params = Params {
         out: recorder.address(op.out),
         q: recorder.address(op.q),
@@ -160,7 +234,7 @@ pub(crate) fn record(recorder: &mut CudaRecorder, op: &Attention<'_, CudaBackend
         v_scales: recorder.address_of(op.scales.as_ref().map(|scales| scales.v)),
         seqs: recorder.address(op.seqs),
         table: recorder.address(op.table),
-        live: recorder.live(OP, op.live)?,
+        live: recorder.live(op.op, op.live)?,
         records: if splits > 1 { recorder.scratch(record_bytes)? } else { 0 },
         sinks: recorder.address_of(op.sinks),
         rows: rows as u32,
@@ -169,7 +243,7 @@ pub(crate) fn record(recorder: &mut CudaRecorder, op: &Attention<'_, CudaBackend
         group_heads: group_heads as u32,
         size: size as u32,
         page_size: page_size as u32,
-        pages: op.k_cache.rows() as u32,
+        pages: cache.rows() as u32,
         table_len: op.table.len() as u32,
         seqs_stride: op.seqs.row_stride() as u32,
         q_stride: op.q.row_stride() as u32,
@@ -179,10 +253,14 @@ pub(crate) fn record(recorder: &mut CudaRecorder, op: &Attention<'_, CudaBackend
         scale: op.softcap.map_or(op.scale, |cap| op.scale / cap),
         whole: u32::from(whole),
         softcap: op.softcap.unwrap_or(0.0),
+        value_size: value_size as u32,
+        reserved: 0,
     };
     recorder.launch(kernel, [tiles, groups, splits], THREADS, shared, &params)?;
     if splits == 1 {
         return Ok(());
     }
-    recorder.launch(("attention_merge", "attention_merge"), [rows, heads, 1], size.next_multiple_of(32), 0, &params)
+    let threads = value_size.next_multiple_of(32).min(MERGED);
+    let grid = [rows, heads, value_size.div_ceil(threads)];
+    recorder.launch(("attention_merge", "attention_merge"), grid, threads, 0, &params)
 }

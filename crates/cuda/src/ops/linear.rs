@@ -291,6 +291,30 @@ pub(crate) fn params(recorder: &mut CudaRecorder, op: &Product<'_>) -> Result<Pa
 }
 
 fn launch(recorder: &mut CudaRecorder, kernels: &Kernels, most: usize, mut params: Params) -> Result<()> {
+    let (kernel, grid, threads, shared) = choose(recorder, kernels, most, 1, &mut params);
+    recorder.launch(kernel, grid, threads, shared, &params)
+}
+
+/// As [`launch`], for each of `heads` heads.
+pub(super) fn launch_of_heads(
+    recorder: &mut CudaRecorder,
+    kernels: &Kernels,
+    most: usize,
+    heads: usize,
+    mut params: super::head_linear::Params,
+) -> Result<()> {
+    let (kernel, grid, threads, shared) = choose(recorder, kernels, most, heads, &mut params.linear);
+    recorder.launch(kernel, grid, threads, shared, &params)
+}
+
+/// The kernel for `params.rows` rows, its grid of `layers` layers, threads and bytes of shared memory.
+fn choose(
+    recorder: &CudaRecorder,
+    kernels: &Kernels,
+    most: usize,
+    layers: usize,
+    params: &mut Params,
+) -> ((&'static str, &'static str), [usize; 3], usize, usize) {
     let (rows, panels) = (params.rows as usize, params.panels as usize);
     if rows <= most {
         // Where all rows do not fit a block, others take the same weights at the same time.
@@ -298,13 +322,13 @@ fn launch(recorder: &mut CudaRecorder, kernels: &Kernels, most: usize, mut param
         let few = kernels.few.iter().find(|few| rows <= few.rows).unwrap_or(largest);
         let groups = rows.div_ceil(few.rows);
         params.groups = groups as u32;
-        let grid = [panels.div_ceil(few.panels) * groups, 1, 1];
-        return recorder.launch((kernels.module, few.name), grid, THREADS, 0, &params);
+        let grid = [panels.div_ceil(few.panels) * groups, 1, layers];
+        return ((kernels.module, few.name), grid, THREADS, 0);
     }
     // Blocks next to each other have the same weights.
-    let grid = |tile: &Tile| [rows.div_ceil(tile.size), (panels * 16).div_ceil(tile.size), 1];
+    let grid = |tile: &Tile| [rows.div_ceil(tile.size), (panels * 16).div_ceil(tile.size), layers];
     let processors = recorder.device.driver().description().processors as usize;
     let fills = |tile: &&Tile| grid(tile).iter().product::<usize>() >= processors;
     let tile = kernels.tiles.iter().find(fills).unwrap_or(&kernels.tiles[kernels.tiles.len() - 1]);
-    recorder.launch((kernels.module, tile.name), grid(tile), tile.threads, tile.shared, &params)
+    ((kernels.module, tile.name), grid(tile), tile.threads, tile.shared)
 }

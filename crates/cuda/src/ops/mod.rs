@@ -5,6 +5,8 @@ pub(crate) mod combine;
 pub(crate) mod embed;
 pub(crate) mod gather;
 pub(crate) mod grouped_linear;
+pub(crate) mod head_linear;
+pub(crate) mod latent_kv;
 pub(crate) mod linear;
 pub(crate) mod linear_library;
 pub(crate) mod norm;

@@ -1,6 +1,6 @@
 //! `route`: one launch for a few rows, else two.
 use crate::{CudaBackend, CudaRecorder};
-use anyfleet_tensor::ops::{Route, Scoring};
+use anyfleet_tensor::ops::{ExpertGroups, GroupScore, Route, Scoring};
 use anyfleet_tensor::{Error, Result, StepSizes};
 use bytemuck::{Pod, Zeroable};
 
@@ -24,7 +24,9 @@ struct Params {
     sigmoid: u32,
     renormalise: u32,
     scale: f32,
-    reserved: u32,
+    groups: u32,
+    kept: u32,
+    two_highest: u32,
 }
 
 /// Threads of a block: a warp a row where experts are chosen.
@@ -35,6 +37,9 @@ const SORT_THREADS: usize = 512;
 const FEW: usize = 4 * WARPS;
 /// Experts whose keys a warp has in registers: `MOST_EXPERTS` of `route.cu`.
 const MOST_EXPERTS: usize = 2048;
+
+/// Groups of experts: `MOST_GROUPS` of `route.cu`.
+const MOST_GROUPS: usize = 64;
 
 /// The most that [`record`] asks of scratch memory: the expert of each pair.
 pub(crate) fn scratch_bytes(sizes: &StepSizes) -> usize {
@@ -52,6 +57,15 @@ pub(crate) fn record(recorder: &mut CudaRecorder, op: &Route<'_, CudaBackend>) -
         Scoring::Softmax => 0,
         Scoring::Sigmoid => 1,
         other => return refused("no kernel for this scoring", format!("{other:?}")),
+    };
+    let groups = op.groups.unwrap_or(ExpertGroups { count: 0, kept: 0, score: GroupScore::Highest });
+    if groups.count > MOST_GROUPS {
+        return refused("more groups than a warp keeps", format!("{}, at most {MOST_GROUPS}", groups.count));
+    }
+    let two_highest = match groups.score {
+        GroupScore::Highest => 0,
+        GroupScore::TwoHighest => 1,
+        other => return refused("no kernel for this score of groups", format!("{other:?}")),
     };
     let routing = op.routing;
     let params = Params {
@@ -71,7 +85,9 @@ pub(crate) fn record(recorder: &mut CudaRecorder, op: &Route<'_, CudaBackend>) -
         sigmoid,
         renormalise: u32::from(op.renormalise),
         scale: op.scale,
-        reserved: 0,
+        groups: groups.count as u32,
+        kept: groups.kept as u32,
+        two_highest,
     };
     if rows <= FEW {
         return recorder.launch((OP, "route_few"), [1, 1, 1], THREADS, 0, &params);

@@ -17,6 +17,29 @@ pub enum Scoring {
     Sigmoid,
 }
 
+/// Experts in groups of as many, one after the other (DeepSeek-V2, arXiv 2405.04434): a row's experts are those of its best
+/// groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ExpertGroups {
+    /// Groups; divides the number of experts.
+    pub count: usize,
+    /// Groups a row takes experts from: the lowest number first among equals.
+    pub kept: usize,
+    /// What makes a group better.
+    pub score: GroupScore,
+}
+
+/// What a group of experts is chosen by, of what its experts are chosen by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum GroupScore {
+    /// The highest.
+    Highest,
+    /// The sum of the two highest (DeepSeek-V3, arXiv 2412.19437), of scores also without a bias; of the one there is in
+    /// groups of one expert.
+    TwoHighest,
+}
+
 /// Where pairs are: what [`Route`] writes and the operations on experts read. Of `rows` and `hits`, entries past the last
 /// are left as they were.
 #[derive(Clone)]
@@ -37,7 +60,7 @@ pub struct Routing<B: Backend> {
 ///
 /// Experts are chosen by score plus `bias` (the lowest number first among equals; softmax is monotonic, so without a bias
 /// by logit); a pair's weight is its score without the bias, divided by the sum of the chosen ones' (at least 1e-20) where `renormalise`,
-/// times `scale`. Only live rows have pairs. A row with a logit that is not a number gets some `k` experts.
+/// times `scale`. With `groups` only experts of the best groups are chosen, which together are at least `k`. Only live rows have pairs. A row with a logit that is not a number gets some `k` experts.
 pub struct Route<'a, B: Backend> {
     /// `k` is that of `weights`.
     pub routing: &'a Routing<B>,
@@ -47,6 +70,8 @@ pub struct Route<'a, B: Backend> {
     pub bias: Option<&'a Tensor<B>>,
     /// What a score is.
     pub scoring: Scoring,
+    /// Where experts are in groups.
+    pub groups: Option<ExpertGroups>,
     /// Weights of a row sum to `scale`.
     pub renormalise: bool,
     /// Multiplies the weights.
@@ -191,6 +216,16 @@ impl<B: Backend> Route<'_, B> {
         if let Some(bias) = self.bias {
             rule!(OP, bias.shape() == [experts], "bias must be [E]", bias = bias, logits = self.logits);
             exactly(device, OP, "bias", bias, DType::F32)?;
+        }
+        if let Some(ExpertGroups { count, kept, .. }) = self.groups {
+            rule!(
+                OP,
+                count >= 1 && experts.is_multiple_of(count) && kept <= count && kept * (experts / count) >= per_token,
+                "groups must share out the experts evenly, and those kept have k or more",
+                groups = self.groups,
+                logits = self.logits,
+                weights = weights
+            );
         }
         exactly(device, OP, "logits", self.logits, DType::F32)?;
         exactly(device, OP, "weights", weights, DType::F32)?;

@@ -241,6 +241,12 @@ fn parts_of_tensors() {
     assert_eq!(values(&whole.take_cols(1..3)), columns);
     assert_eq!(values(&whole.take_cols(0..3)), (0..18u8).map(f32::from).collect::<Vec<_>>());
     assert_eq!(whole.take_cols(1..3).tensors().collect::<Vec<_>>(), whole.tensors().collect::<Vec<_>>());
+    let heads = MatrixSpec::of_heads("a", 2, 2, 1..2, 3);
+    assert_eq!((heads.stack, values(&heads)), (2, vec![3.0, 4.0, 5.0, 9.0, 10.0, 11.0]));
+    let heads = MatrixSpec::of_heads("a", 2, 2, 0..2, 3).turned();
+    assert_eq!((heads.stack, heads.matrix_rows(), heads.cols), (2, 3, 2));
+    assert_eq!(values(&heads), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0, 6.0, 9.0, 7.0, 10.0, 8.0, 11.0]);
+    assert_eq!(heads.tensors().collect::<Vec<_>>(), [("a", [4, 3]); 2]);
 }
 
 #[test]

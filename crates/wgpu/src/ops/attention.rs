@@ -1,15 +1,17 @@
 //! `attention`.
-use super::{check_apart, check_head, kv_flag};
+use super::{check_apart, check_head, check_pairs, kv_flag};
 use crate::WgpuBackend;
 use crate::encoder::{Call, WgpuRecorder};
 use anyfleet_kernels::wgsl;
-use anyfleet_tensor::ops::Attention;
-use anyfleet_tensor::{Result, StepSizes};
+use anyfleet_tensor::ops::{Attention, KvScales, LatentAttention};
+use anyfleet_tensor::{Live, Result, StepSizes, Tensor};
 
 /// Keys of a segment: `SEGMENT` of the kernels.
 const SEGMENT: usize = 256;
 /// Query heads of a workgroup.
 const HEADS: usize = 8;
+/// Elements of these at most: 10 KiB, of 16 that WebGPU promises.
+const QUERIES: usize = 2560;
 /// Most rows whose segments are computed apart: more fill the device by themselves.
 const SPLIT_ROWS: usize = 16;
 /// Most bytes of what segments leave.
@@ -30,33 +32,78 @@ pub(crate) fn scratch_bytes(sizes: &StepSizes) -> usize {
     }
 }
 
+/// What both kinds of attention are.
+struct Mixing<'a> {
+    name: &'static str,
+    out: &'a Tensor<WgpuBackend>,
+    q: &'a Tensor<WgpuBackend>,
+    k_cache: &'a Tensor<WgpuBackend>,
+    /// None of latents: values are the first elements of keys.
+    v_cache: Option<&'a Tensor<WgpuBackend>>,
+    scales: Option<&'a KvScales<'a, WgpuBackend>>,
+    sinks: Option<&'a Tensor<WgpuBackend>>,
+    seqs: &'a Tensor<WgpuBackend>,
+    table: &'a Tensor<WgpuBackend>,
+    scale: f32,
+    softcap: Option<f32>,
+    window: Option<u32>,
+    longest: usize,
+    live: Live,
+}
+
 pub(crate) fn record(recorder: &mut WgpuRecorder, op: &Attention<'_, WgpuBackend>) -> Result<()> {
-    const OP: &str = "attention";
-    check_head(OP, op.k_cache)?;
-    check_apart(OP, op.out, op.q)?;
+    let name = "attention";
+    check_head(name, op.k_cache)?;
+    let Attention { out, q, k_cache, v_cache, sinks, seqs, table, scale, softcap, window, longest, live, .. } = *op;
+    let (v_cache, scales) = (Some(v_cache), op.scales.as_ref());
+    let mixing =
+        Mixing { name, out, q, k_cache, v_cache, scales, sinks, seqs, table, scale, softcap, window, longest, live };
+    mix(recorder, &mixing)
+}
+
+pub(crate) fn record_latent(recorder: &mut WgpuRecorder, op: &LatentAttention<'_, WgpuBackend>) -> Result<()> {
+    let name = "latent_attention";
+    check_pairs(name, op.cache, op.out.cols() / op.heads())?;
+    let LatentAttention { out, q, cache, seqs, table, scale, longest, live } = *op;
+    let (k_cache, v_cache, scales, sinks, softcap, window) = (cache, None, None, None, None, None);
+    let mixing =
+        Mixing { name, out, q, k_cache, v_cache, scales, sinks, seqs, table, scale, softcap, window, longest, live };
+    mix(recorder, &mixing)
+}
+
+fn mix(recorder: &mut WgpuRecorder, op: &Mixing<'_>) -> Result<()> {
+    check_apart(op.name, op.out, op.q)?;
     let (groups, page_size, size) = (op.k_cache.dim(1), op.k_cache.dim(2), op.k_cache.dim(3));
     let (rows, heads) = (op.q.rows(), op.q.cols() / size);
     let group_heads = heads / groups;
     if rows == 0 || group_heads == 0 || op.seqs.rows() == 0 || op.table.is_empty() {
         return Ok(());
     }
-    let together = group_heads.min(HEADS);
+    let value_size = op.out.cols() / heads;
+    // Queries of large heads fill the memory of a workgroup.
+    let together = group_heads.min(HEADS).min((QUERIES / size).max(1));
     let batches = group_heads.div_ceil(together);
     let most = op.longest.min(op.table.len() * page_size).div_ceil(SEGMENT).max(1);
-    let record_bytes = record_bytes(rows, heads, size, most);
+    let record_bytes = record_bytes(rows, heads, value_size, most);
     let split = rows <= SPLIT_ROWS && most > 1 && op.window.is_none() && record_bytes <= RECORDS;
     let segments = if split { most } else { 1 };
-    let mut call = Call::new(OP, &[wgsl::COMMON, wgsl::EXACT, wgsl::KV, wgsl::ATTENTION]);
+    let mut call = Call::new(op.name, &[wgsl::COMMON, wgsl::EXACT, wgsl::KV, wgsl::ATTENTION]);
     call.flags.push(kv_flag(op.k_cache.dtype()));
     if op.softcap.is_some() {
         call.parts.extend([wgsl::ACTIVATION, wgsl::TANH]);
         call.flags.push("SOFTCAP");
     }
-    call.constants.extend([("SIZE", size as u32), ("HEADS", together as u32)]);
+    call.constants.extend([("SIZE", size as u32), ("VALUE_SIZE", value_size as u32), ("HEADS", together as u32)]);
     let live = recorder.live(&mut call, op.live)?;
     let q = recorder.bind(&mut call, 2, false, op.q)?;
     let k_cache = recorder.bind(&mut call, 3, false, op.k_cache)?;
-    let v_cache = recorder.bind(&mut call, 4, false, op.v_cache)?;
+    let v_cache = match op.v_cache {
+        Some(v_cache) => recorder.bind(&mut call, 4, false, v_cache)?,
+        None => {
+            call.flags.push("LATENT");
+            0
+        }
+    };
     let seqs = recorder.bind(&mut call, 5, false, op.seqs)?;
     let table = recorder.bind(&mut call, 6, false, op.table)?;
     let records = if split {
@@ -114,7 +161,7 @@ pub(crate) fn record(recorder: &mut WgpuRecorder, op: &Attention<'_, WgpuBackend
     recorder.push(call);
     let Some(records) = records else { return Ok(()) };
     let mut merge = Call::new("attention_merge", &[wgsl::COMMON, wgsl::EXACT, wgsl::ATTENTION_MERGE]);
-    merge.constants.push(("SIZE", size as u32));
+    merge.constants.push(("SIZE", value_size as u32));
     let live = recorder.live(&mut merge, op.live)?;
     let seqs = recorder.bind(&mut merge, 2, false, op.seqs)?;
     merge.bind_range(3, false, records);

@@ -70,8 +70,8 @@ fn grouped<'a>(name: &'static str, op: &GroupedLinear<'a, WgpuBackend>) -> Produ
     let GroupedLinear { out, x, rows, weight, offsets, hits } = *op;
     let weight: &WgpuWeight = weight;
     let experts = Some(Experts { pairs: out.rows(), stack: weight.stack(), rows, offsets, hits });
-    let (bias, residual, activation, live) = (None, None, None, Live::All);
-    Product { name, out, x, weight, bias, residual, activation, experts, live }
+    let (bias, residual, activation, heads, live) = (None, None, None, None, Live::All);
+    Product { name, out, x, weight, bias, residual, activation, experts, heads, live }
 }
 
 pub(crate) fn record(recorder: &mut WgpuRecorder, op: &GroupedLinear<'_, WgpuBackend>) -> Result<()> {

@@ -1,5 +1,6 @@
 //! `linear` and `linear_act_mul`.
 use super::grouped_linear::Experts;
+use super::head_linear::Heads;
 use super::linear_matrix::{self, Halves};
 use super::{check_apart, function, same_place};
 use crate::encoder::{Call, WgpuRecorder};
@@ -27,7 +28,7 @@ enum Factors {
 
 impl Factors {
     fn choose(recorder: &mut WgpuRecorder, op: &Product<'_>, tiled: bool) -> Result<Factors> {
-        if op.experts.is_some() {
+        if op.experts.is_some() || op.heads.is_some() {
             return Ok(Factors::Floats);
         }
         if let Some(matrices) = recorder.context.matrices.filter(|_| tiled) {
@@ -68,13 +69,15 @@ pub(super) struct Product<'a> {
     pub(super) activation: Option<Activation>,
     /// Which rows each matrix of a stack has.
     pub(super) experts: Option<Experts<'a>>,
+    /// Of a stack of which each matrix has its own columns.
+    pub(super) heads: Option<Heads>,
     pub(super) live: Live,
 }
 
 pub(crate) fn record(recorder: &mut WgpuRecorder, op: &Linear<'_, WgpuBackend>) -> Result<()> {
     let Linear { out, x, weight, bias, residual, live } = *op;
-    let (activation, experts) = (None, None);
-    product(recorder, &Product { name: "linear", out, x, weight, bias, residual, activation, experts, live })
+    let (activation, experts, heads) = (None, None, None);
+    product(recorder, &Product { name: "linear", out, x, weight, bias, residual, activation, experts, heads, live })
 }
 
 /// The fused form; false where the weight is not kept so.
@@ -83,8 +86,8 @@ pub(crate) fn record_gated(recorder: &mut WgpuRecorder, op: &LinearActMul<'_, Wg
         return Ok(false);
     }
     let LinearActMul { out, x, weight, bias, activation, live, .. } = *op;
-    let (activation, residual, experts) = (Some(activation), None, None);
-    product(recorder, &Product { name: "linear_act_mul", out, x, weight, bias, residual, activation, experts, live })?;
+    let (name, activation, residual, experts, heads) = ("linear_act_mul", Some(activation), None, None, None);
+    product(recorder, &Product { name, out, x, weight, bias, residual, activation, experts, heads, live })?;
     Ok(true)
 }
 
@@ -110,7 +113,8 @@ pub(super) fn product(recorder: &mut WgpuRecorder, op: &Product<'_>) -> Result<(
         } else {
             x = recorder.bind(&mut call, 3, false, op.x)?;
             let whole = |n: usize| n.is_multiple_of(4);
-            if whole(x as usize) && whole(x_stride) && whole(op.x.cols()) {
+            let head = op.heads.as_ref().map_or(0, |heads| heads.x);
+            if whole(x as usize) && whole(x_stride) && whole(op.x.cols()) && whole(head) {
                 call.flags.push("X_VECTORS");
             }
         }
@@ -160,6 +164,10 @@ pub(super) fn product(recorder: &mut WgpuRecorder, op: &Product<'_>) -> Result<(
         if let Some(experts) = &op.experts {
             experts.state(recorder, &mut call, op, part)?;
             runs = experts.runs(part, rows);
+        }
+        if let Some(heads) = &op.heads {
+            heads.state(&mut call, part, op.out.rows(), rows);
+            runs = heads.runs(part, op.out.rows(), rows);
         }
         let panels = if tiled { part.panels().div_ceil(TILE.1) } else { part.panels() };
         call.grid(panels, runs);

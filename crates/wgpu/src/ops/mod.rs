@@ -5,6 +5,8 @@ pub(crate) mod combine;
 pub(crate) mod embed;
 pub(crate) mod gather;
 pub(crate) mod grouped_linear;
+pub(crate) mod head_linear;
+pub(crate) mod latent_kv;
 pub(crate) mod linear;
 pub(crate) mod linear_matrix;
 pub(crate) mod norm;
@@ -69,6 +71,19 @@ fn check_head(op: &'static str, cache: &Tensor<WgpuBackend>) -> Result<()> {
         op,
         what: "the head size must be even",
         details: format!("k_cache {cache:?}"),
+        remedy: "use another device for this model",
+    })
+}
+
+/// Refuses caches of latents of an odd size, and with values of one: kernels take their elements in pairs.
+fn check_pairs(op: &'static str, cache: &Tensor<WgpuBackend>, rank: usize) -> Result<()> {
+    if cache.dim(3).is_multiple_of(2) && rank.is_multiple_of(2) {
+        return Ok(());
+    }
+    Err(Error::Shape {
+        op,
+        what: "latents and keys must have an even size",
+        details: format!("cache {cache:?}, latents of {rank}"),
         remedy: "use another device for this model",
     })
 }

@@ -3,7 +3,7 @@ use super::check_apart;
 use crate::WgpuBackend;
 use crate::encoder::{Call, WgpuRecorder};
 use anyfleet_kernels::wgsl;
-use anyfleet_tensor::ops::{Route, Routing, Scoring};
+use anyfleet_tensor::ops::{ExpertGroups, GroupScore, Route, Routing, Scoring};
 use anyfleet_tensor::{Error, Result, StepSizes};
 
 /// Threads of a workgroup of either kernel: `THREADS`.
@@ -36,8 +36,10 @@ pub(crate) fn record(recorder: &mut WgpuRecorder, op: &Route<'_, WgpuBackend>) -
         }
     };
     // What `route.wgsl` shares in a workgroup; `route_sort.wgsl` takes less.
-    let (room, most) =
-        (4 * (experts + per_token + 2 * THREADS), recorder.context.limits.max_compute_workgroup_storage_size);
+    let (room, most) = (
+        4 * (experts + per_token + op.groups.map_or(0, |g| g.count) + 2 * THREADS),
+        recorder.context.limits.max_compute_workgroup_storage_size,
+    );
     if room > most as usize {
         return Err(Error::Shape {
             op: OP,
@@ -54,6 +56,23 @@ pub(crate) fn record(recorder: &mut WgpuRecorder, op: &Route<'_, WgpuBackend>) -
 
     let mut call = Call::new(OP, &[wgsl::COMMON, wgsl::EXACT, wgsl::ACTIVATION, wgsl::ROUTE]);
     call.constants.extend(constants);
+    if let Some(ExpertGroups { count, kept, score }) = op.groups {
+        call.flags.push("GROUPS");
+        call.constants.extend([("GROUP_COUNT", count as u32), ("GROUPS_KEPT", kept as u32)]);
+        match score {
+            GroupScore::Highest => {}
+            // Sums are of scores.
+            GroupScore::TwoHighest => call.flags.extend(["TWO_HIGHEST", "BY_SCORE"]),
+            other => {
+                return Err(Error::Shape {
+                    op: OP,
+                    what: "no kernel for this score of groups",
+                    details: format!("{other:?}"),
+                    remedy: "use another device",
+                });
+            }
+        }
+    }
     let live = recorder.live(&mut call, op.live)?;
     let logits = recorder.bind(&mut call, 2, false, op.logits)?;
     let weights = recorder.bind(&mut call, 3, true, weights)?;

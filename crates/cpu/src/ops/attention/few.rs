@@ -18,16 +18,16 @@ pub(super) const ROWS: usize = 4;
 pub(super) fn tile<C: PairedCell>(op: &AttentionOp, ctx: &Context, walk: Walk<'_>, squares: Option<&Squares>) {
     let task = walk.task;
     let rows = task.count * op.group_heads;
-    let width = op.size.next_multiple_of(PANEL);
+    let (width, value_width) = (op.size.next_multiple_of(PANEL), op.value_size.next_multiple_of(PANEL));
     let turned = if squares.is_some() { Form::Pairs.blocks(op.size) * TILE } else { 0 };
     let (copy, products) = (turned * CHUNK / LANES, if turned > 0 { CHUNK / LANES * TILE } else { 0 });
-    let sizes = [rows * width, rows * CHUNK, rows * CHUNK, rows * width, width, turned, copy, products];
+    let sizes = [rows * width, rows * CHUNK, rows * CHUNK, rows * value_width, value_width, turned, copy, products];
     with_scratch(sizes, |[q, scores, weights, sums, zero, turned, copy, products]| {
         sums.fill(0.0);
         zero.fill(0.0);
         let (mut max, mut total) = ([f32::NEG_INFINITY; ROWS], [0.0; ROWS]);
         for (r, q) in q.chunks_exact_mut(width).enumerate() {
-            ctx.kernels.run(Round { x: op.head::<f32>(&op.q, task, r), len: op.size, out: q });
+            ctx.kernels.run(Round { x: op.query(task, r), len: op.size, out: q });
         }
         // Keys of bf16 whose pages hold whole tiles stay where they are.
         let in_place = size_of::<C>() == 2 && op.page_size.is_multiple_of(LANES) && op.size.is_multiple_of(PANEL);
@@ -41,6 +41,7 @@ pub(super) fn tile<C: PairedCell>(op: &AttentionOp, ctx: &Context, walk: Walk<'_
                 cached,
                 later,
                 size: op.size,
+                value_size: op.value_size,
                 scoring: op.scoring,
                 seen: &seen,
                 q,
@@ -61,11 +62,11 @@ pub(super) fn tile<C: PairedCell>(op: &AttentionOp, ctx: &Context, walk: Walk<'_
                 _ => ctx.kernels.run(Counted::<C, ROWS>(chunk)),
             }
         });
-        for (r, sums) in sums.chunks_exact(width).enumerate() {
-            let out = op.head::<f32>(&op.out, task, r);
-            // SAFETY (of the kernel's promise): a head has `size` elements on both sides.
+        for (r, sums) in sums.chunks_exact(value_width).enumerate() {
+            let out = op.result(task, r);
+            // SAFETY (of the kernel's promise): a result has `value_size` elements on both sides.
             let (max, total, sink) = (max[r], total[r], op.sink(task, r));
-            ctx.kernels.run(Finish { out, sums: sums.as_ptr(), max, total, sink, len: op.size });
+            ctx.kernels.run(Finish { out, sums: sums.as_ptr(), max, total, sink, len: op.value_size });
         }
     });
 }
@@ -138,12 +139,14 @@ impl Kernel for Turn<'_> {
     }
 }
 
-/// A chunk of keys and values, and the state of the rows; `width` is the head size rounded up to panels.
+/// A chunk of keys and values, and the state of the rows; `width` is a key's size rounded up to panels, `value_width` that of
+/// a value.
 struct Chunk<'a, C> {
     cached: &'a Cached<C>,
     /// Its keys are asked for while values are added; values are while keys of the same chunk are multiplied.
     later: &'a Cached<C>,
     size: usize,
+    value_size: usize,
     scoring: Scoring,
     /// Keys each row sees.
     seen: &'a [Range<usize>; ROWS],
@@ -156,9 +159,9 @@ struct Chunk<'a, C> {
     /// `[rows][CHUNK]`.
     scores: &'a mut [f32],
     weights: &'a mut [f32],
-    /// `[rows][width]`.
+    /// `[rows][value_width]`.
     sums: &'a mut [f32],
-    /// `[width]`: a value of zeros.
+    /// `[value_width]`: a value of zeros.
     zero: &'a [f32],
     max: &'a mut [f32; ROWS],
     total: &'a mut [f32; ROWS],
@@ -172,9 +175,9 @@ impl<C: PairedCell, const R: usize> Kernel for Counted<'_, C, R> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Counted(mut chunk) = self;
-        let width = chunk.size.next_multiple_of(PANEL);
-        assert!(chunk.q.len() == R * width && chunk.sums.len() == R * width && chunk.scores.len() == R * CHUNK);
-        assert!(chunk.weights.len() == R * CHUNK);
+        let width = chunk.value_size.next_multiple_of(PANEL);
+        assert!(chunk.q.len() == R * chunk.size.next_multiple_of(PANEL) && chunk.sums.len() == R * width);
+        assert!(chunk.scores.len() == R * CHUNK && chunk.weights.len() == R * CHUNK);
         // Scores of keys that nobody needs are masked.
         let tiles = chunk.cached.needed.start / LANES..chunk.cached.needed.end.div_ceil(LANES);
         match chunk.squares {
@@ -330,7 +333,7 @@ impl<C: PairedCell> Chunk<'_, C> {
     /// Adds the weighted values of 32 keys; the keys of as many later ones are asked for.
     #[inline(always)]
     fn accumulate<S: Simd, const R: usize>(&mut self, s: S, block: usize) {
-        let panels = Form::Pairs.blocks(self.size);
+        let panels = Form::Pairs.blocks(self.value_size);
         let needed = self.cached.needed.start.clamp(block * PANEL, (block + 1) * PANEL)
             ..self.cached.needed.end.clamp(block * PANEL, (block + 1) * PANEL);
         // Pairs that somebody needs: the others have no weight.
@@ -359,14 +362,14 @@ impl<C: PairedCell> Chunk<'_, C> {
         rows: &[CachedRow<C>; PANEL],
         pairs: Range<usize>,
     ) {
-        let width = self.size.next_multiple_of(PANEL);
+        let width = self.value_size.next_multiple_of(PANEL);
         // Of even and of odd keys, elements at even and at odd places.
         let (mut even, mut odd) = ([[s.splat(0.0); 2]; R], [[s.splat(0.0); 2]; R]);
         for pair in pairs {
-            // SAFETY: a value has `size` elements.
+            // SAFETY: a value has `value_size` elements.
             let (first, second) = unsafe {
-                let first = load_row(s, rows[2 * pair], panel * PANEL, self.size);
-                (s.split_pairs(first), s.split_pairs(load_row(s, rows[2 * pair + 1], panel * PANEL, self.size)))
+                let first = load_row(s, rows[2 * pair], panel * PANEL, self.value_size);
+                (s.split_pairs(first), s.split_pairs(load_row(s, rows[2 * pair + 1], panel * PANEL, self.value_size)))
             };
             for r in 0..R {
                 // SAFETY: the row has a weight for each key.

@@ -59,7 +59,7 @@ impl Rows {
 pub(super) fn tile<C: PairedCell>(op: &AttentionOp, ctx: &Context, walk: Walk<'_>) {
     let task = walk.task;
     let rows = task.count * op.group_heads;
-    let (blocks, width) = (FORM.blocks(op.size), op.size.next_multiple_of(PANEL));
+    let (blocks, width) = (FORM.blocks(op.size), op.value_size.next_multiple_of(PANEL));
     let (q, weights) = (Rows::new(ctx.kernels, blocks), Rows::new(ctx.kernels, KEY_BLOCKS));
     let whole = rows.next_multiple_of(LANES);
     let sizes = [
@@ -79,7 +79,7 @@ pub(super) fn tile<C: PairedCell>(op: &AttentionOp, ctx: &Context, walk: Walk<'_
         let q = Rows { base: q_area.as_mut_ptr().cast(), ..q };
         let weights = Rows { base: weights_area.as_mut_ptr().cast(), ..weights };
         for r in 0..rows {
-            let source = op.head::<f32>(&op.q, task, r).cast_const();
+            let source = op.query(task, r);
             let (target, step, cells) = (q.at(r, 0), q.block_bytes(), q.cells);
             ctx.kernels.run(PackPairs { source, k: op.size, target, step, cells });
         }
@@ -88,7 +88,7 @@ pub(super) fn tile<C: PairedCell>(op: &AttentionOp, ctx: &Context, walk: Walk<'_
             op.ask(ctx, later);
             tile.chunk(start, cached);
         });
-        // SAFETY (of the kernel's promise): a head has `size` elements on both sides.
+        // SAFETY (of the kernel's promise): a result has `value_size` elements on both sides.
         ctx.kernels.run(FinishRows { op, task, sums: tile.sums, width, max: tile.max, total: tile.total });
     });
 }
@@ -115,8 +115,8 @@ struct Tile<'a> {
 
 impl Tile<'_> {
     fn chunk<C: PairedCell>(&mut self, start: usize, cached: &Cached<C>) {
-        let (size, blocks) = (self.op.size, self.q.blocks);
-        let width = size.next_multiple_of(PANEL);
+        let (size, value_size, blocks) = (self.op.size, self.op.value_size, self.q.blocks);
+        let width = value_size.next_multiple_of(PANEL);
         self.ctx.kernels.run(LoadKeys { rows: cached, size, target: self.keys.as_mut_ptr() });
         let (q, keys, scores) = (self.q, self.keys.as_ptr(), self.scores.as_mut_ptr());
         let scored = (0..CHUNK / PANEL).map(|panel| Product {
@@ -129,7 +129,7 @@ impl Tile<'_> {
         unsafe { panels::multiply(self.ctx.kernels, scored) };
         let state = (&mut *self.scores, &mut *self.sums, &mut *self.max, &mut *self.total);
         self.ctx.kernels.run(WeighRows { op: self.op, task: self.task, start, weights: self.weights, state });
-        self.ctx.kernels.run(LoadValues { rows: cached, size, target: self.values.as_mut_ptr() });
+        self.ctx.kernels.run(LoadValues { rows: cached, size: value_size, target: self.values.as_mut_ptr() });
         let (weights, values, sums) = (self.weights, self.values.as_ptr(), self.sums.as_mut_ptr());
         let added = (0..width / PANEL).map(|panel| Product {
             w: values.wrapping_add(panel * KEY_BLOCKS * BLOCK).cast(),
@@ -177,7 +177,7 @@ impl Kernel for WeighRows<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (scores, sums, max, total) = self.state;
-        let width = self.op.size.next_multiple_of(PANEL);
+        let width = self.op.value_size.next_multiple_of(PANEL);
         let states = scores.chunks_exact_mut(CHUNK).zip(sums.chunks_exact_mut(width)).zip(max).zip(total);
         for (row, (((scores, sums), max), total)) in states.enumerate() {
             let seen = visible_in(self.op, self.task, row, self.start);
@@ -206,8 +206,8 @@ impl Kernel for FinishRows<'_> {
     fn run<S: Simd>(self, s: S) {
         for (r, ((sums, &max), &total)) in self.sums.chunks_exact(self.width).zip(self.max).zip(self.total).enumerate()
         {
-            let (out, sink) = (self.op.head::<f32>(&self.op.out, self.task, r), self.op.sink(self.task, r));
-            Finish { out, sums: sums.as_ptr(), max, total, sink, len: self.op.size }.run(s);
+            let (out, sink) = (self.op.result(self.task, r), self.op.sink(self.task, r));
+            Finish { out, sums: sums.as_ptr(), max, total, sink, len: self.op.value_size }.run(s);
         }
     }
 }
@@ -297,6 +297,7 @@ impl<C: PairedCell> Kernel for LoadKeys<'_, C> {
 /// Brings the values of a chunk into panels of 32 elements; values that nobody needs are zero.
 struct LoadValues<'a, C> {
     rows: &'a Cached<C>,
+    /// Of a value.
     size: usize,
     target: *mut f32,
 }
