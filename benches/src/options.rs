@@ -17,7 +17,7 @@ pub struct ModelOptions {
     /// Type of weights: auto (the checkpoint's), bf16, f16 or f32
     #[arg(long, value_name = "TYPE", default_value = "auto")]
     pub dtype: DTypeSpec,
-    /// Type of keys and values: auto (that of the weights), int8, bf16, f16 or f32
+    /// Type of keys and values: auto (that of the weights), int8, fp8, bf16, f16 or f32
     #[arg(long, value_name = "TYPE", default_value = "auto")]
     pub kv_dtype: KvDType,
     /// Products of many rows: invariant, or fast on a device with matrix units

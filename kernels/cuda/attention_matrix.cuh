@@ -1,4 +1,4 @@
-// Attention over caches of bf16 or bytes: both products in matrix units, queries and weights rounded to bf16.
+// Attention over caches of bf16, of eight bits, or bytes with scales: both products in matrix units, queries and weights rounded to bf16.
 //
 // Four warps have a tile. Of a chunk, warp w computes the scores of keys 16w to 16w + 15 for all rows and keeps them in
 // registers; what warps exchange in shared memory is the rows' maxima, the weights, and their sums. Then each has every
@@ -36,15 +36,16 @@ struct Shared {
 // Weights of a row, in elements: the rest keeps rows of a matrix in different banks, as do those below.
 const u32 WEIGHT_ROW = CHUNK + 8;
 
-// Columns D of keys and V of values, rows M, and whether caches have bytes. Fewer columns of values: these are the first ones
-// of keys, which stay until they are multiplied. Sizes as crates/cuda/src/ops/attention.rs knows them.
-template <u32 D, u32 V, u32 M, bool BYTES>
+// Columns D of keys and V of values, rows M, and the type of caches. Fewer columns of values: these are the first ones of keys,
+// which stay until they are multiplied. Sizes as crates/cuda/src/ops/attention.rs knows them.
+template <u32 D, u32 V, u32 M, u32 KV>
 struct Block {
     static const bool LATENT = V < D;
     static const u32 ROW = D + 8;
     static const u32 STRIPS = M / 16;
     // Sixteen columns each.
     static const u32 PAIRS = V / 64;
+    static const bool BYTES = KV != KV_BF16, SCALED = KV == KV_I8;
     static const u32 CELL = BYTES ? 1 : 2;
     // Bytes of a head as it is copied.
     static const u32 COPY_ROW = D * CELL + 16;
@@ -165,6 +166,13 @@ struct Block {
         for (u32 c = 16 * (threadIdx.x / CHUNK); c < width; c += 16 * (THREADS / CHUNK)) {
             Words4 bytes = *reinterpret_cast<const Words4*>(from + key * COPY_ROW + c);
             Words4 wide[2];
+            if (!SCALED) {
+                widen_f8(wide, bytes, seen);
+                Words4* at = reinterpret_cast<Words4*>(to + key * ROW + c);
+                at[0] = wide[0];
+                at[1] = wide[1];
+                continue;
+            }
 #pragma unroll
             for (u32 i = 0; i < 4; i++) {
                 u32 turned = bytes.v[i] ^ 0x80808080u;
@@ -174,6 +182,25 @@ struct Block {
             Words4* at = reinterpret_cast<Words4*>(to + key * ROW + c);
             at[0] = wide[0];
             at[1] = wide[1];
+        }
+    }
+
+    // Sixteen floats of eight bits.
+    SHARED_DEVICE void widen_f8(Words4 (&wide)[2], const Words4& bytes, bool seen) const {
+        u32 nans = 0;
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            wide[i / 2].v[i % 2 * 2] = seen ? kv::f8_pair(bytes.v[i], kv::FIRST_F8) : 0;
+            wide[i / 2].v[i % 2 * 2 + 1] = seen ? kv::f8_pair(bytes.v[i], kv::SECOND_F8) : 0;
+            nans |= kv::f8_nans(bytes.v[i]);
+        }
+        // There are none, but for a model gone wrong.
+        if (!seen || nans == 0) return;
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            nans = kv::f8_nans(bytes.v[i]);
+            wide[i / 2].v[i % 2 * 2] |= kv::f8_nan_pair(nans, kv::FIRST_F8);
+            wide[i / 2].v[i % 2 * 2 + 1] |= kv::f8_nan_pair(nans, kv::SECOND_F8);
         }
     }
 
@@ -442,7 +469,7 @@ struct Block {
         Key key = {0, 0.0f, 0.0f};
         if (!chunks.more() || !needed.has(at)) return key;
         key.place = key_place(p, tile, at);
-        if (BYTES) {
+        if (SCALED) {
             key.k_scale = p.k_scales[key.place];
             key.v_scale = p.v_scales[key.place];
         }
@@ -533,11 +560,11 @@ struct Block {
 // Narrow tiles wait for copies, and blocks fill each other's gaps: five of head 128 are what 228 KiB of shared memory hold,
 // 96 registers a thread. Wide ones have their sums in registers, 168 a thread with three blocks and 255 with two; two running
 // outputs of 64 rows of the largest heads are more than registers hold.
-#define ATTENTION(name, D, M, BYTES, BLOCKS)                         \
-    KERNEL_OF_BLOCKS(name, 128, BLOCKS, AttentionParams) {           \
-        SHARED_BYTES(memory);                                        \
-        SHARED(attention_mma::Shared<M>, shared);                    \
-        attention_mma::Block<D, D, M, BYTES>(p, shared, memory).run(); \
+#define ATTENTION(name, D, M, KV, BLOCKS)                           \
+    KERNEL_OF_BLOCKS(name, 128, BLOCKS, AttentionParams) {          \
+        SHARED_BYTES(memory);                                       \
+        SHARED(attention_mma::Shared<M>, shared);                   \
+        attention_mma::Block<D, D, M, KV>(p, shared, memory).run(); \
     }
 // Latents of bf16. Their tile is what shared memory of 99 KiB holds: copies wait for products, and the other block of a
 // multiprocessor fills the gap where there is room for two.
@@ -545,5 +572,5 @@ struct Block {
     KERNEL_OF_BLOCKS(name, 128, BLOCKS, AttentionParams) {               \
         SHARED_BYTES(memory);                                            \
         SHARED(attention_mma::Shared<M>, shared);                        \
-        attention_mma::Block<D, V, M, false>(p, shared, memory).run(); \
+        attention_mma::Block<D, V, M, KV_BF16>(p, shared, memory).run(); \
     }

@@ -132,6 +132,14 @@ KERNEL(rope_kv, 128, RopeKvParams) {
         return;
     }
     u64 first = u64(place) * p.size;
+    if (p.kv == KV_F8) {
+#pragma unroll
+        for (u32 j = 0; j < OWN; j++) {
+            u32 i = lane + WARP * j;
+            if (i < p.size) static_cast<u8*>(cache)[first + i] = kv::f8_of(x[j]);
+        }
+        return;
+    }
 #pragma unroll
     for (u32 j = 0; j < OWN; j++) {
         u32 i = lane + WARP * j;

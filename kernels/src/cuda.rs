@@ -97,6 +97,7 @@ const SOURCES: &[File] = files![
     "attention_bf16.cu",
     "attention_f16.cu",
     "attention_f32.cu",
+    "attention_f8.cu",
     "attention_i8.cu",
     "attention_merge.cu",
     "combine.cu",

@@ -169,6 +169,11 @@ fn store(kind: u32, word: u32, value: u32) {
 }
 #endif
 
+#if KV_F8
+fn to_byte(x: f32, _inverse: f32) -> u32 {
+    return to_f8(x);
+}
+#endif
 #if KV_I8
 fn to_byte(x: f32, inverse: f32) -> u32 {
     let v = select(0.0, round(product(x, inverse)), inverse != 0.0);
@@ -193,6 +198,11 @@ fn keep(kind: u32, token: u32, thread: u32) {
         inverse = 0.0;
         scale = 0.0;
     }
+#endif
+#if KV_F8
+    let inverse = 1.0;
+#endif
+#if KV_BYTES
 #if KV_HALVES
     for (var pair = thread; pair < SIZE / 2u; pair += THREADS) {
         let bytes = to_byte(turned[2u * pair], inverse) | to_byte(turned[2u * pair + 1u], inverse) << 8u;
@@ -207,6 +217,7 @@ fn keep(kind: u32, token: u32, thread: u32) {
         store(kind, first + word, bytes);
     }
 #endif
+#if KV_I8
     if thread == 0u {
         // Not finite reads as NaN.
         let bits = select(0x7fc00000u, bitcast<u32>(scale), finite);
@@ -216,6 +227,7 @@ fn keep(kind: u32, token: u32, thread: u32) {
             v_scales[p.v_scales + token] = bitcast<f32>(bits);
         }
     }
+#endif
 #else
     for (var word = thread; word < SIZE / PER_WORD; word += THREADS) {
 #if KV_BF16

@@ -459,6 +459,7 @@ impl EngineBuilder {
             KvDType::Bf16 => DType::BF16,
             KvDType::F16 => DType::F16,
             KvDType::I8 => DType::I8,
+            KvDType::F8 => DType::F8,
         };
         let caps = device.caps();
         let weights = match self.quantize {
@@ -472,7 +473,12 @@ impl EngineBuilder {
             return Err(Error::Device(format!("{} does not support --dtype {dtype}; use another dtype", caps.device)));
         }
         if !caps.kv.contains(&kv) {
-            let known: Vec<&str> = caps.kv.iter().map(|kv| if *kv == DType::I8 { "int8" } else { kv.name() }).collect();
+            let flag = |kv: &DType| match kv {
+                DType::I8 => "int8",
+                DType::F8 => "fp8",
+                other => other.name(),
+            };
+            let known: Vec<&str> = caps.kv.iter().map(flag).collect();
             return Err(Error::Device(format!(
                 "{} has no KV cache of {kv}; use one of these for --kv-dtype: {}",
                 caps.device,

@@ -153,6 +153,8 @@ pub enum KvDType {
     F16,
     /// A byte an element with a scale per token and head: about half the memory of bf16.
     I8,
+    /// Floats of eight bits (E4M3) without scales: half the memory of bf16, three bits of mantissa, magnitudes up to 448.
+    F8,
 }
 
 impl fmt::Display for KvDType {
@@ -163,6 +165,7 @@ impl fmt::Display for KvDType {
             KvDType::Bf16 => "bf16",
             KvDType::F16 => "f16",
             KvDType::I8 => "int8",
+            KvDType::F8 => "fp8",
         })
     }
 }
@@ -177,7 +180,8 @@ impl FromStr for KvDType {
             "bf16" => Ok(KvDType::Bf16),
             "f16" => Ok(KvDType::F16),
             "int8" => Ok(KvDType::I8),
-            _ => Err(format!("KV dtype \"{name}\" is unknown; use auto, int8, bf16, f16 or f32")),
+            "fp8" => Ok(KvDType::F8),
+            _ => Err(format!("KV dtype \"{name}\" is unknown; use auto, int8, fp8, bf16, f16 or f32")),
         }
     }
 }

@@ -11,13 +11,14 @@ use common::{fixtures_dir, software_vulkan};
 const MODELS: [&str; 6] = ["llama3", "mistral-window", "qwen2-window", "qwen3-moe", "gemma2", "qwen3-mixed"];
 
 /// Types of weights, quantizations, and types of keys.
-const KINDS: [(DTypeSpec, QuantizeSpec, KvDType); 6] = [
+const KINDS: [(DTypeSpec, QuantizeSpec, KvDType); 7] = [
     (DTypeSpec::F32, QuantizeSpec::None, KvDType::Auto),
     (DTypeSpec::Bf16, QuantizeSpec::None, KvDType::Auto),
     (DTypeSpec::Bf16, QuantizeSpec::Q8, KvDType::Auto),
     (DTypeSpec::Bf16, QuantizeSpec::Q4, KvDType::Auto),
     (DTypeSpec::Bf16, QuantizeSpec::None, KvDType::I8),
     (DTypeSpec::Bf16, QuantizeSpec::Q4, KvDType::I8),
+    (DTypeSpec::Bf16, QuantizeSpec::None, KvDType::F8),
 ];
 
 /// A device that a test runs on, and how much of it: software Vulkan is slow, and what a model's windows and norms add is

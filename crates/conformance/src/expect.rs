@@ -68,10 +68,14 @@ impl Tolerance {
         Tolerance { nmse: 0.0, arithmetic: 0.0, reason: "the op only moves and converts numbers" };
 }
 
-/// Error that is allowed however small the value is: half a subnormal step of f16, and results that
+/// Error that is allowed however small the value is: half a subnormal step of f16 or E4M3, and results that
 /// f32 arithmetic may flush to zero.
 fn floor(dtype: DType) -> f64 {
-    if dtype == DType::F16 { 1.0 / (1u64 << 25) as f64 } else { f32::MIN_POSITIVE as f64 }
+    match dtype {
+        DType::F16 => 1.0 / (1u64 << 25) as f64,
+        DType::F8 => 1.0 / (1u64 << 10) as f64,
+        _ => f32::MIN_POSITIVE as f64,
+    }
 }
 
 /// Error figures over all outputs of a case.

@@ -91,7 +91,7 @@ pub(crate) fn cases<B: Backend>(caps: &Caps) -> Cases<B> {
     let chunks = vec![Length { rows: 24, context: 5000 }, Length { rows: 3, context: 3001 }];
     cases.push(Box::new(ChunkIndependence(AttentionCase { sequences: chunks, ..attention(activation, kv) })));
     cases.push(Box::new(rope_kv(activation, kv)));
-    for &kv in caps.kv.iter().filter(|d| d.is_scaled()) {
+    for &kv in caps.kv.iter().filter(|d| d.size() == 1) {
         for (rows, context, offset) in [(1, 32_768, 0), (512, 4096, 0), (5, 300, FAR)] {
             let sequences = vec![Length { rows, context }];
             cases.push(Box::new(AttentionCase { sequences, sampled: 1, offset, ..attention(activation, kv) }));

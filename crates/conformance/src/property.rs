@@ -5,7 +5,7 @@ use crate::expect::Errors;
 use crate::operand::Snapshot;
 use crate::rng::Rng;
 use crate::stage::{Placement, Staged};
-use anyfleet_tensor::Backend;
+use anyfleet_tensor::{Backend, DType};
 
 /// The rows of a case give the same bits alone, in other batches, in another order and at other
 /// places in memory. Where a device does not promise that of an operation, they are as close to the reference in all of
@@ -215,6 +215,23 @@ impl ChunkIndependence {
             }
         }
         batches
+    }
+}
+
+/// Whether attention has the same bits over a cache of another type that holds the same numbers.
+///
+/// # Errors
+/// A line that names the case.
+pub(crate) fn agrees_over<B: Backend>(case: &AttentionCase, kv: DType, backend: &B, seed: u64) -> Result<(), String> {
+    let host = case.draw(&mut Rng::for_case(seed, &format!("{case:?}")));
+    let rows = |case: &AttentionCase| -> Result<Vec<Vec<Vec<u8>>>, String> {
+        let mut found = case.sequences.iter().map(|s| vec![Vec::new(); s.rows]).collect::<Vec<_>>();
+        ChunkIndependence(case.clone()).bits(backend, &host, &host.batch, seed, &mut found)?;
+        Ok(found)
+    };
+    match rows(case)? == rows(&AttentionCase { kv, ..case.clone() })? {
+        true => Ok(()),
+        false => Err(format!("other bits than over {kv} with ANYFLEET_SEED={seed} in {case:?}")),
     }
 }
 

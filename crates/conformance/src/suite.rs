@@ -18,7 +18,7 @@ use crate::cases::sample::{Logits, SampleCase};
 use crate::cases::softcap::SoftcapCase;
 use crate::large;
 use crate::matrix::Spread;
-use crate::property::{ChunkIndependence, ReadsAsBf16, RowIndependence};
+use crate::property::{ChunkIndependence, ReadsAsBf16, RowIndependence, agrees_over};
 use crate::report::Report;
 use crate::rng::Rng;
 use anyfleet_tensor::ops::{Activation, ExpertGroups, GroupScore, Scoring};
@@ -98,6 +98,24 @@ pub fn edges<B: Backend>(backend: &B, seed: u64) -> Report {
         report.outcomes.push(Case::<B>::run(&case, backend, seed));
     }
     report
+}
+
+/// Runs attention over caches of each type of one byte without scales, and over bf16 caches that hold the same numbers: both
+/// must leave the same bits. Returns how many cases were compared.
+///
+/// # Errors
+/// A line that names the first case in which they differ.
+pub fn narrow_caches_agree<B: Backend>(backend: &B, seed: u64) -> Result<usize, String> {
+    let caps = backend.caps();
+    let narrow = |kv: &&DType| kv.size() == 1 && !kv.is_scaled() && caps.kv.contains(&DType::BF16);
+    let mut compared = 0;
+    for &kv in caps.kv.iter().filter(narrow) {
+        for case in attention_cases(&mut Rng::new(seed), caps.activations[0], kv) {
+            agrees_over(&case, DType::BF16, backend, seed)?;
+            compared += 1;
+        }
+    }
+    Ok(compared)
 }
 
 /// A subset of the small tier for types that are `wanted`: one case of every op and its types and then, as long as
@@ -450,9 +468,14 @@ const PAGES: [usize; 4] = [1, 3, 16, 64];
 fn rope_kv<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType, kv: DType) {
     for (i, (heads, groups, size)) in HEADS.into_iter().cycle().take(14).enumerate() {
         let padding = [0, 3, 0, 1][i % 4];
-        // Values of 1e5 do not fit f16, and what a store makes of them is not specified.
-        let spreads =
-            if kv == DType::F16 { [Spread::Normal, Spread::Outliers] } else { [Spread::Outliers, Spread::Extreme] };
+        let spreads = match (kv, i % 2) {
+            // Values of 1e5 do not fit f16, and what a store makes of them is not specified.
+            (DType::F16, _) => [Spread::Normal, Spread::Outliers],
+            // Magnitudes below the smallest normal one, and above the largest.
+            (DType::F8, 0) => [Spread::Normal; 2],
+            (DType::F8, _) => [Spread::Mixed, Spread::Extreme],
+            _ => [Spread::Outliers, Spread::Extreme],
+        };
         let case = RopeKvCase {
             rows: [1, 5, 33, 0, 17][i % 5],
             padding,
@@ -487,6 +510,16 @@ fn lengths(rng: &mut Rng, count: usize, most: usize) -> Vec<Length> {
 }
 
 fn attention<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType, kv: DType) {
+    for (i, case) in attention_cases(rng, activation, kv).into_iter().enumerate() {
+        if (3..12).contains(&i) {
+            cases.push(Box::new(ChunkIndependence(case.clone())));
+        }
+        cases.push(Box::new(case));
+    }
+    attention_options(cases, rng, activation, kv);
+}
+
+fn attention_cases(rng: &mut Rng, activation: DType, kv: DType) -> Vec<AttentionCase> {
     let fixed = [
         vec![],
         // More than 256 keys at once, no window: kernels sum keys in parts of such sizes.
@@ -496,11 +529,11 @@ fn attention<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType,
         vec![Length { rows: 17, context: 100 }, Length { rows: 0, context: 0 }, Length { rows: 1, context: 290 }],
         vec![Length { rows: 3, context: 300 }, Length { rows: 1, context: 257 }, Length { rows: 40, context: 40 }],
     ];
-    for i in 0..18 {
+    let case = |i: usize| {
         let (heads, groups, size) = HEADS[i % HEADS.len()];
         let sequences = fixed.get(i).cloned().unwrap_or_else(|| lengths(rng, 1 + i % 5, 200));
         let window = [None, None, Some(1), Some(7), None, Some(64), Some(100)][i % 7];
-        let case = AttentionCase {
+        AttentionCase {
             padding: [0, 2][i % 2],
             sequences,
             heads,
@@ -518,13 +551,9 @@ fn attention<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType,
             spread: rng.pick(&[Spread::Normal, Spread::Normal, Spread::Outliers]),
             sampled: 0,
             offset: 0,
-        };
-        if (3..12).contains(&i) {
-            cases.push(Box::new(ChunkIndependence(case.clone())));
         }
-        cases.push(Box::new(case));
-    }
-    attention_options(cases, rng, activation, kv);
+    };
+    (0..18).map(case).collect()
 }
 
 /// Caps that bend scores a little and much, and sinks, with few rows and many, segments apart and not.

@@ -1,6 +1,6 @@
 //! The CPU backend against the suite, and the support matrix that follows from it.
 use anyfleet_conformance::rng::seed_from_env;
-use anyfleet_conformance::suite::{Options, Tier, agree, edges, suite};
+use anyfleet_conformance::suite::{Options, Tier, agree, edges, narrow_caches_agree, suite};
 use anyfleet_conformance::support;
 use anyfleet_cpu::{CpuBackend, CpuOptions, Isa};
 
@@ -42,4 +42,11 @@ fn kernel_sets_and_thread_counts_agree_bit_for_bit() {
         let compared = agree(&first, &other, &options).unwrap();
         assert!(compared > 100, "only {compared} cases were compared");
     }
+}
+
+/// Caches of floats of eight bits have no numerics of their own.
+#[test]
+fn narrow_caches_give_the_bits_of_bf16() {
+    let device = cpu(2, None);
+    assert_eq!(narrow_caches_agree(&device, seed_from_env().unwrap()), Ok(18));
 }

@@ -2,7 +2,7 @@
 use anyfleet_conformance::report::Report;
 use anyfleet_conformance::require::skipped;
 use anyfleet_conformance::rng::seed_from_env;
-use anyfleet_conformance::suite::{Options, Tier, edges, suite};
+use anyfleet_conformance::suite::{Options, Tier, edges, narrow_caches_agree, suite};
 use anyfleet_conformance::support;
 use anyfleet_cuda::CudaBackend;
 use anyfleet_tensor::{Backend, Gemm};
@@ -84,4 +84,11 @@ fn the_last_unit_of_a_weight_decides() {
     let Some(device) = emulated(Gemm::Invariant) else { return };
     let report = edges(&device, seed_from_env().unwrap());
     assert!(report.passed(), "{}", report.failure_text());
+}
+
+/// Caches of floats of eight bits have no numerics of their own.
+#[test]
+fn narrow_caches_give_the_bits_of_bf16() {
+    let Some(device) = emulated(Gemm::Invariant) else { return };
+    assert_eq!(narrow_caches_agree(&device, seed_from_env().unwrap()), Ok(18));
 }

@@ -2,7 +2,7 @@
 use anyfleet_conformance::report::Report;
 use anyfleet_conformance::require::skipped;
 use anyfleet_conformance::rng::{Rng, seed_from_env};
-use anyfleet_conformance::suite::{Options, Tier, suite};
+use anyfleet_conformance::suite::{Options, Tier, narrow_caches_agree, suite};
 use anyfleet_conformance::support;
 use anyfleet_cpu::{CpuBackend, CpuOptions};
 use anyfleet_tensor::ops::{GroupedLinear, Linear};
@@ -233,4 +233,11 @@ fn stacks_larger_than_a_binding_have_the_bits_of_single_matrices() {
             }
         }
     }
+}
+
+/// Caches of floats of eight bits have no numerics of their own.
+#[test]
+fn narrow_caches_give_the_bits_of_bf16() {
+    let Some(device) = software(Variant::Portable) else { return };
+    assert_eq!(narrow_caches_agree(&device, seed_from_env().unwrap()), Ok(18));
 }

@@ -97,7 +97,7 @@ fn a_layer_of_experts_is_eleven_ops() {
 #[test]
 fn what_is_allocated_is_what_was_planned() {
     for name in ["llama2", "llama-bias", "mistral-window", "qwen2-window", "qwen3-mixed", "mixtral", "qwen3-moe"] {
-        for kv in [DType::BF16, DType::I8] {
+        for kv in [DType::BF16, DType::I8, DType::F8] {
             let setup = setup_with(name, ExecutorOptions { kv, ..options() });
             let allocated: u64 = setup.device.allocations().iter().map(|&b| b as u64).sum();
             assert_eq!(allocated + setup.matrices, setup.plan.total(), "{name}: {}", setup.plan);
@@ -112,7 +112,7 @@ fn a_cache_of_bytes_takes_a_byte_an_element_and_four_a_head() {
     for name in ["llama2", "qwen3-mixed"] {
         let spec = model(name).spec;
         // One sequence of the full length: as many pages, whatever their size.
-        let [bf16, bytes] = [DType::BF16, DType::I8].map(|kv| {
+        let [bf16, bytes, floats] = [DType::BF16, DType::I8, DType::F8].map(|kv| {
             let options = ExecutorOptions { kv, kv_bytes: None, max_sequences: 1, ..options() };
             plan(&device, &spec, &options).expect("plan")
         });
@@ -120,6 +120,7 @@ fn a_cache_of_bytes_takes_a_byte_an_element_and_four_a_head() {
         let size = spec.layers[0].attention.head_dim as u64;
         assert!(spec.layers.iter().all(|l| l.attention.head_dim as u64 == size), "{name}");
         assert_eq!(bytes.kv_cache * 2 * size, bf16.kv_cache * (size + 4), "{name}");
+        assert_eq!(2 * floats.kv_cache, bf16.kv_cache, "{name}");
         assert_eq!(
             (bytes.weights, bytes.activations, bytes.workspace),
             (bf16.weights, bf16.activations, bf16.workspace)

@@ -30,7 +30,7 @@ impl Default for NullBackend {
                 grouped_operands: Vec::new(),
                 invariant: true,
                 attention_operands: Vec::new(),
-                kv: [floats.as_slice(), &[DType::I8]].concat(),
+                kv: [floats.as_slice(), &[DType::I8, DType::F8]].concat(),
                 latent: floats.to_vec(),
                 page_size: 16,
                 memory: DeviceMemory::default(),

@@ -190,7 +190,8 @@ pub struct KvScales<'a, B: Backend> {
 /// `q` `[T, H*d]`; `qkv` `[T, (H + 2G)*d]` as `[q | k | v]`; `positions` `[T]` u32, below the rope
 /// table's rows; `slots` `[T]` u32 = page * p + offset, or `u32::MAX` to store nothing; caches
 /// `[P, G, p, d]` in a KV dtype. Bytes and scale of a head in caches of i8 are those of
-/// [`quant::kv_head`](crate::quant::kv_head).
+/// [`quant::kv_head`](crate::quant::kv_head); caches of [`DType::F8`] have no scales, and of an element
+/// [`f8::encode`](crate::f8::encode).
 pub struct RopeKv<'a, B: Backend> {
     /// `[T, H*d]`.
     pub q: &'a Tensor<B>,
@@ -219,7 +220,8 @@ pub struct RopeKv<'a, B: Backend> {
 /// `out`, `q` `[T, H*d]`; caches `[P, G, p, d]`, H a multiple of G; `seqs` `[S]` rows of
 /// [`SeqMeta`](crate::SeqMeta) (`[S, 8]` u32); `table` `[E]` u32 page ids. Token rows that belong to
 /// no sequence are left as they were. Keys are combined in an order that depends on their absolute
-/// positions only, never on page size, chunking or the other rows.
+/// positions only, never on page size, chunking or the other rows. An element of a cache of [`DType::F8`] reads as
+/// [`f8::decode`](crate::f8::decode), a number of bf16, and from there on attention has the bits that it has over bf16.
 ///
 /// With scores `s` over the keys that a query sees, its head is `sum(exp(s) * v) / sum(exp(s))`. A score is
 /// `scale * (q . k)`, and with a `softcap` `softcap * tanh(scale * (q . k) / softcap)`. With `sinks` the denominator is

@@ -122,7 +122,7 @@ impl WgpuBackend {
             invariant: !fast,
             weights,
             attention_operands: Vec::new(),
-            kv: vec![DType::BF16, DType::F16, DType::F32, DType::I8],
+            kv: vec![DType::BF16, DType::F16, DType::F32, DType::I8, DType::F8],
             latent: floats.to_vec(),
             page_size: 16,
             memory: DeviceMemory { total: options.memory, available: options.memory },

@@ -32,7 +32,7 @@ pub(crate) struct Args {
     /// Keep weights as integers of 8 or 4 bits, or floats of 8 (f8); none keeps f8 of checkpoints. The KV cache keeps its type
     #[arg(long, value_name = "none|q8|q4|f8", default_value = "none", help_heading = "Model")]
     pub quantize: String,
-    /// Keys and values in the cache: auto (as --dtype), int8 (half of bf16's memory), bf16, f16 or f32
+    /// Keys and values in the cache: auto (as --dtype), int8 or fp8 (half of bf16's memory), bf16, f16 or f32
     #[arg(long, value_name = "TYPE", default_value = "auto", help_heading = "Model")]
     pub kv_dtype: String,
     /// Tokens per sequence, prompt and output [default: the model's limit, or what the KV cache holds]

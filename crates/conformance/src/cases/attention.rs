@@ -477,7 +477,8 @@ impl OpCase for AttentionCase {
         let arithmetic = dot_error(longest.max(self.size));
         let rounding = unit_roundoff(self.activation);
         // Weights may be rounded to the type values are read as where that is bf16.
-        let weights = if matches!(self.kv, DType::BF16 | DType::I8) { unit_roundoff(DType::BF16) } else { 0.0 };
+        let weights =
+            if matches!(self.kv, DType::BF16 | DType::I8 | DType::F8) { unit_roundoff(DType::BF16) } else { 0.0 };
         // With outliers one score in a thousand is in the thousands, and so is its error's factor.
         let factor = if self.spread == Spread::Normal { 64.0 } else { 8192.0 };
         Tolerance {

@@ -175,7 +175,7 @@ impl SampleCase {
             let token = rng.below(self.vocab);
             masks[start + token / 32] |= 1 << (token % 32);
         }
-        if self.vocab % 32 > 0 {
+        if !self.vocab.is_multiple_of(32) {
             masks[start + words - 1] ^= (rng.bits() as u32) << (self.vocab % 32);
         }
         (start / words) as u32 + 1

@@ -45,6 +45,9 @@ pub enum Mutation {
     RopeInterleavesWrong,
     RopeTruncatesStores,
     RopeScalesByPage,
+    RopeOverflowsEightBits,
+    RopeFlushesEightBits,
+    RopeTruncatesEightBits,
     AttentionWindowOffByOne,
     AttentionSeesTheFuture,
     AttentionIgnoresFirstPage,
@@ -126,7 +129,7 @@ impl Naive {
             grouped_operands: Vec::new(),
             invariant: true,
             attention_operands: Vec::new(),
-            kv: vec![DType::BF16, DType::I8],
+            kv: vec![DType::BF16, DType::I8, DType::F8],
             latent: vec![DType::BF16],
             page_size: 16,
             memory: DeviceMemory::default(),
@@ -207,6 +210,9 @@ impl View {
     }
     pub fn cols(&self) -> usize {
         self.cols
+    }
+    pub fn dtype(&self) -> DType {
+        self.dtype
     }
     pub fn dims(&self) -> &[usize] {
         &self.dims

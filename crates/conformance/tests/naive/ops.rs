@@ -196,6 +196,16 @@ pub fn cache_at(cache: &View, slot: usize, group: usize) -> usize {
     ((slot / page * groups + group) * page + slot % page) * size
 }
 
+/// What a cache of eight-bit floats is given of a number.
+fn spoilt(m: Mutation, v: f32) -> f32 {
+    match m {
+        Mutation::RopeOverflowsEightBits if v.abs() > f8::MAX => f32::NAN,
+        Mutation::RopeFlushesEightBits if v.abs() < 1.0 / 64.0 => 0.0,
+        Mutation::RopeTruncatesEightBits => f32::from_bits(v.to_bits() & !0xf_ffff),
+        _ => v,
+    }
+}
+
 pub fn rope_kv(m: Mutation, live: usize, args: &RopeArgs) {
     let [_, groups, page, size] = args.k_cache.dims().try_into().unwrap();
     let heads = args.q.cols() / size;
@@ -221,7 +231,8 @@ pub fn rope_kv(m: Mutation, live: usize, args: &RopeArgs) {
             let heads = [k, head(heads + groups + g)];
             for (i, (cache, head)) in [&args.k_cache, &args.v_cache].into_iter().zip(heads).enumerate() {
                 let Some(scales) = &args.scales else {
-                    cache.put(at, &head);
+                    let spoilt = |&v: &f32| if cache.dtype() == DType::F8 { spoilt(m, v) } else { v };
+                    cache.put(at, &head.iter().map(spoilt).collect::<Vec<_>>());
                     continue;
                 };
                 let mut bytes = vec![0; size];

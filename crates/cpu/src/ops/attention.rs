@@ -14,7 +14,7 @@
 //! A sink joins m and l after the last chunk, as if it were one more with a value of zero: see [`Finish`].
 //!
 //! bf16 keys and values are multiplied by pairs, after rounding queries and weights: see [`pairs`]. Those kept
-//! as bytes are brought to bf16 as they are read; from there on nothing tells them apart.
+//! as bytes, or as floats of eight bits, are brought to bf16 as they are read; from there on nothing tells them apart.
 //!
 //! A key the row does not see therefore changes no bit, whatever lies in its memory, and neither does
 //! a chunk without keys that it sees: those are skipped.
@@ -27,7 +27,7 @@ use crate::matmul::{self, Block, K_BLOCK, packed_k};
 use crate::panels::Squares;
 use crate::plan::Context;
 use crate::scratch::with_scratch;
-use crate::simd::{Cell, Kernel, LANES, Simd, load_partial};
+use crate::simd::{Cell, F8, Kernel, LANES, Simd, load_partial};
 use crate::view::{View, check_apart};
 use anyfleet_tensor::ops::{Attention, LatentAttention};
 use anyfleet_tensor::{DType, Live, Result, SeqMeta};
@@ -162,7 +162,7 @@ impl AttentionOp {
             return;
         }
         let most = match self.k_cache.dtype() {
-            DType::BF16 | DType::I8 => TILE_ROWS_OF_PAIRS,
+            DType::BF16 | DType::I8 | DType::F8 => TILE_ROWS_OF_PAIRS,
             _ => TILE_ROWS,
         };
         let tile = (most / self.group_heads).max(1);
@@ -185,6 +185,7 @@ impl AttentionOp {
                     DType::F32 => self.tile::<f32>(ctx, walk),
                     DType::BF16 => self.tile_of_pairs::<bf16>(ctx, walk, &mut squares),
                     DType::I8 => self.tile_of_pairs::<i8>(ctx, walk, &mut squares),
+                    DType::F8 => self.tile_of_pairs::<F8>(ctx, walk, &mut squares),
                     _ => self.tile::<f16>(ctx, walk),
                 }
             }
@@ -468,7 +469,7 @@ impl Tile<'_> {
 struct Cached<C> {
     /// Keys and values.
     cells: [*const C; 2],
-    /// Of bytes; without meaning for other cells.
+    /// Of bytes; null for other cells.
     scales: [*const f32; 2],
     size: usize,
     /// Their place in both caches, in heads; or [`NOT_NEEDED`].
@@ -520,7 +521,7 @@ impl<C> Cached<C> {
                 }
             }
         }
-        if size_of::<C>() == 1 && part == 0 && first.is_needed() {
+        if !self.scales[cache].is_null() && part == 0 && first.is_needed() {
             s.prefetch(first.scale.cast());
         }
     }

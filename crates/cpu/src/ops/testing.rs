@@ -1,12 +1,12 @@
 //! What the operations' tests share.
 use crate::{CpuBackend, CpuOptions, CpuWeight, Isa};
-use anyfleet_tensor::{Backend, DType, Encoder, HostPart, HostWeight, Readback, StepHeader, Tensor, WeightFormat};
+use anyfleet_tensor::{Backend, DType, Encoder, HostPart, HostWeight, Readback, StepHeader, Tensor, WeightFormat, f8};
 use half::{bf16, f16};
 
 pub(super) const FLOATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
 /// Types a cache may have.
-pub(super) const CACHES: [DType; 4] = [DType::F32, DType::BF16, DType::F16, DType::I8];
+pub(super) const CACHES: [DType; 5] = [DType::F32, DType::BF16, DType::F16, DType::I8, DType::F8];
 
 /// In outputs before an operation: whatever still has it was not written.
 pub(super) const POISON: f32 = -12345.0;
@@ -47,6 +47,7 @@ pub(super) fn round(x: f32, dtype: DType) -> f32 {
     match dtype {
         DType::BF16 => bf16::from_f32(x).to_f32(),
         DType::F16 => f16::from_f32(x).to_f32(),
+        DType::F8 => f8::decode(f8::encode(x)),
         _ => x,
     }
 }
@@ -126,13 +127,14 @@ pub(super) fn read_rows(device: &CpuBackend, tensor: &Tensor<CpuBackend>, rows: 
     (0..rows).flat_map(|row| read(device, &tensor.narrow(row, 1))).collect()
 }
 
-/// A tensor of any float type, or of signed bytes, widened.
+/// A tensor of any type of caches, widened, without scales.
 pub(super) fn read_as_f32(device: &CpuBackend, tensor: &Tensor<CpuBackend>) -> Vec<f32> {
     let bytes = read_bytes(device, tensor);
     match tensor.dtype() {
         DType::BF16 => collect::<bf16>(&bytes).into_iter().map(bf16::to_f32).collect(),
         DType::F16 => collect::<f16>(&bytes).into_iter().map(f16::to_f32).collect(),
         DType::I8 => collect::<i8>(&bytes).into_iter().map(f32::from).collect(),
+        DType::F8 => bytes.into_iter().map(f8::decode).collect(),
         _ => collect(&bytes),
     }
 }

@@ -1,5 +1,5 @@
 //! Sixteen lanes in two ymm registers.
-use super::{Kernel, Simd};
+use super::{F8, Kernel, Simd};
 use std::arch::x86_64::*;
 
 /// The same for both registers; a closure would be compiled without the instructions, and called.
@@ -106,6 +106,30 @@ unsafe fn widen_pairs(p: *const i8) -> (__m256, __m256) {
         let pairs = _mm256_cvtepi16_epi32(_mm_loadu_si128(p.cast()));
         let first = _mm256_srai_epi32::<24>(_mm256_slli_epi32::<24>(pairs));
         (_mm256_cvtepi32_ps(first), _mm256_cvtepi32_ps(_mm256_srai_epi32::<8>(pairs)))
+    }
+}
+
+/// Sixteen elements as eight pairs of bf16.
+///
+/// # Safety
+/// AVX2; sixteen bytes at `p`.
+#[inline(always)]
+unsafe fn widen_f8(p: *const F8) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128(p.cast()));
+        let magnitude = _mm256_and_si256(bytes, _mm256_set1_epi16(0x7f));
+        let sign = _mm256_slli_epi16::<8>(_mm256_and_si256(bytes, _mm256_set1_epi16(0x80)));
+        let plain = _mm256_add_epi16(_mm256_slli_epi16::<4>(magnitude), _mm256_set1_epi16(F8::BIAS as i16));
+        // Both bytes of an entry; of larger magnitudes it is not used.
+        let entry = _mm256_mullo_epi16(magnitude, _mm256_set1_epi16(0x0202));
+        let entry = _mm256_add_epi16(entry, _mm256_set1_epi16(0x0100));
+        let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(F8::SMALL.as_ptr().cast()));
+        let is_small = _mm256_cmpgt_epi16(_mm256_set1_epi16(8), magnitude);
+        let is_nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7f));
+        let bits = _mm256_blendv_epi8(plain, _mm256_shuffle_epi8(table, entry), is_small);
+        let bits = _mm256_blendv_epi8(bits, _mm256_set1_epi16(F8::NAN as i16), is_nan);
+        _mm256_castsi256_ps(_mm256_or_si256(bits, sign))
     }
 }
 
@@ -241,6 +265,11 @@ impl Simd for Avx2 {
         // SAFETY: and the caller promises 32 bytes.
         let (low, high) = unsafe { (widen_pairs_f8(p), widen_pairs_f8(p.add(16))) };
         ([low.0, high.0], [low.1, high.1])
+    }
+    #[inline(always)]
+    unsafe fn load_f8(self, p: *const F8) -> V {
+        // SAFETY: and the caller promises 32 bytes.
+        unsafe { [widen_f8(p), widen_f8(p.add(16))] }
     }
     #[inline(always)]
     fn join_pairs(self, first: V, second: V) -> V {

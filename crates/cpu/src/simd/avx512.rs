@@ -1,5 +1,5 @@
 //! Sixteen lanes in one zmm register.
-use super::{CHAINED, Kernel, Simd};
+use super::{CHAINED, F8, Kernel, Simd};
 use std::arch::x86_64::*;
 
 /// Exists only inside [`run`], that is, where the instructions do.
@@ -91,6 +91,30 @@ impl Simd for Avx512 {
             let first = _mm256_and_si256(_mm256_srai_epi16::<1>(_mm256_slli_epi16::<8>(pairs)), place);
             let second = _mm256_and_si256(_mm256_srai_epi16::<1>(pairs), place);
             (_mm512_cvtph_ps(first), _mm512_cvtph_ps(second))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f8(self, p: *const F8) -> __m512 {
+        const SMALL: [u16; 32] = {
+            let (mut words, mut i) = ([0; 32], 0);
+            while i < 8 {
+                words[i] = F8::SMALL[i];
+                i += 1;
+            }
+            words
+        };
+        // SAFETY: and the caller promises 32 bytes.
+        unsafe {
+            let bytes = _mm512_cvtepu8_epi16(_mm256_loadu_si256(p.cast()));
+            let magnitude = _mm512_and_si512(bytes, _mm512_set1_epi16(0x7f));
+            let sign = _mm512_slli_epi16::<8>(_mm512_and_si512(bytes, _mm512_set1_epi16(0x80)));
+            let plain = _mm512_add_epi16(_mm512_slli_epi16::<4>(magnitude), _mm512_set1_epi16(F8::BIAS as i16));
+            let small = _mm512_permutexvar_epi16(magnitude, _mm512_loadu_si512(SMALL.as_ptr().cast()));
+            let is_small = _mm512_cmplt_epi16_mask(magnitude, _mm512_set1_epi16(8));
+            let is_nan = _mm512_cmpeq_epi16_mask(magnitude, _mm512_set1_epi16(0x7f));
+            let bits = _mm512_mask_blend_epi16(is_small, plain, small);
+            let bits = _mm512_mask_blend_epi16(is_nan, bits, _mm512_set1_epi16(F8::NAN as i16));
+            _mm512_castsi512_ps(_mm512_or_si512(bits, sign))
         }
     }
     #[inline(always)]

@@ -41,6 +41,19 @@ pub(crate) trait Simd: Copy {
     /// Sixteen pairs of floats of eight bits, each times 2^-8: the first elements, then the second ones. 32 bytes must be
     /// readable; of bytes that are NaN it makes any number.
     unsafe fn load_pairs_f8(self, p: *const u8) -> (Self::V, Self::V);
+    /// 32 elements as sixteen pairs of bf16, which hold them exactly; 32 must be readable.
+    #[inline(always)]
+    unsafe fn load_f8(self, p: *const F8) -> Self::V {
+        let mut cells = [0u16; 2 * LANES];
+        // SAFETY: the caller promises 32 elements, and the array has as many.
+        unsafe {
+            let bytes = p.cast::<[u8; 2 * LANES]>().read_unaligned();
+            for (cell, byte) in cells.iter_mut().zip(bytes) {
+                *cell = F8(byte).bf16_bits();
+            }
+            self.load(cells.as_ptr().cast())
+        }
+    }
     /// The inverse of [`Simd::split_pairs`]: numbers are rounded to bf16, to nearest, ties to even. Of a NaN
     /// the upper half is kept, so its lower half must be zero, as that of `f32::NAN` is.
     fn join_pairs(self, first: Self::V, second: Self::V) -> Self::V;
@@ -95,6 +108,30 @@ pub(crate) trait Simd: Copy {
     fn transpose(self, rows: &mut [Self::V; 16]);
     /// Asks for the cache line at `p`, which need not be valid.
     fn prefetch(self, p: *const u8);
+}
+
+/// An element of caches of [`DType::F8`](anyfleet_tensor::DType::F8).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(transparent)]
+pub(crate) struct F8(pub(crate) u8);
+
+impl F8 {
+    /// bf16 of the smallest magnitudes, which have no exponent: 0 to 7 times 2^-9.
+    const SMALL: [u16; 8] = [0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60];
+    /// What the others' exponents lack, in the place of a bf16's.
+    const BIAS: u16 = (127 - 7) << 7;
+    const NAN: u16 = 0x7fc0;
+
+    /// The same number in bf16.
+    #[inline(always)]
+    fn bf16_bits(self) -> u16 {
+        let (sign, magnitude) = (u16::from(self.0 & 0x80) << 8, u16::from(self.0 & 0x7f));
+        sign | match magnitude {
+            0..8 => Self::SMALL[usize::from(magnitude)],
+            0x7f => Self::NAN,
+            _ => (magnitude << 4) + Self::BIAS,
+        }
+    }
 }
 
 /// Lanes of a [`Simd`] vector.

@@ -1,5 +1,5 @@
 //! Every set's vectors against plain arithmetic.
-use super::{Cell, Isa, Kernel, KernelSet, LANES, Simd, math};
+use super::{Cell, F8, Isa, Kernel, KernelSet, LANES, Simd, math};
 use anyfleet_tensor::f8;
 use half::{bf16, f16};
 
@@ -149,6 +149,20 @@ impl Kernel for Eights<'_> {
     }
 }
 
+struct Caches<'a>(&'a [F8; 32]);
+
+impl Kernel for Caches<'_> {
+    type Output = [bf16; 32];
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Self::Output {
+        let mut cells = [bf16::ZERO; 32];
+        // SAFETY: 32 elements each.
+        unsafe { s.store(cells.as_mut_ptr().cast(), s.load_f8(self.0.as_ptr())) };
+        cells
+    }
+}
+
 #[test]
 fn floats_of_eight_bits_widen() {
     let all: Vec<u8> = (0..=255).filter(|byte| byte & 0x7f != f8::NAN).chain([0, 0x80]).collect();
@@ -158,6 +172,20 @@ fn floats_of_eight_bits_widen() {
             for (i, &byte) in bytes.iter().enumerate() {
                 let (got, want) = (lanes[i % 2][i / 2], f8::decode(byte) / 256.0);
                 assert_eq!(got.to_bits(), want.to_bits(), "{byte:#x} on {:?}", set.isa());
+            }
+        }
+    }
+}
+
+#[test]
+fn floats_of_eight_bits_are_exact_in_bf16() {
+    for set in sets() {
+        for first in (0..=255u8).step_by(32) {
+            let bytes: [F8; 32] = std::array::from_fn(|i| F8(first + i as u8));
+            for (byte, found) in bytes.iter().zip(set.run(Caches(&bytes))) {
+                let want = anyfleet_tensor::f8::decode(byte.0);
+                let same = if want.is_nan() { found.is_nan() } else { found.to_f32().to_bits() == want.to_bits() };
+                assert!(same, "{byte:?} is {found}, not {want}, on {:?}", set.isa());
             }
         }
     }

@@ -77,7 +77,7 @@ pub(crate) fn scratch_bytes(sizes: &StepSizes) -> usize {
 
 /// The module and kernel of a head size and a type of cache, the rows of its tiles, and its shared memory.
 fn kernel(dtype: DType, size: usize, wide: bool) -> ((&'static str, &'static str), usize, usize) {
-    const MATRIX: [[[&str; 3]; 2]; 2] = [
+    const MATRIX: [[[&str; 3]; 2]; 3] = [
         [
             ["attention_bf16_narrow_64", "attention_bf16_narrow_128", "attention_bf16_narrow_256"],
             ["attention_bf16_wide_64", "attention_bf16_wide_128", "attention_bf16_wide_256"],
@@ -85,6 +85,10 @@ fn kernel(dtype: DType, size: usize, wide: bool) -> ((&'static str, &'static str
         [
             ["attention_i8_narrow_64", "attention_i8_narrow_128", "attention_i8_narrow_256"],
             ["attention_i8_wide_64", "attention_i8_wide_128", "attention_i8_wide_256"],
+        ],
+        [
+            ["attention_f8_narrow_64", "attention_f8_narrow_128", "attention_f8_narrow_256"],
+            ["attention_f8_wide_64", "attention_f8_wide_128", "attention_f8_wide_256"],
         ],
     ];
     const FLOAT: [[&str; 3]; 2] = [
@@ -96,7 +100,7 @@ fn kernel(dtype: DType, size: usize, wide: bool) -> ((&'static str, &'static str
         65..=128 => (1, 128),
         _ => (2, 256),
     };
-    if !matches!(dtype, DType::BF16 | DType::I8) {
+    if !matches!(dtype, DType::BF16 | DType::I8 | DType::F8) {
         let shared = 4 * (NARROW * columns + CHUNK * (columns + 4) + NARROW * CHUNK);
         let of_f32 = dtype == DType::F32;
         let module = if of_f32 { "attention_f32" } else { "attention_f16" };
@@ -107,12 +111,15 @@ fn kernel(dtype: DType, size: usize, wide: bool) -> ((&'static str, &'static str
         (true, 2) => WIDE_OF_LARGE,
         (true, _) => WIDE,
     };
-    let bytes = dtype == DType::I8;
+    let (kind, module) = match dtype {
+        DType::I8 => (1, "attention_i8"),
+        DType::F8 => (2, "attention_f8"),
+        _ => (0, "attention_bf16"),
+    };
     let (row, weights) = (2 * (columns + 8), 2 * (CHUNK + 8));
     // Keys and values, or one tile of them and both as bytes.
-    let cells = CHUNK * if bytes { row + 2 * (columns + 16) } else { 2 * row };
-    let module = if bytes { "attention_i8" } else { "attention_bf16" };
-    ((module, MATRIX[usize::from(bytes)][usize::from(wide)][class]), tile, tile * (row + weights) + cells)
+    let cells = CHUNK * if dtype.size() == 1 { row + 2 * (columns + 16) } else { 2 * row };
+    ((module, MATRIX[kind][usize::from(wide)][class]), tile, tile * (row + weights) + cells)
 }
 
 /// Tiles of at most `tile` rows that sequences with `tokens` tokens in all may have, of `heads` rows each.

@@ -39,6 +39,7 @@ fn kv_type(dtype: DType) -> u32 {
         DType::BF16 => 1,
         DType::F16 => 2,
         DType::I8 => 3,
+        DType::F8 => 4,
         _ => 0,
     }
 }

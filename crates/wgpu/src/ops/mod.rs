@@ -58,6 +58,7 @@ fn kv_flag(dtype: DType) -> &'static str {
         DType::BF16 => "KV_BF16",
         DType::F16 => "KV_F16",
         DType::I8 => "KV_I8",
+        DType::F8 => "KV_F8",
         _ => "KV_F32",
     }
 }

@@ -3,8 +3,8 @@ use super::{check_apart, check_head, kv_flag};
 use crate::WgpuBackend;
 use crate::encoder::{Call, WgpuRecorder};
 use anyfleet_kernels::wgsl;
+use anyfleet_tensor::Result;
 use anyfleet_tensor::ops::RopeKv;
-use anyfleet_tensor::{DType, Result};
 
 pub(crate) fn record(recorder: &mut WgpuRecorder, op: &RopeKv<'_, WgpuBackend>) -> Result<()> {
     const OP: &str = "rope_kv";
@@ -14,8 +14,11 @@ pub(crate) fn record(recorder: &mut WgpuRecorder, op: &RopeKv<'_, WgpuBackend>) 
     let heads = op.q.cols() / size;
     let mut call = Call::new(OP, &[wgsl::COMMON, wgsl::EXACT, wgsl::KV, wgsl::ROPE_KV]);
     call.flags.push(kv_flag(op.k_cache.dtype()));
-    if op.k_cache.dtype() == DType::I8 && !size.is_multiple_of(4) {
-        call.flags.push("KV_HALVES");
+    if op.k_cache.dtype().size() == 1 {
+        call.flags.push("KV_BYTES");
+        if !size.is_multiple_of(4) {
+            call.flags.push("KV_HALVES");
+        }
     }
     call.constants.push(("SIZE", size as u32));
     let live = recorder.live(&mut call, op.live)?;

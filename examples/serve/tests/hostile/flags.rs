@@ -12,7 +12,7 @@ fn impossible_flags() {
     for (flags, says) in [
         (&["--dtype", "f64"][..], &["f64", "use auto, bf16, f16 or f32"][..]),
         (&["--dtype", ""], &["dtype", "use auto"]),
-        (&["--kv-dtype", "int4"], &["KV dtype \"int4\" is unknown", "use auto, int8, bf16, f16 or f32"]),
+        (&["--kv-dtype", "int4"], &["KV dtype \"int4\" is unknown", "use auto, int8, fp8, bf16, f16 or f32"]),
         (&["--dtype", "f32\nerror: x"], &["dtype", "use auto"]),
         (&["--device", "tpu"], &["tpu", "use auto, cpu, cuda"]),
         (&["--device", "cuda:no\nsuch"], &["cuda:no\\nsuch"]),

@@ -1,4 +1,4 @@
-//! Attention of a few rows over keys and values of bf16 or bytes, as a step of decoding has them: a chunk's
+//! Attention of a few rows over keys and values of bf16, of eight bits, or bytes with scales, as a step of decoding has them: a chunk's
 //! keys and values go from the cache into registers, are used for all rows and forgotten.
 //!
 //! The sums are those of [`pairs`](super::pairs), in the same order.

@@ -1,4 +1,4 @@
-//! Attention over keys and values of bf16 or bytes: both products by pairs, on the matrix unit where there is one.
+//! Attention over keys and values of bf16, of eight bits, or bytes with scales: both products by pairs, on the matrix unit where there is one.
 //!
 //! Queries and softmax weights are rounded to bf16. Of a chunk of 64 keys, keys become two panels of 32
 //! output features, values a panel for each 32 elements of the head, both in the order of
@@ -9,7 +9,7 @@ use crate::panels::pack::{Cells, PackPairs, store_pairs};
 use crate::panels::{self, Form, Meanwhile, PANEL, Product};
 use crate::plan::Context;
 use crate::scratch::with_scratch;
-use crate::simd::{Kernel, KernelSet, LANES, Simd, math};
+use crate::simd::{F8, Kernel, KernelSet, LANES, Simd, math};
 use half::bf16;
 use std::ops::Range;
 
@@ -238,6 +238,14 @@ impl PairedCell for i8 {
             let scale = s.splat(*scale);
             s.join_pairs(s.mul(first, scale), s.mul(second, scale))
         }
+    }
+}
+
+impl PairedCell for F8 {
+    #[inline(always)]
+    unsafe fn load_pairs<S: Simd>(s: S, p: *const F8, _scale: *const f32) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_f8(p) }
     }
 }
 

@@ -2,7 +2,7 @@
 use crate::ops::testing::*;
 use crate::{CpuBackend, CpuOptions};
 use anyfleet_tensor::ops::{Attention, KvScales};
-use anyfleet_tensor::{Backend, DType, Live, SeqMeta, Tensor, quant};
+use anyfleet_tensor::{Backend, DType, Live, SeqMeta, Tensor, f8, quant};
 use half::{bf16, f16};
 
 /// A batch over sequences whose keys and values are functions of (sequence, position), whatever
@@ -17,8 +17,8 @@ struct Case {
     softcap: Option<f32>,
     sinks: bool,
     kv: DType,
-    /// Keys and values of another type are what bytes would stand for.
-    as_bytes: bool,
+    /// Keys and values are what a cache of another type would stand for.
+    as_stored_in: Option<DType>,
     /// (rows, context) of each sequence.
     seqs: Vec<(usize, usize)>,
 }
@@ -40,12 +40,12 @@ impl Case {
         let values = self.drawn(kind, seq, position, head);
         if kind == 0 {
             values.iter().map(|v| v * 3.0).collect()
-        } else if self.kv.is_scaled() || self.as_bytes {
+        } else if self.as_stored_in.unwrap_or(self.kv).is_scaled() {
             let mut bytes = vec![0; self.size];
             let scale = quant::kv_head(&values, &mut bytes);
             bytes.into_iter().map(|q| quant::kv_value(q, scale).to_f32()).collect()
         } else {
-            values.iter().map(|&v| round(v, self.kv)).collect()
+            values.iter().map(|&v| round(round(v, self.as_stored_in.unwrap_or(self.kv)), self.kv)).collect()
         }
     }
     /// A key or value as a cache keeps it, and its scale.
@@ -77,7 +77,7 @@ impl Case {
     fn naive_head(&self, seq: usize, position: usize, head: usize) -> Vec<f32> {
         let group = head / (self.heads / self.groups);
         let mut q = self.head(0, seq, position, head);
-        if matches!(self.kv, DType::BF16 | DType::I8) {
+        if matches!(self.kv, DType::BF16 | DType::I8 | DType::F8) {
             q.iter_mut().for_each(|v| *v = round(*v, DType::BF16));
         }
         let keys = self.first_visible(position)..position + 1;
@@ -174,14 +174,15 @@ fn narrowed(values: &[f32], dtype: DType) -> Vec<u8> {
     match dtype {
         DType::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
         DType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+        DType::F8 => values.iter().map(|&v| f8::encode(v)).collect(),
         _ => values.iter().flat_map(|&v| v.to_le_bytes()).collect(),
     }
 }
 
 fn case() -> Case {
     let seqs = vec![(1, 150), (70, 70), (0, 5), (5, 133), (1, 1)];
-    let (softcap, sinks, window, kv, as_bytes) = (None, false, None, DType::BF16, false);
-    Case { heads: 4, groups: 2, size: 16, page_size: 16, window, softcap, sinks, kv, as_bytes, seqs }
+    let (softcap, sinks, window, kv, as_stored_in) = (None, false, None, DType::BF16, None);
+    Case { heads: 4, groups: 2, size: 16, page_size: 16, window, softcap, sinks, kv, as_stored_in, seqs }
 }
 
 #[test]
@@ -210,6 +211,8 @@ fn agrees_with_the_naive_twin() {
             seqs: vec![(200, 200), (3, 130)],
             ..case()
         },
+        Case { kv: DType::F8, ..case() },
+        Case { kv: DType::F8, heads: 3, groups: 3, size: 7, page_size: 5, window: Some(20), ..case() },
         Case { softcap: Some(0.5), ..case() },
         Case { softcap: Some(0.5), kv: DType::F32, ..case() },
         Case { sinks: true, kv: DType::F32, size: 256, ..case() },
@@ -220,7 +223,11 @@ fn agrees_with_the_naive_twin() {
         let want = case.naive();
         same_bits(|device| {
             let got = case.run(device);
-            close(&got, &want, if matches!(case.kv, DType::BF16 | DType::I8) { 2.0f32.powi(-9) } else { 2e-6 });
+            close(
+                &got,
+                &want,
+                if matches!(case.kv, DType::BF16 | DType::I8 | DType::F8) { 2.0f32.powi(-9) } else { 2e-6 },
+            );
             got
         });
     }
@@ -230,7 +237,8 @@ fn agrees_with_the_naive_twin() {
 #[test]
 fn pages_chunking_and_company_do_not_matter() {
     let device = CpuBackend::new(CpuOptions::default()).unwrap();
-    let plain = [(None, DType::BF16), (Some(37), DType::BF16), (None, DType::I8), (Some(37), DType::I8)];
+    let plain =
+        [(None, DType::BF16), (Some(37), DType::BF16), (None, DType::I8), (Some(37), DType::I8), (None, DType::F8)];
     let plain = plain.map(|(window, kv)| Case { window, kv, ..case() });
     let extra = [DType::BF16, DType::F32].map(|kv| Case { softcap: Some(1.0), sinks: true, kv, ..case() });
     for case in plain.into_iter().chain(extra) {
@@ -249,15 +257,18 @@ fn pages_chunking_and_company_do_not_matter() {
     }
 }
 
-/// Bytes give the bits of a bf16 cache that holds what they stand for, with few rows and with many.
+/// Bytes, and floats of eight bits, give the bits of a bf16 cache that holds what they stand for, with few rows and with
+/// many.
 #[test]
-fn bytes_are_read_as_bf16() {
+fn narrow_cells_are_read_as_bf16() {
     let device = CpuBackend::new(CpuOptions::default()).unwrap();
     for rows in [1, 2, 4, 5, 70] {
         for size in [16, 31, 80, 128] {
-            let bytes = Case { kv: DType::I8, size, seqs: vec![(rows, 150)], heads: 2, groups: 2, ..case() };
-            // What is drawn for a bf16 cache is what the bytes stand for.
-            assert!(bytes.run(&device) == Case { as_bytes: true, kv: DType::BF16, ..bytes }.run(&device));
+            for kv in [DType::I8, DType::F8] {
+                let narrow = Case { kv, size, seqs: vec![(rows, 150)], heads: 2, groups: 2, ..case() };
+                let wide = Case { as_stored_in: Some(kv), kv: DType::BF16, ..narrow.clone() };
+                assert!(narrow.run(&device) == wide.run(&device), "{kv}, {rows} rows of {size}");
+            }
         }
     }
 }
