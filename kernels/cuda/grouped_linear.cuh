@@ -62,10 +62,11 @@ SHARED_DEVICE Run run_of_hit(const GroupedParams& p, u32 hit) {
 // An expert's part of what is multiplied and written.
 SHARED_DEVICE ExpertParams expert_of(const GroupedParams& p, const Run& run) {
     ExpertParams d = all_places(p);
-    u64 row = u64(run.expert) * p.linear.panels * PANEL;
-    d.weight += row * p.linear.blocks * BLOCK;
-    d.multipliers += row / PANEL * p.linear.panel_multipliers;
-    if (d.scales) d.scales += row;
+    // Panels of all experts are no more than a u32 counts.
+    u64 panel = run.expert * p.linear.panels;
+    d.weight += panel * PANEL * p.linear.blocks * BLOCK;
+    d.multipliers += panel * p.linear.panel_multipliers;
+    if (d.scales) d.scales += panel * PANEL;
     d.out += u64(run.first) * d.out_stride;
     d.copy += u64(run.first) * d.copy_bytes;
     d.rests += u64(run.first) * d.copy_bytes;

@@ -18,6 +18,7 @@ struct Copied : Unscaled {
     struct Weights {
         Words4 v[2];
     };
+    // What is multiplied: made of weights once for all rows of x.
     typedef Weights Ready;
     struct X {
         Words4 v;
@@ -25,6 +26,7 @@ struct Copied : Unscaled {
     static const bool RESTS = false;
     static const int AHEAD = 4;
     static const int X_REGISTERS = 32;
+    // Where a lane loads from.
     typedef RowsOfPanel Source;
     static SHARED_DEVICE Source source(const LinearParams& p, u32 panel, u32 g, u32 t) { return rows_of_panel(p, panel, g, t); }
     static SHARED_DEVICE void load(Weights& w, const Source& from, u32 block) { load_two_rows(w.v, from, block); }
