@@ -7,8 +7,8 @@
 # `serve` and `bench` where they are built elsewhere. DRY_RUN=1 takes small shapes, to try the script on a machine without
 # a GPU: DRY_RUN=1 benches/gpu.sh wgpu:llvmpipe
 #
-# CUDA needs the driver, and NVRTC or a build with prebuilt kernels, and for fast products cuBLASLt (crates/cuda/README.md). With compute-sanitizer on the
-# PATH the small conformance cases run under memcheck and racecheck too; with torch and transformers they are timed beside.
+# CUDA needs the driver, and NVRTC or a build with prebuilt kernels, and for fast products cuBLASLt (crates/cuda/README.md).
+# With compute-sanitizer on the PATH the small conformance cases run under memcheck and racecheck too; with torch and transformers they are timed beside.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 device=${1:-cuda}
@@ -30,6 +30,7 @@ step "devices, and the whole suite"
 small=benches/configs/llama-1b.json
 large=benches/configs/llama-8b.json
 experts=benches/configs/qwen3-moe-3b.json
+latents=benches/configs/deepseek-v2-2b.json
 cases=(--prompt 128,2048 --gen 64 --batch 1,16,32)
 expert_cases=(--prompt 128,2048 --gen 64 --batch 1,16 --repeat 3)
 large_cases=(--prompt 128,2048 --gen 64 --batch 1 --repeat 3)
@@ -37,7 +38,8 @@ throughput=(--prompt 1024 --gen 128 --batch 64 --repeat 1)
 torch_cases=(2048,0 128,64 128,64,16)
 if [ -n "${DRY_RUN:-}" ]; then
     small=benches/configs/dry.json large=
-    experts=models/parity/fixtures/qwen3-moe/config.json expert_cases=(--prompt 16 --gen 4 --batch 1,2 --repeat 1)
+    experts=models/parity/fixtures/qwen3-moe/config.json latents=models/parity/fixtures/deepseek-v2/config.json
+    expert_cases=(--prompt 16 --gen 4 --batch 1,2 --repeat 1)
     cases=(--prompt 16 --gen 4 --batch 1,2 --repeat 1)
     torch_cases=(16,4)
 fi
@@ -55,6 +57,7 @@ for quantize in none q8 q4 f8; do
     run "run-$quantize" "$small" --quantize "$quantize" "${cases[@]}"
 done
 run experts "$experts" "${expert_cases[@]}"
+run latents "$latents" "${expert_cases[@]}"
 if [ -n "$large" ]; then
     run large "$large" "${large_cases[@]}"
     run throughput "$large" "${throughput[@]}"
@@ -85,7 +88,7 @@ if [[ $device == cuda* ]]; then
     if command -v compute-sanitizer >/dev/null; then
         for tool in memcheck racecheck; do
             for op in embed norm linear act_mul linear_act_mul rope_kv attention gather softcap sample route grouped_linear \
-                grouped_linear_act_mul combine; do
+                grouped_linear_act_mul combine latent_kv latent_attention head_linear; do
                 step "$tool: $op"
                 # What takes longer is cut short, and says so.
                 timeout 60 compute-sanitizer --tool "$tool" --error-exitcode 3 "$BIN/conformance" --device "$device" \
