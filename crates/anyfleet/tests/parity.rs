@@ -58,10 +58,11 @@ fn a_cache_of_bytes_is_about_as_good_as_bf16() {
     narrow_caches(KvDType::I8, 1.0);
 }
 
-/// E4M3 has four bits less of mantissa than bf16, so a rounding is sixteen of bf16's: one of many in a model.
+/// E4M3 has four bits less of mantissa than bf16, so a rounding is sixteen of bf16's, but one of many in a model: errors were
+/// four to five times those of bf16 where this was written.
 #[test]
 fn a_cache_of_floats_of_eight_bits_is_as_good_as_its_mantissa() {
-    narrow_caches(KvDType::F8, 8.0);
+    narrow_caches(KvDType::F8, 4.0);
 }
 
 /// Errors are at most so many times those that a cache of bytes may have.
