@@ -342,7 +342,7 @@ impl<B: Backend> Decoder<B> {
         let Projection { weight, bias } = &layer.qkv;
         enc.linear(Linear { out: &qkv, x: &normed, weight, bias: bias.as_ref(), residual: None, live });
         let mixed = match layer.latent.as_ref().zip(attn.latent.as_ref()) {
-            Some(latent) => self.mix_latents(enc, (layer, spec), latent, step, cache, scratch, &qkv),
+            Some(latent) => self.mix_latents(enc, (layer, spec), latent, (step, cache), scratch, &qkv),
             None => self.mix(enc, (layer, spec), step, cache, scratch, &qkv),
         };
         let Projection { weight, bias } = &layer.output;

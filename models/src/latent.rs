@@ -78,8 +78,7 @@ impl<B: Backend> Decoder<B> {
         enc: &mut Encoder<'_, B>,
         (layer, spec): (&Layer<B>, &LayerSpec),
         (weights, latent): (&LatentLayer<B>, &LatentSpec),
-        step: &StepTensors<B>,
-        cache: &LayerCache<B>,
+        (step, cache): (&StepTensors<B>, &LayerCache<B>),
         scratch: &Scratch<B>,
         qkv: &Tensor<B>,
     ) -> Tensor<B> {

@@ -19,7 +19,7 @@ const FAR: u64 = (4 << 30) + (64 << 20);
 /// Qwen's vocabulary.
 const VOCAB: usize = 151_936;
 
-/// One dtype combination, the narrowest floats the device has, integers and f8: the small tier covers the others.
+/// One dtype combination, the narrowest floats the device has, and integers: the small tier covers the others.
 pub(crate) fn cases<B: Backend>(caps: &Caps) -> Cases<B> {
     let kv = caps.kv.iter().filter(|d| d.is_float()).min_by_key(|d| d.size());
     let (Some(&activation), Some(&kv)) = (caps.activations.first(), kv) else { return Vec::new() };
@@ -39,7 +39,7 @@ pub(crate) fn cases<B: Backend>(caps: &Caps) -> Cases<B> {
     // The vocabulary head, at the widths of an 8B model.
     let head = LinearCase { sampled: 400, f32_out: true, ..LinearCase::plain(3, VOCAB, 4096, activation, weight) };
     cases.push(Box::new(head.clone()));
-    // Integers and f8, through every path: one row, a few, many.
+    // Weights of fewer bits, through every path: one row, a few, many.
     let narrow = [WeightFormat::Q8, WeightFormat::Q4, WeightFormat::F8];
     for format in narrow.into_iter().filter(|format| caps.weights.contains(format)) {
         for (rows, sampled) in [(1, 0), (19, 200), (512, 40)] {
@@ -64,8 +64,10 @@ pub(crate) fn cases<B: Backend>(caps: &Caps) -> Cases<B> {
     cases.push(Box::new(norm(activation)));
     cases.push(Box::new(act_mul(activation)));
     for logits in [Logits::Smooth, Logits::Ties] {
+        let (mode, live) = (None, Live::LogitRows);
         let sample =
-            SampleCase { rows: 8, padding: 2, vocab: VOCAB, logits, mode: None, adjusted: true, live: Live::LogitRows };
+            SampleCase { rows: 8, padding: 2, vocab: VOCAB, logits, mode, adjusted: true, masked: false, live };
+        cases.push(Box::new(SampleCase { masked: true, ..sample.clone() }));
         cases.push(Box::new(sample));
     }
     let long = AttentionCase {
@@ -89,7 +91,7 @@ pub(crate) fn cases<B: Backend>(caps: &Caps) -> Cases<B> {
     let chunks = vec![Length { rows: 24, context: 5000 }, Length { rows: 3, context: 3001 }];
     cases.push(Box::new(ChunkIndependence(AttentionCase { sequences: chunks, ..attention(activation, kv) })));
     cases.push(Box::new(rope_kv(activation, kv)));
-    for &kv in caps.kv.iter().filter(|d| d.is_scaled()) {
+    for &kv in caps.kv.iter().filter(|d| d.size() == 1) {
         for (rows, context, offset) in [(1, 32_768, 0), (512, 4096, 0), (5, 300, FAR)] {
             let sequences = vec![Length { rows, context }];
             cases.push(Box::new(AttentionCase { sequences, sampled: 1, offset, ..attention(activation, kv) }));
@@ -141,6 +143,7 @@ fn attention(activation: DType, kv: DType) -> AttentionCase {
         heads: 32,
         groups: 8,
         size: 128,
+        latent: None,
         page: 16,
         window: None,
         softcap: None,

@@ -1,6 +1,8 @@
 //! Operations on experts: which kernels are launched with what, and that a row has the bits of a product by itself.
 use anyfleet_cuda::{CudaBackend, CudaWeight, Recorded, RecordedLaunch};
-use anyfleet_tensor::ops::{Activation, Combine, GroupedLinear, GroupedLinearActMul, Route, Routing, Scoring};
+use anyfleet_tensor::ops::{
+    Activation, Combine, ExpertGroups, GroupScore, GroupedLinear, GroupedLinearActMul, Route, Routing, Scoring,
+};
 use anyfleet_tensor::{Backend, DType, HostPart, HostWeight, Live, StepSizes, Tensor, WeightFormat};
 
 const BF16: WeightFormat = WeightFormat::Float(DType::BF16);
@@ -204,6 +206,7 @@ fn route_of_few_and_many_rows() {
         for scoring in [Scoring::Softmax, Scoring::Sigmoid] {
             let sigmoid = scoring == Scoring::Sigmoid;
             let bias = sigmoid.then_some(&bias);
+            let groups = sigmoid.then_some(ExpertGroups { count: 1, kept: 1, score: GroupScore::TwoHighest });
             let (logits, routing) = (&logits, &routing);
             backend
                 .run(|enc| {
@@ -214,7 +217,7 @@ fn route_of_few_and_many_rows() {
                         logits,
                         bias,
                         scoring,
-                        groups: None,
+                        groups,
                         renormalise: !sigmoid,
                         scale: 2.5,
                         live,
@@ -230,7 +233,8 @@ fn route_of_few_and_many_rows() {
                 assert_eq!([launch.address(6), launch.address(7)], [bias.map_or(0, at), at(&header)]);
                 let words = [rows, experts, per_token, experts + 3, usize::from(sigmoid), usize::from(!sigmoid)];
                 assert_eq!([0, 1, 2, 3, 4, 5].map(|i| launch.word(18 + i)), words.map(|n| n as u32));
-                assert_eq!((launch.word(24), launch.params.len()), (2.5f32.to_bits(), 104));
+                assert_eq!((launch.word(24), launch.params.len()), (2.5f32.to_bits(), 112));
+                assert_eq!([25, 26, 27].map(|i| launch.word(i)), [u32::from(sigmoid); 3]);
             }
             if let [choose, sort] = &launches[..] {
                 assert_eq!((choose.grid, choose.threads), ([rows.div_ceil(8) as u32, 1, 1], 256));
