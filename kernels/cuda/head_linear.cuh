@@ -18,7 +18,7 @@ SHARED_DEVICE LinearParams head_of(const HeadParams& p) {
     u32 head = blockIdx.z;
     u64 row = u64(head) * d.panels * PANEL, first = u64(head) * d.rows;
     d.weight += row * d.blocks * BLOCK;
-    d.multipliers += row / PANEL * d.blocks * Q4_MULTIPLIERS;
+    d.multipliers += row / PANEL * d.panel_multipliers;
     if (d.scales) d.scales += row;
     d.x += u64(head) * p.x_head;
     d.out += u64(head) * p.out_head;

@@ -111,6 +111,7 @@ const SOURCES: &[File] = files![
     "head_linear_bf16.cu",
     "head_linear_bytes.cu",
     "head_linear_f16.cu",
+    "head_linear_f8.cu",
     "head_linear_float.cu",
     "latent_attention_bf16.cu",
     "latent_attention_f16.cu",

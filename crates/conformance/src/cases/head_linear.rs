@@ -33,6 +33,7 @@ pub struct HeadLinearCase {
 }
 
 /// Inputs.
+#[derive(Clone)]
 pub struct Host {
     /// `[rows, H, K]`.
     x: Vec<f32>,
@@ -64,6 +65,10 @@ impl OpCase for HeadLinearCase {
         let x = self.spread.activations(rng, self.rows * self.heads, self.k.0, self.activation);
         let weight = Matrix::draw(rng, self.heads * self.n.0, self.k.0, self.weight, self.spread);
         Host { x, weight }
+    }
+
+    fn as_bf16(&self, host: &Host) -> Option<Host> {
+        Some(Host { weight: host.weight.as_bf16(), ..host.clone() })
     }
 
     fn stage<B: Backend>(

@@ -23,6 +23,9 @@ const BF16: Kernels =
 const F16_DIRECT: Kernels = Kernels { module: "head_linear_f16", few: &[few("head_f16_8", 8, 1)], tiles: &[] };
 const F16: Kernels =
     Kernels { module: "head_linear_f16", few: &[few("head_f16_32", 32, 2)], tiles: &[small("head_f16_small")] };
+const F8_DIRECT: Kernels = Kernels { module: "head_linear_f8", few: &[few("head_f8_8", 8, 1)], tiles: &[] };
+const F8: Kernels =
+    Kernels { module: "head_linear_f8", few: &[few("head_f8_32", 32, 2)], tiles: &[small("head_f8_small")] };
 const Q8: Kernels = Kernels {
     module: "head_linear_bytes",
     few: &[few("head_q8_8", 8, 1), few("head_q8_32", 32, 2)],
@@ -56,6 +59,7 @@ pub(crate) fn record(recorder: &mut CudaRecorder, op: &HeadLinear<'_, CudaBacken
         WeightFormat::Float(DType::F32) => (&F32, None, None),
         WeightFormat::Float(DType::BF16) => (&BF16, Some(&BF16_DIRECT), Some("head_bf16_x")),
         WeightFormat::Float(_) => (&F16, Some(&F16_DIRECT), Some("head_f16_x")),
+        WeightFormat::F8 => (&F8, Some(&F8_DIRECT), Some("head_f8_x")),
         WeightFormat::Q8 => (&Q8, None, Some("head_q8_x")),
         _ => (&Q4, None, Some("head_q4_x")),
     };

@@ -59,8 +59,9 @@ pub struct Routing<B: Backend> {
 /// Chooses `k` experts for each row and sorts the pairs.
 ///
 /// Experts are chosen by score plus `bias` (the lowest number first among equals; softmax is monotonic, so without a bias
-/// by logit); a pair's weight is its score without the bias, divided by the sum of the chosen ones' (at least 1e-20) where `renormalise`,
-/// times `scale`. With `groups` only experts of the best groups are chosen, which together are at least `k`. Only live rows have pairs. A row with a logit that is not a number gets some `k` experts.
+/// by logit); with `groups` only those of the best groups, which together are at least `k`. A pair's weight is its score
+/// without the bias, divided by the sum of the chosen ones' (at least 1e-20) where `renormalise`, times `scale`. Only live rows
+/// have pairs. A row with a logit that is not a number gets some `k` experts.
 pub struct Route<'a, B: Backend> {
     /// `k` is that of `weights`.
     pub routing: &'a Routing<B>,
