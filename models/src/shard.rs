@@ -133,8 +133,8 @@ impl Share {
         }
         if ranks > 1 && layer.attention.latent.is_some() {
             return Err(ShardError(
-                "heads over latents (multi-head latent attention) are not shared out among devices yet; give devices whole \
-                 layers, with commas"
+                "the latents of its layers (multi-head latent attention) cannot be shared out; give devices whole layers, with \
+                 commas"
                     .into(),
             ));
         }
