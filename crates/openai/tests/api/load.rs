@@ -58,6 +58,7 @@ fn a_full_queue_says_try_again() {
     for _ in 0..2 {
         running.push(post(server.address, PATH, &long));
         assert_eq!(running.last().expect("pushed").status, 200);
+        crate::server::until("one runs", || engine.stats().requests_running == 1);
     }
     let refused = post(server.address, PATH, &long);
     assert_eq!(refused.header("retry-after"), Some("1"));

@@ -12,6 +12,8 @@ pub(super) const EXTENSION: &str = "pack";
 const UNFINISHED: &str = "unfinished";
 /// Where files cannot be locked: one that was not finished after this time never will be.
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
+/// Where they can: what is younger may not be locked yet.
+const YOUNG: Duration = Duration::from_secs(10);
 
 /// Sets the time by which packs make room for others. Who may not write there has no say.
 pub(super) fn mark_as_used(path: &Path) {
@@ -28,7 +30,8 @@ pub(super) fn make_room(folder: &Path, family: &str, path: &Path, size: u64) {
         let (other, Ok(meta)) = (entry.path(), entry.metadata()) else { continue };
         let changed = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
         let is = |extension: &str| meta.is_file() && other.extension() == Some(OsStr::new(extension));
-        let abandoned = || is(UNFINISHED) && writer(&other, changed) == Writer::Gone;
+        let young = || changed.elapsed().is_ok_and(|age| age < YOUNG);
+        let abandoned = || is(UNFINISHED) && !young() && writer(&other, changed) == Writer::Gone;
         let replaced = || entry.file_name().to_str().is_some_and(|name| name.starts_with(&family));
         if abandoned() || is(EXTENSION) && other != path && replaced() {
             let _ = fs::remove_file(&other);
@@ -99,8 +102,8 @@ impl Temporary {
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         let file = options.open(&path)?;
-        // Says that somebody is at it; not every file system can.
-        let _ = file.try_lock();
+        // Says that somebody is at it; not every file system can. Who looks whether somebody is has the lock for a moment.
+        let _ = file.lock();
         Ok(Temporary { path, file })
     }
 

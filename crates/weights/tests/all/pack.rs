@@ -169,6 +169,15 @@ fn what_a_dead_process_left_is_removed_and_what_a_living_one_writes_is_not() {
     fs::write(name("dead"), b"half").unwrap();
     let living = fs::File::create(name("alive")).unwrap();
     living.try_lock().unwrap();
+    let age = |what: &str| {
+        let file = fs::File::options().append(true).open(name(what)).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(60)).unwrap();
+    };
+    // One that was made just now may not be locked yet.
+    case.write(&case.place_for("test-3", STORE)).unwrap();
+    assert!(name("dead").exists() && name("alive").exists());
+    age("dead");
+    age("alive");
     // It will be there soon: nothing is to be done.
     case.write(&place).unwrap();
     assert!(!place.path().exists() && name("dead").exists());
