@@ -14,7 +14,8 @@ KERNEL_OF_BLOCKS(head_q8_small, 128, 2, HeadParams) {
 }
 
 KERNEL(head_q4_8, 256, HeadParams) { few_rows<Q4, 1, 1>(head_of(p)); }
-KERNEL(head_q4_32, 256, HeadParams) { few_rows<Q4, 2, 4>(head_of(p)); }
+// Nibbles of two panels are more than registers hold.
+KERNEL(head_q4_32, 256, HeadParams) { few_rows<Q4, 1, 4>(head_of(p)); }
 KERNEL_OF_BLOCKS(head_q4_small, 128, 3, HeadParams) {
     bytes_tile<SmallTile, SpreadWeights<SmallTile>>(head_of(p), blockIdx.x, blockIdx.y);
 }

@@ -33,7 +33,7 @@ const Q8: Kernels = Kernels {
 };
 const Q4: Kernels = Kernels {
     module: "head_linear_bytes",
-    few: &[few("head_q4_8", 8, 1), few("head_q4_32", 32, 2)],
+    few: &[few("head_q4_8", 8, 1), few("head_q4_32", 32, 1)],
     tiles: &[small("head_q4_small")],
 };
 
