@@ -340,6 +340,21 @@ mod tests {
     }
 
     #[test]
+    fn heads_over_latents_stay_together() {
+        let mut whole = spec(4, 1, 64, 2);
+        let norm = NormSpec { eps: 1e-6 };
+        let latent = crate::LatentSpec { query_rank: None, rank: 2, plain: 3, rotated: 2, value: 3, norm };
+        for layer in &mut whole.layers {
+            (layer.attention.latent, layer.attention.qk_norm, layer.attention.qkv_bias) = (Some(latent), None, false);
+        }
+        let error = shards(&whole, 0..2, 2).unwrap_err().to_string();
+        assert!(error.contains("cannot be shared out") && !error.contains('\n'), "{error}");
+        let part = &shards(&whole, 1..2, 1).unwrap()[0];
+        assert_eq!(part.weights.layers[0], WeightMap::new(&whole).layers[1]);
+        assert_eq!(part.spec.layers[0], whole.layers[1]);
+    }
+
+    #[test]
     fn stages_have_the_tables_they_need() {
         let mut whole = spec(4, 2, 64, 4);
         let names = |shards: &[Shard]| -> Vec<Vec<String>> {
