@@ -166,22 +166,21 @@ struct Block {
         for (u32 c = 16 * (threadIdx.x / CHUNK); c < width; c += 16 * (THREADS / CHUNK)) {
             Words4 bytes = *reinterpret_cast<const Words4*>(from + key * COPY_ROW + c);
             Words4 wide[2];
-            if (!SCALED) {
-                widen_f8(wide, bytes, seen);
-                Words4* at = reinterpret_cast<Words4*>(to + key * ROW + c);
-                at[0] = wide[0];
-                at[1] = wide[1];
-                continue;
-            }
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) {
-                u32 turned = bytes.v[i] ^ 0x80808080u;
-                wide[i / 2].v[i % 2 * 2] = seen ? kv::bf16_pair(turned, kv::FIRST_PAIR, scale) : 0;
-                wide[i / 2].v[i % 2 * 2 + 1] = seen ? kv::bf16_pair(turned, kv::SECOND_PAIR, scale) : 0;
-            }
+            if (SCALED) widen_i8(wide, bytes, scale, seen);
+            else widen_f8(wide, bytes, seen);
             Words4* at = reinterpret_cast<Words4*>(to + key * ROW + c);
             at[0] = wide[0];
             at[1] = wide[1];
+        }
+    }
+
+    // Sixteen signed bytes.
+    SHARED_DEVICE void widen_i8(Words4 (&wide)[2], const Words4& bytes, float scale, bool seen) const {
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            u32 turned = bytes.v[i] ^ 0x80808080u;
+            wide[i / 2].v[i % 2 * 2] = seen ? kv::bf16_pair(turned, kv::FIRST_PAIR, scale) : 0;
+            wide[i / 2].v[i % 2 * 2 + 1] = seen ? kv::bf16_pair(turned, kv::SECOND_PAIR, scale) : 0;
         }
     }
 
