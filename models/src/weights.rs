@@ -2,6 +2,7 @@
 use crate::latent::LatentWeights;
 use crate::{AttentionSpec, DecoderSpec, ExpertNames, ExpertsSpec, LayerSpec};
 use anyfleet_weights::{Config, MatrixSpec, ModelDir, ModelFiles, Result, VectorSpec};
+use std::collections::HashSet;
 
 /// Every weight of a decoder: what to load, merge and count.
 #[derive(Clone, Debug, PartialEq)]
@@ -109,11 +110,13 @@ impl WeightMap {
         self.vectors().map(VectorSpec::len).sum()
     }
 
-    /// Every tensor of the checkpoint this needs, with its shape.
+    /// Every tensor of the checkpoint this needs, once, with its shape.
     pub fn tensors(&self) -> impl Iterator<Item = (String, Vec<usize>)> {
         let matrices = self.matrices().flat_map(|m| m.tensors()).map(|(name, shape)| (name.to_owned(), shape.to_vec()));
         let vectors = self.vectors().flat_map(VectorSpec::tensors).map(|(name, len)| (name.to_owned(), vec![len]));
-        matrices.chain(vectors)
+        // Heads over latents have theirs in one.
+        let mut seen = HashSet::new();
+        matrices.chain(vectors).filter(move |(name, _)| seen.insert(name.clone()))
     }
 
     /// Tensors of the checkpoint that nothing here reads and that are not known to be redundant.
