@@ -16,7 +16,7 @@ pub struct CudaOptions {
     pub device: Option<String>,
     /// Folder where compiled kernels are kept for the next start; nowhere without one.
     pub compiled: Option<std::path::PathBuf>,
-    /// How products of many rows with bf16 and f16 weights are computed: with [`Gemm::Fast`] by cuBLASLt, in whatever order
+    /// How products of many rows with bf16, f16 and f8 weights are computed: with [`Gemm::Fast`] by cuBLASLt, in whatever order
     /// of sums it chooses.
     pub gemm: Gemm,
 }

@@ -337,7 +337,7 @@ impl Resolved {
 }
 
 /// Work given to the stream piece by piece: what is run once, and what has products of the library, which chooses and
-/// launches kernels of its own. Those are products of many rows, which take longer than the calls.
+/// launches kernels of its own.
 struct Calls {
     stream: Arc<Stream>,
     work: Vec<Resolved>,
