@@ -76,6 +76,27 @@ else
     echo "SKIPPED: no fast products on $device: see the note above"
 fi
 
+# Products and attention by warpgroups (Hopper) are off until a device has proven them, which is this: the whole suite with
+# warpgroups wherever they can be. A process of its own each time, which a kernel gone wrong may take with it.
+if [[ $device == cuda* ]]; then
+    step "warpgroups"
+    export ANYFLEET_CUDA=wgmma
+    if timeout 120 "$BIN/serve" --check --device "$device" >"$folder/check-warpgroups.txt" 2>&1; then
+        "$BIN/bench" device --device "$device" --json "$folder/device-warpgroups.json"
+        run run-warpgroups "$small" "${cases[@]}"
+        if [ -n "$large" ]; then
+            run large-warpgroups "$large" "${large_cases[@]}"
+        fi
+        echo "PROVEN: add this line to crates/cuda/src/proven.txt"
+        echo "$(awk '$1 == "kernels" { print $2 }' "$folder/check-warpgroups.txt") $(head -1 "$folder/check-warpgroups.txt")" |
+            tee "$folder/proven.txt"
+    else
+        echo "SKIPPED: warpgroups do not pass on $device:"
+        tail -5 "$folder/check-warpgroups.txt"
+    fi
+    unset ANYFLEET_CUDA
+fi
+
 if [[ $device == cuda* ]]; then
     for config in $small $large; do
         if python3 -c "import torch, transformers" 2>/dev/null; then

@@ -49,6 +49,8 @@ struct LinearParams {
     u32 groups;
     // Bytes of a panel's multipliers: of q4 what their name says, of f8 scales.
     u32 panel_multipliers;
+    // Of 32 numbers of a row of `copy`, words 4t + s lie at piece s, place t: as products of warpgroups take sixteen columns.
+    u32 turned;
 };
 
 // `layout`: output features as they are; with gates beside them; and the same where the activation is wanted.
@@ -63,6 +65,7 @@ namespace linear_op {
 // Sixteen bytes that others read, too.
 SHARED_DEVICE Words4 load(const void* from) { return *static_cast<const Words4*>(from); }
 SHARED_DEVICE void store(void* to, const Words4& words) { *static_cast<Words4*>(to) = words; }
+SHARED_DEVICE void store_word(void* to, u32 word) { *static_cast<u32*>(to) = word; }
 struct alignas(8) Words2 {
     u32 v[2];
 };

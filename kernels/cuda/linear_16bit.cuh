@@ -82,7 +82,12 @@ SHARED_DEVICE void round_row(const P& p, u32 row, float up) {
             words.v[2 * i] = Word::pack(four.v[0] * up, four.v[1] * up);
             words.v[2 * i + 1] = Word::pack(four.v[2] * up, four.v[3] * up);
         }
-        store(copy + at, words);
+        if (p.turned) {
+#pragma unroll
+            for (u32 s = 0; s < 4; s++) store_word(copy + at / 64 * 64 + s * 16 + at % 64 / 4, words.v[s]);
+        } else {
+            store(copy + at, words);
+        }
     }
 }
 

@@ -85,10 +85,16 @@ const HEADERS: &[File] = files![
     "kv.cuh",
     "sampling.cuh",
     "vector.cuh",
+    "attention_warpgroup.cuh",
+    "linear_warpgroup.cuh",
+    "warpgroup.cuh",
+    "warpgroup_machine.cuh",
     "emulate/simt.h",
     "emulate/fiber.h",
     "emulate/intrinsics.h",
-    "emulate/tiles.h"
+    "emulate/tiles.h",
+    "emulate/async.h",
+    "emulate/warpgroup.h"
 ];
 
 /// A source file is compiled by itself into a module of kernels.
@@ -100,6 +106,7 @@ const SOURCES: &[File] = files![
     "attention_f8.cu",
     "attention_i8.cu",
     "attention_merge.cu",
+    "attention_warpgroup.cu",
     "combine.cu",
     "embed.cu",
     "gather.cu",
@@ -123,6 +130,7 @@ const SOURCES: &[File] = files![
     "linear_f8.cu",
     "linear_finish.cu",
     "linear_float.cu",
+    "linear_warpgroup.cu",
     "norm.cu",
     "rate.cu",
     "rope_kv.cu",

@@ -388,9 +388,11 @@ impl EngineBuilder {
         use anyfleet_cuda::{CudaBackend, CudaOptions};
         #[cfg(feature = "emulate")]
         if device.as_deref() == Some("emulated") {
-            return CudaBackend::emulated_with(self.gemm).map_err(|e| Error::Device(e.to_string()));
+            let options = CudaOptions { gemm: self.gemm, ..Default::default() };
+            return CudaBackend::emulated_with(&options).map_err(|e| Error::Device(e.to_string()));
         }
-        let options = CudaOptions { device, compiled: self.pack_cache.kernels(), gemm: Gemm::Invariant };
+        let options =
+            CudaOptions { device, compiled: self.pack_cache.kernels(), gemm: Gemm::Invariant, warpgroups: None };
         let missing = match self.gemm {
             Gemm::Invariant => None,
             Gemm::Fast => CudaBackend::missing_for_fast(&options).map_err(|e| Error::Device(e.to_string()))?,

@@ -4,11 +4,15 @@ use anyfleet_conformance::require::skipped;
 use anyfleet_conformance::rng::seed_from_env;
 use anyfleet_conformance::suite::{Options, Tier, edges, narrow_caches_agree, suite};
 use anyfleet_conformance::support;
-use anyfleet_cuda::CudaBackend;
+use anyfleet_cuda::{CudaBackend, CudaOptions};
 use anyfleet_tensor::{Backend, Gemm};
 
 fn emulated(gemm: Gemm) -> Option<CudaBackend> {
-    match CudaBackend::emulated_with(gemm) {
+    emulated_with(&CudaOptions { gemm, ..Default::default() })
+}
+
+fn emulated_with(options: &CudaOptions) -> Option<CudaBackend> {
+    match CudaBackend::emulated_with(options) {
         Ok(device) => Some(device),
         Err(e) if e.to_string().contains("need a C++ compiler") => {
             skipped("cuda", e);
@@ -73,6 +77,19 @@ fn the_host_passes_with_fast_products() {
     assert!(!device.caps().invariant && device.caps().numerics.contains(" fast "), "{}", device.caps().numerics);
     std::thread::scope(|scope| {
         let started = ["linear", "linear_act_mul"].map(|op| scope.spawn(move || passes(device, op)));
+        for test in started {
+            test.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        }
+    });
+}
+
+/// Warpgroups compute whatever they can: of the many rows of a case, few rows and other sizes beside them. The suite holds rows to
+/// the same bits whatever is around them, and so warpgroups to those of other kernels.
+#[test]
+fn the_host_passes_with_warpgroups() {
+    let Some(device) = &emulated_with(&CudaOptions { warpgroups: Some(true), ..Default::default() }) else { return };
+    std::thread::scope(|scope| {
+        let started = ["linear", "linear_act_mul", "attention"].map(|op| scope.spawn(move || passes(device, op)));
         for test in started {
             test.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         }

@@ -2,6 +2,7 @@
 use crate::driver::Driver;
 use crate::driver::Transfer;
 use crate::driver::fake::{FakeDriver, Recorded};
+use crate::warpgroups::Warpgroups;
 use crate::{CudaBuffer, CudaPlan, CudaRecorder, CudaWeight, communicator, ops, weight};
 use anyfleet_tensor::{
     Backend, Caps, Communicator, DType, Encoder, Error, Gemm, HostWeight, Identity, Operand, Readback, Result,
@@ -19,6 +20,9 @@ pub struct CudaOptions {
     /// How products of many rows with bf16, f16 and f8 weights are computed: with [`Gemm::Fast`] by cuBLASLt, in whatever order
     /// of sums it chooses.
     pub gemm: Gemm,
+    /// Whether products and attention of many rows are of warpgroups (Hopper), with the same bits. `None` takes what the
+    /// environment variable `ANYFLEET_CUDA` names, `mma` or `wgmma`, and without it what a device has proven for these kernels.
+    pub warpgroups: Option<bool>,
 }
 
 /// One device. Cloning shares it.
@@ -52,12 +56,12 @@ impl CudaBackend {
 
     /// A device that computes nothing and writes down what it is asked for.
     pub fn recording() -> (CudaBackend, Recorded) {
-        CudaBackend::recording_with(Gemm::Invariant)
+        CudaBackend::recording_with(&CudaOptions::default())
     }
 
-    /// The same with products as `gemm` says.
-    pub fn recording_with(gemm: Gemm) -> (CudaBackend, Recorded) {
-        let driver = FakeDriver::new(gemm);
+    /// The same with what `options` say of products and attention.
+    pub fn recording_with(options: &CudaOptions) -> (CudaBackend, Recorded) {
+        let driver = FakeDriver::new(options);
         let recorded = driver.recorded.clone();
         (CudaBackend::over(Arc::new(driver)), recorded)
     }
@@ -68,16 +72,16 @@ impl CudaBackend {
     /// One line that says what is missing: a C++ compiler.
     #[cfg(feature = "emulate")]
     pub fn emulated() -> Result<CudaBackend> {
-        CudaBackend::emulated_with(Gemm::Invariant)
+        CudaBackend::emulated_with(&CudaOptions::default())
     }
 
-    /// The same with products as `gemm` says: the library's are plain sums then.
+    /// The same with what `options` say of products and attention: the library's products are plain sums.
     ///
     /// # Errors
     /// As [`CudaBackend::emulated`].
     #[cfg(feature = "emulate")]
-    pub fn emulated_with(gemm: Gemm) -> Result<CudaBackend> {
-        Ok(CudaBackend::over(Arc::new(crate::driver::emulated::EmulatedDriver::new(gemm)?)))
+    pub fn emulated_with(options: &CudaOptions) -> Result<CudaBackend> {
+        Ok(CudaBackend::over(Arc::new(crate::driver::emulated::EmulatedDriver::new(options)?)))
     }
 
     fn over(driver: Arc<dyn Driver>) -> CudaBackend {
@@ -128,7 +132,8 @@ impl CudaBackend {
         self.seconds(|driver| (0..times).try_for_each(|_| driver.copy(from.address(), to.address(), bytes)))
     }
 
-    /// Operations a second of bf16 products with f32 sums in matrix units, from registers: what they can do at best.
+    /// Operations a second of bf16 products with f32 sums in matrix units: what they can do at best, with warpgroups where
+    /// the device uses them.
     ///
     /// # Errors
     /// A failure of the device.
@@ -146,15 +151,22 @@ impl CudaBackend {
         // Two blocks a multiprocessor hide each other's waiting.
         let blocks = 2 * self.0.driver.description().processors as usize;
         let out = self.alloc(4 * THREADS * blocks)?;
-        let mut recorder = CudaRecorder::new(self.clone());
-        let params = Params { out: out.address(), rounds: ROUNDS, reserved: 0 };
-        recorder.launch(("rate", "rate_bf16"), [blocks, 1, 1], THREADS, 0, &params)?;
-        let prepared = self.0.driver.prepare(recorder.work, false)?;
-        // The first run loads the kernel and brings the clock up.
-        let seconds = [self.seconds(|_| prepared.run())?, self.seconds(|_| prepared.run())?];
-        // Eight products of 16x8x16 a warp and round.
-        let operations = (blocks * THREADS / 32) as f64 * f64::from(ROUNDS) * 8.0 * 4096.0;
-        Ok(operations / seconds[0].min(seconds[1]))
+        let rate = |kernel, shared, operations: usize| -> Result<f64> {
+            let mut recorder = CudaRecorder::new(self.clone());
+            let params = Params { out: out.address(), rounds: ROUNDS, reserved: 0 };
+            recorder.launch(("rate", kernel), [blocks, 1, 1], THREADS, shared, &params)?;
+            let prepared = self.0.driver.prepare(recorder.work, false)?;
+            // The first run loads the kernel and brings the clock up.
+            let seconds = [self.seconds(|_| prepared.run())?, self.seconds(|_| prepared.run())?];
+            Ok((blocks * operations) as f64 * f64::from(ROUNDS) / seconds[0].min(seconds[1]))
+        };
+        // Of a block and round: eight products of 16x8x16 a warp; four of 64x128x16 a warpgroup.
+        let by_warps = rate("rate_bf16", 0, THREADS / 32 * 8 * 2 * 16 * 8 * 16)?;
+        if self.0.driver.warpgroups() == Warpgroups::Never {
+            return Ok(by_warps);
+        }
+        let by_warpgroups = rate("rate_bf16_warpgroup", 128 * 128 + 1024, THREADS / 128 * 4 * 2 * 64 * 128 * 16)?;
+        Ok(by_warps.max(by_warpgroups))
     }
 
     fn seconds(&self, work: impl FnOnce(&dyn Driver) -> Result<()>) -> Result<f64> {

@@ -17,6 +17,7 @@ mod encoder;
 mod nvrtc;
 mod ops;
 mod plan;
+mod warpgroups;
 mod weight;
 
 pub use buffer::CudaBuffer;

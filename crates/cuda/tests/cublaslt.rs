@@ -92,7 +92,7 @@ on_fake! {
         assert_eq!(CudaBackend::missing_for_fast(&fast()).unwrap(), None);
         let (device, fake) = (CudaBackend::new(&fast()).unwrap(), Fake::new());
         assert_eq!(device.caps().numerics, "cuda-2 sm_90 fast cuBLASLt 12.8.4");
-        let emulated = CudaBackend::emulated_with(Gemm::Fast).unwrap();
+        let emulated = CudaBackend::emulated_with(&fast()).unwrap();
         for rows in [64, 65, 200] {
             let before = fake.calls("product");
             let [one, other] =

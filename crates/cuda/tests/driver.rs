@@ -6,8 +6,10 @@ mod fake_driver;
 mod values;
 
 use anyfleet_cuda::{CudaBackend, CudaOptions, CudaPlan, devices};
-use anyfleet_tensor::ops::Norm;
-use anyfleet_tensor::{Backend, DType, Encoder, Error, Live, Readback, Result, Tensor};
+use anyfleet_tensor::ops::{Linear, Norm};
+use anyfleet_tensor::{
+    Backend, DType, Encoder, Error, HostPart, HostWeight, Live, Readback, Result, Tensor, WeightFormat,
+};
 use fake_driver::{Fake, again, compile, functions, on_fake};
 use values::{filled, header, numbers, read, set_tokens, tensor};
 
@@ -51,9 +53,25 @@ impl Normed {
     }
 }
 
+/// A product of as many rows as warpgroups compute where they are asked for.
+fn product(device: &CudaBackend) -> Result<Vec<f32>> {
+    let (rows, n, k) = (70, 40, 96);
+    let values = numbers(4, n * k);
+    let parts = vec![HostPart { dtype: DType::F32, rows: n, bytes: bytemuck::cast_slice(&values), scales: None }];
+    let store = WeightFormat::Float(DType::BF16);
+    let weight = &device.load(HostWeight { name: "w".into(), stack: 1, cols: k, parts, store, gated: false })?;
+    let (x, out) = (&filled(device, &[rows, k], &numbers(5, rows * k))?, &tensor(device, &[rows, n])?);
+    device.run(|enc| enc.linear(Linear { out, x, weight, bias: None, residual: None, live: Live::All }))?;
+    read(device, out)
+}
+
+fn with_warpgroups() -> CudaOptions {
+    CudaOptions { warpgroups: Some(true), ..Default::default() }
+}
+
 /// One of everything that the backend does.
 fn everything() -> Result<Vec<f32>> {
-    let device = open()?;
+    let device = CudaBackend::new(&with_warpgroups())?;
     device.copy_seconds(1 << 12, 1)?;
     let normed = Normed::new(&device, 6, 64)?;
     let header = header(&device)?;
@@ -68,7 +86,7 @@ fn everything() -> Result<Vec<f32>> {
     set_tokens(&device, &header, 3)?;
     device.write(&normed.x, bytemuck::cast_slice(&numbers(3, 6 * 64)))?;
     device.replay(&plan)?;
-    read(&device, &normed.out)
+    Ok([read(&device, &normed.out)?, product(&device)?].concat())
 }
 
 // What there is.
@@ -165,9 +183,7 @@ fn all_that_is_listed_is_called() {
     });
     if let Some(report) = report {
         report.assert_clean();
-        // Shared memory is granted to kernels of `attention`: crates/conformance/tests/cuda_driver.rs.
-        let functions = functions().filter(|name| *name != "cuFuncSetAttribute");
-        let never: Vec<_> = functions.filter(|name| report.calls.get(*name).is_none_or(|&n| n == 0)).collect();
+        let never: Vec<_> = functions().filter(|name| report.calls.get(*name).is_none_or(|&n| n == 0)).collect();
         assert!(never.is_empty(), "never called: {never:?}");
         assert!(report.calls["kernel"] > 0 && report.calls["copy"] > 0);
     }
@@ -185,6 +201,16 @@ on_fake! {
             };
             assert_eq!(bits(&device), bits(&emulated), "{rows} x {width}");
         }
+        let warpgroups = CudaBackend::new(&with_warpgroups()).unwrap();
+        let bits = |device| product(device).unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        let [want, got, by_warpgroups] = [&emulated, &device, &warpgroups].map(bits);
+        assert!(want == got && want == by_warpgroups);
+    }
+
+    fn warpgroups_are_chosen_by_name(ANYFLEET_CUDA = "wgmma", FAKE_CUDA_CAPABILITY = "89") {
+        let line = "cuda:0 Fake H200 (CUDA 12.8): wgmma needs compute capability 9.0 (Hopper), and it has 8.9; \
+                    use ANYFLEET_CUDA=mma, or nothing";
+        assert_eq!(open().err().unwrap().to_string(), line);
     }
 
     fn large_writes_arrive() {

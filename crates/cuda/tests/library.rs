@@ -1,5 +1,5 @@
 //! What products ask of a device that has a library for them. Nothing is computed.
-use anyfleet_cuda::{CudaBackend, CudaWeight, Recorded, RecordedLaunch};
+use anyfleet_cuda::{CudaBackend, CudaOptions, CudaWeight, Recorded, RecordedLaunch};
 use anyfleet_tensor::ops::{Activation, Linear, LinearActMul};
 use anyfleet_tensor::{Backend, DType, Gemm, HostPart, HostWeight, Live, StepSizes, Tensor, WeightFormat};
 
@@ -14,6 +14,10 @@ const SUMS: usize = 19;
 const FIRST: usize = 40;
 /// What the library may write to beside its output.
 const WORKSPACE: u64 = 32 << 20;
+
+fn fast() -> CudaOptions {
+    CudaOptions { gemm: Gemm::Fast, ..Default::default() }
+}
 
 fn weight(device: &CudaBackend, n: usize, k: usize, store: WeightFormat, gated: bool) -> CudaWeight {
     let values = vec![1.0f32; n * k];
@@ -52,7 +56,7 @@ fn names(launches: &[RecordedLaunch]) -> Vec<&str> {
 
 #[test]
 fn many_rows_are_rounded_multiplied_and_finished() {
-    let device = CudaBackend::recording_with(Gemm::Fast);
+    let device = CudaBackend::recording_with(&fast());
     for (store, round, activation) in
         [(BF16, "linear_bf16_x", None), (F16, "linear_f16_x", None), (BF16, "linear_bf16_x", Some(Activation::Silu))]
     {
@@ -81,7 +85,7 @@ fn many_rows_are_rounded_multiplied_and_finished() {
 
 #[test]
 fn weights_of_eight_bits_are_widened_some_at_a_time() {
-    let device = CudaBackend::recording_with(Gemm::Fast);
+    let device = CudaBackend::recording_with(&fast());
     // Rows of 32,768 bytes: 2,048 of them are 64 MiB.
     let (rows, n, k) = (100, 2_090, 16_380);
     let all = launches(&device, rows, (n, k), WeightFormat::F8, None);
@@ -105,7 +109,7 @@ fn weights_of_eight_bits_are_widened_some_at_a_time() {
 
 #[test]
 fn wide_products_are_done_in_parts() {
-    let device = CudaBackend::recording_with(Gemm::Fast);
+    let device = CudaBackend::recording_with(&fast());
     let (rows, n) = (512, 70_003);
     let all = launches(&device, rows, (n, 1), BF16, None);
     assert_eq!(all.len(), 1 + 2 * 3);
@@ -125,7 +129,7 @@ fn wide_products_are_done_in_parts() {
 
 #[test]
 fn what_the_library_is_not_asked_for() {
-    let fast = CudaBackend::recording_with(Gemm::Fast);
+    let fast = CudaBackend::recording_with(&fast());
     for (rows, store) in
         [(64, BF16), (64, F16), (64, WeightFormat::F8), (100, F32), (100, WeightFormat::Q8), (100, WeightFormat::Q4)]
     {
@@ -143,7 +147,7 @@ fn what_the_library_is_not_asked_for() {
 #[test]
 fn scratch_memory_is_what_was_reserved() {
     for tokens in [65, 200, 512, 70_000] {
-        let device = CudaBackend::recording_with(Gemm::Fast);
+        let device = CudaBackend::recording_with(&fast());
         let sizes = StepSizes {
             tokens,
             query_width: 64,

@@ -6,6 +6,7 @@
 // launch ends with a line on who waits for what.
 #include "simt.h"
 
+#include <algorithm>
 #include <cstdarg>
 #include <memory>
 #include <string>
@@ -14,6 +15,7 @@
 
 #include "fiber.h"
 #include "tiles.h"
+#include "async.h"
 
 namespace emulate {
 
@@ -31,6 +33,7 @@ const char* const NAMES[] = {
     "__syncthreads",   "__syncthreads_or", "__syncthreads_and", "__syncthreads_count", "__syncwarp", "__shfl_sync",
     "__shfl_xor_sync", "__shfl_down_sync", "__shfl_up_sync",    "__ballot_sync",       "__any_sync", "__all_sync",
     "mma_bf16",        "mma_f16",          "mma_s8",            "ldmatrix",            "ldmatrix_transposed",
+    "a product of a warpgroup", "products_wait", "barrier_wait", "sync_some",
 };
 const char* name_of(Wait wait) { return NAMES[u32(wait)]; }
 
@@ -79,6 +82,7 @@ struct Warp {
     u64 in[LANES], out[LANES];
     u32 from[LANES];
     Registers registers;
+    Products products;
 };
 
 struct Declared {
@@ -106,21 +110,27 @@ struct Machine {
     u32 arrived = 0, count = 0;
     Wait barrier = Wait::Syncthreads;
     int result = 0;
+    std::vector<TileCopy> tiles;
+    std::vector<Waiter> waiters;
+    SomeThreads some[16];
     std::vector<std::unique_ptr<Fiber>> fibers;
     Warp warps[MOST_WARPS];
 
-    // Dynamic memory, its canary, then what is declared.
+    // Dynamic memory, its canary, then what is declared. It begins, as on a device, on no more than a multiple of 128 of
+    // the addresses from `base` on.
+    u8* base = nullptr;
     u8* memory = nullptr;
     u32 dynamic_bytes = 0, used = 0, declared_bytes = 0;
     std::vector<Declared> declared;
 
     Machine() {
-        memory = static_cast<u8*>(aligned_alloc(4096, MEMORY));
-        if (!memory) abort();
+        base = static_cast<u8*>(aligned_alloc(4096, MEMORY));
+        if (!base) abort();
+        memory = base + 128;
     }
     ~Machine() {
         for (auto& fiber : fibers) free_stack(fiber->context);
-        free(memory);
+        free(base);
     }
     static const u32 MEMORY = 1 << 20;
 
@@ -204,10 +214,13 @@ u32 first_from(u32 places, u32 turn) {
     return (u32(__builtin_ctz(turned)) + turn) % LANES;
 }
 
+void bring_tile();
+
 // Goes on with whoever is next, which may be the running thread itself.
 void reschedule(Warp* warp, bool last = false) {
     Machine& m = *machine;
     if (!warp) {
+        while (!m.ready && !m.tiles.empty()) bring_tile();
         if (!m.ready) {
             record("no thread can go on: " + who_waits());
             leave();
@@ -306,10 +319,92 @@ void fill(u8* at, u32 bytes, u32 word) {
     memcpy(at + i, &word, bytes - i);
 }
 
+void wake(const Waiter& waiter) {
+    Warp& w = *static_cast<Warp*>(waiter.warp);
+    w.ready |= waiter.bit;
+    machine->ready |= w.bit;
+}
+
+// Counts what came to a barrier, and ends its phase when nothing is missing.
+void count(Barrier& barrier, u32 arrivals, int bytes) {
+    Machine& m = *machine;
+    Counts counts;
+    memcpy(&counts, &barrier, sizeof counts);
+    if (arrivals > counts.missing) fail("a barrier has more arrivals than the %u that it expects", counts.expected);
+    counts.missing -= arrivals;
+    counts.bytes += bytes;
+    if (counts.missing == 0 && counts.bytes == 0) {
+        counts.phase ^= 1;
+        counts.missing = counts.expected;
+        auto waits = [&](const Waiter& waiter) { return waiter.barrier == &barrier; };
+        for (auto& waiter : m.waiters) {
+            if (waits(waiter)) wake(waiter);
+        }
+        m.waiters.erase(std::remove_if(m.waiters.begin(), m.waiters.end(), waits), m.waiters.end());
+    }
+    memcpy(&barrier, &counts, sizeof counts);
+}
+
+// One of the tiles under way arrives: the first, or any where order is shuffled.
+void bring_tile() {
+    Machine& m = *machine;
+    u32 which = m.shuffled ? m.next_random() % u32(m.tiles.size()) : 0;
+    TileCopy copy = m.tiles[which];
+    m.tiles.erase(m.tiles.begin() + which);
+    const TileMap& map = copy.map;
+    for (u32 line = 0; line < map.lines; line++) {
+        for (u32 byte = 0; byte < map.line_bytes; byte += 2) {
+            i64 row = copy.y + line, at = copy.x * 2 + byte;
+            bool there = row >= 0 && row < map.rows && at >= 0 && at < map.row_bytes;
+            u8* to = copy.shared + (line * LINE_BYTES + ((byte / 16) ^ line % 8) * 16 + byte % 16);
+            u16 value = 0;
+            if (there) memcpy(&value, reinterpret_cast<const u8*>(map.address) + u64(row) * map.stride + at, 2);
+            memcpy(to, &value, 2);
+        }
+    }
+    count(*copy.barrier, 0, -int(map.lines * map.line_bytes));
+}
+
+// Of a warp: computes the groups of products that may not be under way any more.
+void finish_products(Warp& w, u32 left) {
+    Products& products = w.products;
+    if (products.ends.size() <= left) return;
+    auto read = [](u32 at) {
+        const u8* from = machine->base + at;
+        if (from < machine->memory || from + 2 > machine->memory + machine->dynamic_bytes) {
+            fail("a product reads byte %u of shared memory, of %u", at, machine->dynamic_bytes);
+        }
+        u16 value;
+        memcpy(&value, from, 2);
+        return value;
+    };
+    u32 groups = u32(products.ends.size()) - left, end = products.ends[groups - 1];
+    for (u32 i = 0; i < end; i++) {
+        Product& product = products.all[i];
+        if (product.wait == Wait::MmaBf16) {
+            multiply_some<Bf16s>(product, read);
+        } else {
+            multiply_some<Halves>(product, read);
+        }
+        Sums& sums = *product.sums;
+        if (--sums.products > 0) continue;
+        for (u32 lane = 0; lane < LANES; lane++) memcpy(sums.at[lane], sums.value[lane], sums.count * 4);
+    }
+    products.all.erase(products.all.begin(), products.all.begin() + end);
+    products.ends.erase(products.ends.begin(), products.ends.begin() + groups);
+    for (u32& other : products.ends) other -= end;
+    auto done = [](const std::unique_ptr<Sums>& sums) { return sums->products == 0; };
+    products.sums.erase(std::remove_if(products.sums.begin(), products.sums.end(), done), products.sums.end());
+}
+
 void exit_thread() {
     Machine& m = *machine;
     Fiber& f = *running();
     Warp& w = *f.warp;
+    if (!w.products.all.empty()) {
+        record("thread " + std::to_string(f.index) + " ended with products under way");
+        leave();
+    }
     f.exited = true;
     w.live &= ~f.bit;
     m.live--;
@@ -343,6 +438,9 @@ void prepare_block(Machine& m, u64 block, u64 seed) {
     m.random = mixed(seed * 0x9e3779b97f4a7c15ull + mixed(block));
     m.live = m.threads;
     m.arrived = m.count = m.turn = 0;
+    m.tiles.clear();
+    m.waiters.clear();
+    for (auto& some : m.some) some = {};
     u32 warp_places[MOST_WARPS], lane_places[LANES];
     shuffle_places(m, warp_places, m.warp_count);
     m.ready = u32((1ull << m.warp_count) - 1);
@@ -354,6 +452,7 @@ void prepare_block(Machine& m, u64 block, u64 seed) {
         w.bit = 1u << warp_places[i];
         w.ready = w.live = u32((1ull << lanes) - 1);
         w.turn = w.group_count = 0;
+        w.products = {};
         shuffle_places(m, lane_places, lanes);
         for (u32 lane = 0; lane < lanes; lane++) {
             Fiber& f = *m.fibers[i * LANES + lane];
@@ -387,6 +486,7 @@ bool run_block(Machine& m, u64 block, u64 seed) {
     here = first;
     switch_to(m.main, first->context, false);
     here = nullptr;
+    if (!m.tiles.empty()) record("the block ended with copies of tiles under way");
     check_canary(m.memory + m.dynamic_bytes, CANARY_BYTES, "SHARED_BYTES", m.dynamic_bytes);
     for (auto& d : m.declared) check_canary(d.at + (d.bytes + 3) / 4 * 4, 16, d.name, d.bytes);
     return !m.failed;
@@ -542,6 +642,118 @@ void wait_copies(u32 left) {
     f.ends.erase(f.ends.begin(), f.ends.begin() + f.ended);
     for (u32& end : f.ends) end -= f.copied;
     f.copied = f.ended = 0;
+}
+
+u32 shared_offset(const void* at) {
+    uintptr_t offset = reinterpret_cast<uintptr_t>(at) - reinterpret_cast<uintptr_t>(machine->base);
+    if (offset >= Machine::MEMORY) fail("thread %u: %p is not an address of shared memory", running()->index, at);
+    return u32(offset);
+}
+
+void start_barrier(Barrier& barrier, u32 arrivals) {
+    Counts counts = {BARRIER_TAG, 0, arrivals, arrivals, 0};
+    memcpy(&barrier, &counts, sizeof counts);
+}
+
+static Counts counts_of(const Barrier& barrier) {
+    Counts counts;
+    memcpy(&counts, &barrier, sizeof counts);
+    if (counts.tag != BARRIER_TAG) fail("thread %u uses a barrier before barrier_init", running()->index);
+    return counts;
+}
+
+void arrive(Barrier& barrier, u32 bytes) {
+    counts_of(barrier);
+    count(barrier, 1, int(bytes));
+}
+
+void await(Barrier& barrier, u32 phase) {
+    Machine& m = *machine;
+    Fiber& f = *running();
+    if (m.shuffled && !m.tiles.empty() && m.next_random() % 4 == 0) bring_tile();
+    while (counts_of(barrier).phase == phase) {
+        m.waiters.push_back({&barrier, f.bit, f.warp});
+        suspend(f, Wait::Barrier, 0);
+    }
+}
+
+void start_tile(void* shared, const TileMap& map, u32 x, u32 y, Barrier& barrier) {
+    u32 bytes = map.lines * map.line_bytes;
+    counts_of(barrier);
+    if (reinterpret_cast<uintptr_t>(&map) % 64) fail("thread %u: a map at %p, not on a multiple of 64", running()->index, &map);
+    u32 at = shared_offset(shared);
+    const u8* end = machine->memory + machine->dynamic_bytes;
+    if (at % LINES_BYTES || at < 128 || static_cast<u8*>(shared) + bytes > end) {
+        fail("thread %u: a tile of %u bytes to byte %u of shared memory", running()->index, bytes, at);
+    }
+    fill(static_cast<u8*>(shared), bytes, POISON);
+    machine->tiles.push_back({static_cast<u8*>(shared), map, int(x), int(y), &barrier});
+}
+
+void sync_some(u32 number, u32 threads) {
+    Fiber& f = *running();
+    if (number >= 16 || threads % LANES || threads == 0) fail("sync_some of %u threads at barrier %u", threads, number);
+    SomeThreads& some = machine->some[number];
+    if (some.arrived && some.threads != threads) fail("sync_some: barrier %u has two numbers of threads", number);
+    some.threads = threads;
+    if (++some.arrived < threads) {
+        some.waiters.push_back({nullptr, f.bit, f.warp});
+        return suspend(f, Wait::SyncSome, 0);
+    }
+    std::vector<Waiter> waiters;
+    waiters.swap(some.waiters);
+    some.arrived = 0;
+    for (auto& waiter : waiters) wake(waiter);
+}
+
+void begin_products() { running()->warp->products.begun = true; }
+
+void start_product(Wait wait, float* d, u32 count, const Factors& factors) {
+    Fiber& f = *running();
+    Registers& r = f.warp->registers;
+    if (!f.warp->products.begun) fail("thread %u asks for a product before products_begin", f.index);
+    r.d[f.lane] = d;
+    r.a[f.lane] = &factors;
+    gather(Wait::Product, EVERY, false, [wait, count, &f](Warp& w, u32) {
+        Products& products = w.products;
+        auto is = [&](const std::unique_ptr<Sums>& sums) { return sums->at[0] == w.registers.d[0]; };
+        auto found = std::find_if(products.sums.begin(), products.sums.end(), is);
+        if (found == products.sums.end()) {
+            products.sums.push_back(std::make_unique<Sums>());
+            found = products.sums.end() - 1;
+            Sums& sums = **found;
+            sums.count = count;
+            sums.products = 0;
+            for (u32 lane = 0; lane < LANES; lane++) {
+                sums.at[lane] = static_cast<float*>(w.registers.d[lane]);
+                memcpy(sums.value[lane], sums.at[lane], count * 4);
+                fill(reinterpret_cast<u8*>(sums.at[lane]), count * 4, POISON);
+            }
+        }
+        (*found)->products++;
+        const Factors& first = *static_cast<const Factors*>(w.registers.a[0]);
+        Product product = {found->get(), wait, f.index / LANES % 4, first.a != nullptr, {}, first};
+        for (u32 lane = 0; lane < LANES; lane++) {
+            const Factors& own = *static_cast<const Factors*>(w.registers.a[lane]);
+            if (own.b_matrix != first.b_matrix || own.a_matrix != first.a_matrix || own.add != first.add) {
+                fail("lanes of a warp ask for different products");
+            }
+            if (own.a) memcpy(product.a[lane], own.a, sizeof product.a[lane]);
+        }
+        products.all.push_back(product);
+    });
+}
+
+void commit_products() {
+    // The last lane ends the group for all.
+    gather(Wait::Product, EVERY, true, [](Warp& w, u32) {
+        w.products.ends.push_back(u32(w.products.all.size()));
+        w.products.begun = false;
+    });
+}
+
+void wait_products(u32 left) {
+    gather(Wait::ProductsWait, EVERY, false, [left](Warp& w, u32) { finish_products(w, left); });
 }
 
 }  // namespace emulate

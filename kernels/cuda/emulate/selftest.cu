@@ -1,12 +1,5 @@
 // Kernels that try the emulation (kernels/tests/emulation.rs); those with a defect are named for it.
-#include "common.cuh"
-
-struct TestParams {
-    const u32* x;
-    const u32* w;
-    u32* y;
-    u32 n, mode;
-};
+#include "selftest.h"
 
 SHARED_DEVICE u32 flat_thread() { return threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z); }
 SHARED_DEVICE u32 flat_block() { return blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z); }

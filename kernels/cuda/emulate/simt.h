@@ -64,6 +64,10 @@ enum class Wait : u8 {
     MmaS8,
     Ldmatrix,
     LdmatrixTransposed,
+    Product,
+    ProductsWait,
+    Barrier,
+    SyncSome,
 };
 
 const u32 POISON = 0x7fc0deadu;

@@ -18,7 +18,8 @@ Holds a backend to the naive reference, op by op.
 Usage: conformance [--device cpu|cuda[:DEVICE]|wgpu[:ADAPTER]] [--tier small|large] [--op NAME] [--case TEXT] [--threads N] [--variant NAME] [--gemm KIND] [--json FILE] [--verbose]
        conformance --table [README]
 
-  --device DEVICE     the device to test: cpu (ANYFLEET_CPU chooses its kernel set), cuda, wgpu, or
+  --device DEVICE     the device to test: cpu (ANYFLEET_CPU chooses its kernel set), cuda
+                      (ANYFLEET_CUDA=wgmma has warpgroups compute what they can), wgpu, or
                       one of these with a number or a part of a name, as in wgpu:ADAPTER;
                       cuda:emulated runs CUDA's kernels on the CPU and needs a C++ compiler
   --tier small|large  odd small shapes in seconds, or 8B shapes, 152k vocabularies,
@@ -104,10 +105,13 @@ fn run(arguments: &Arguments) -> Result<Report, String> {
             let options = CpuOptions { threads: arguments.threads, isa: None };
             Ok(run_on(&CpuBackend::new(options).map_err(text)?, arguments))
         }
-        ("cuda", "emulated") => Ok(run_on(&CudaBackend::emulated_with(arguments.gemm).map_err(text)?, arguments)),
+        ("cuda", "emulated") => {
+            let options = CudaOptions { gemm: arguments.gemm, ..Default::default() };
+            Ok(run_on(&CudaBackend::emulated_with(&options).map_err(text)?, arguments))
+        }
         ("cuda", device) => {
             let device = Some(device.to_owned()).filter(|device| !device.is_empty());
-            let options = CudaOptions { device, compiled: None, gemm: arguments.gemm };
+            let options = CudaOptions { device, gemm: arguments.gemm, ..Default::default() };
             Ok(run_on(&CudaBackend::new(&options).map_err(text)?, arguments))
         }
         ("wgpu", adapter) => {

@@ -2,7 +2,9 @@
 //!
 //! The modules are compiled with the C++ compiler of the machine (`CXX`, else `c++`) when the first device is opened,
 //! and kept beside the build. Blocks run on all processors, one after the other on each; memory is the process's own.
-use super::{Description, Driver, Group, Kernel, Launch, Matmul, Prepared, Transfer, Work};
+use super::{Description, Driver, Group, Kernel, Launch, Matmul, Prepared, TileMap, Tiles, Transfer, Work};
+use crate::CudaOptions;
+use crate::warpgroups::Warpgroups;
 use anyfleet_kernels::cuda;
 use anyfleet_tensor::{DeviceMemory, Error, Gemm, Result};
 use half::{bf16, f16};
@@ -100,8 +102,8 @@ impl Kernels {
         let share = blocks.div_ceil(workers).max(1);
         let name = CString::new(launch.kernel.name).map_err(failed)?;
         let block = [launch.threads, 1, 1];
-        // Parameters are read as the structure they are, which may want 8-byte alignment.
-        let mut params = vec![0u64; launch.params.len().div_ceil(8)];
+        // Parameters are read as the structure they are, with the alignment of its map of tiles, if it has one.
+        let mut params = vec![TileMap([0; 16]); launch.params.len().div_ceil(size_of::<TileMap>())];
         bytemuck::cast_slice_mut(&mut params)[..launch.params.len()].copy_from_slice(&launch.params);
         let seed = seed();
         (0..blocks.div_ceil(share)).into_par_iter().try_for_each(|part| {
@@ -229,10 +231,11 @@ pub(crate) struct EmulatedDriver {
     /// Held over a run: what its launches share, others' must not change meanwhile.
     order: Arc<Mutex<()>>,
     gemm: Gemm,
+    warpgroups: Warpgroups,
 }
 
 impl EmulatedDriver {
-    pub(crate) fn new(gemm: Gemm) -> Result<EmulatedDriver> {
+    pub(crate) fn new(options: &CudaOptions) -> Result<EmulatedDriver> {
         let kernels = Kernels::get().map_err(failed)?;
         let description = Description {
             name: "emulated".into(),
@@ -242,7 +245,8 @@ impl EmulatedDriver {
             // So that kernels for large grids are chosen for small ones.
             processors: 2,
         };
-        Ok(EmulatedDriver { kernels, description, order: Arc::default(), gemm })
+        let warpgroups = if options.warpgroups == Some(true) { Warpgroups::Always } else { Warpgroups::Never };
+        Ok(EmulatedDriver { kernels, description, order: Arc::default(), gemm: options.gemm, warpgroups })
     }
 }
 
@@ -369,6 +373,17 @@ impl Driver for EmulatedDriver {
     }
     fn library(&self) -> Option<&str> {
         (self.gemm == Gemm::Fast).then_some("on the host")
+    }
+    fn warpgroups(&self) -> Warpgroups {
+        self.warpgroups
+    }
+    fn tile_map(&self, tiles: &Tiles) -> Result<TileMap> {
+        let pair = |low: usize, high: usize| low as u64 | (high as u64) << 32;
+        let mut map = TileMap([0; 16]);
+        // `TileMap` of `emulate/warpgroup.h`.
+        let (rows, lines) = (pair(tiles.row_bytes, tiles.rows), pair(Tiles::LINE, tiles.lines));
+        map.0[..4].copy_from_slice(&[tiles.address, tiles.row_bytes as u64, rows, lines]);
+        Ok(map)
     }
     fn alloc(&self, bytes: usize, what: &str) -> Result<u64> {
         let out_of_memory = || Error::OutOfMemory { device: "cuda:emulated".into(), bytes, what: what.into() };

@@ -1,5 +1,7 @@
 //! A driver that computes nothing and writes down what it was asked for.
-use super::{Description, Driver, Group, Matmul, Prepared, Transfer, Work};
+use super::{Description, Driver, Group, Matmul, Prepared, TileMap, Tiles, Transfer, Work};
+use crate::CudaOptions;
+use crate::warpgroups::Warpgroups;
 use anyfleet_tensor::{DeviceMemory, Error, Gemm, Result};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -93,13 +95,15 @@ pub(crate) struct FakeDriver {
     pub(crate) recorded: Recorded,
     description: Description,
     gemm: Gemm,
+    warpgroups: Warpgroups,
 }
 
 impl FakeDriver {
-    pub(crate) fn new(gemm: Gemm) -> FakeDriver {
+    pub(crate) fn new(options: &CudaOptions) -> FakeDriver {
         let description =
             Description { name: "recording".into(), driver: "none".into(), index: 0, capability: 90, processors: 132 };
-        FakeDriver { recorded: Recorded::default(), description, gemm }
+        let warpgroups = if options.warpgroups == Some(true) { Warpgroups::Filling } else { Warpgroups::Never };
+        FakeDriver { recorded: Recorded::default(), description, gemm: options.gemm, warpgroups }
     }
 }
 
@@ -143,6 +147,15 @@ impl Driver for FakeDriver {
     }
     fn library(&self) -> Option<&str> {
         (self.gemm == Gemm::Fast).then_some("none")
+    }
+    fn warpgroups(&self) -> Warpgroups {
+        self.warpgroups
+    }
+    /// The words of `tiles`, in the order of its fields.
+    fn tile_map(&self, tiles: &Tiles) -> Result<TileMap> {
+        let mut map = TileMap([0; 16]);
+        map.0[..4].copy_from_slice(&[tiles.address, tiles.rows as u64, tiles.row_bytes as u64, tiles.lines as u64]);
+        Ok(map)
     }
     fn alloc(&self, bytes: usize, _what: &str) -> Result<u64> {
         let mut state = self.recorded.state();

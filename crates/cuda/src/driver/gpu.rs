@@ -1,7 +1,8 @@
 //! CUDA's driver: memory, transfers and launches on one stream of one device.
 use super::cublaslt::{Handle, Product};
 use super::nccl::{self, Comms};
-use super::{Description, Driver, Group, Kernel, Launch, Prepared, Transfer, Work, probe};
+use super::{Description, Driver, Group, Kernel, Launch, Prepared, TileMap, Tiles, Transfer, Work, probe};
+use crate::warpgroups::{self, Warpgroups};
 use crate::{CudaDevice, CudaOptions};
 use anyfleet_tensor::{DeviceMemory, Error, Gemm, Result};
 use cudarc::driver::{DriverError, result, sys};
@@ -106,6 +107,7 @@ pub(crate) struct GpuDriver {
     loaded: Mutex<Loaded>,
     /// What computes products where they need not be invariant.
     library: Option<Arc<Handle>>,
+    warpgroups: Warpgroups,
 }
 
 #[derive(Default)]
@@ -142,6 +144,8 @@ impl GpuDriver {
             processors: device.processors,
         };
         let stream = Arc::new(Stream::open(device)?);
+        let failed = |reason| Error::Device { device: stream.name.clone(), reason };
+        let warpgroups = warpgroups::choose(options.warpgroups, &description).map_err(failed)?;
         let library = match options.gemm {
             Gemm::Invariant => None,
             Gemm::Fast => Some(Handle::open(&stream).map(Arc::new).map_err(|reason| Error::Device {
@@ -152,7 +156,7 @@ impl GpuDriver {
         let staging = Mutex::new(Staging::new(&stream)?);
         let (readbacks, loaded) = (Arc::default(), Mutex::default());
         let folder = options.compiled.clone();
-        Ok(GpuDriver { description, stream, folder, staging, readbacks, loaded, library })
+        Ok(GpuDriver { description, stream, folder, staging, readbacks, loaded, library, warpgroups })
     }
 
     /// A kernel that may be launched with so much shared memory.
@@ -219,6 +223,37 @@ impl Driver for GpuDriver {
 
     fn library(&self) -> Option<&str> {
         self.library.as_ref().map(|library| library.name())
+    }
+
+    fn warpgroups(&self) -> Warpgroups {
+        self.warpgroups
+    }
+
+    fn tile_map(&self, tiles: &Tiles) -> Result<TileMap> {
+        const NUMBER: usize = 2;
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        let shape = [(tiles.row_bytes / NUMBER) as u64, tiles.rows as u64];
+        let (strides, tile, steps) =
+            ([tiles.row_bytes as u64], [(Tiles::LINE / NUMBER) as u32, tiles.lines as u32], [1; 2]);
+        // SAFETY: the arrays have two elements, and of strides one, as two dimensions ask; nothing is read at the address.
+        let encoded = self.stream.with(|| unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut map,
+                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT16,
+                2,
+                tiles.address as *mut c_void,
+                shape.as_ptr(),
+                strides.as_ptr(),
+                tile.as_ptr(),
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+            .result()
+        });
+        encoded.map(|()| TileMap(map.opaque))
     }
 
     fn alloc(&self, bytes: usize, what: &str) -> Result<u64> {

@@ -8,6 +8,7 @@ mod nccl;
 mod pinned;
 pub(crate) mod probe;
 
+use crate::warpgroups::Warpgroups;
 use anyfleet_tensor::{DeviceMemory, Result};
 use bytemuck::{Pod, Zeroable};
 use std::sync::Arc;
@@ -68,6 +69,29 @@ pub(crate) struct Matmul {
     pub(crate) f16: u32,
 }
 
+/// A matrix of numbers of sixteen bits in a device's memory, whose tiles kernels copy to shared memory in lines of
+/// [`Tiles::LINE`] bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tiles {
+    /// A multiple of 16.
+    pub(crate) address: u64,
+    pub(crate) rows: usize,
+    /// Bytes of a row, a multiple of 16; rows lie one behind the other.
+    pub(crate) row_bytes: usize,
+    /// Rows of a tile, at most 256.
+    pub(crate) lines: usize,
+}
+
+impl Tiles {
+    /// Bytes of a tile's row.
+    pub(crate) const LINE: usize = 128;
+}
+
+/// What a kernel is told of [`Tiles`], in a form that is the driver's: `TileMap` of `kernels/cuda/warpgroup_machine.cuh`.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub(crate) struct TileMap(pub(crate) [u64; 16]);
+
 /// What a product of the library may need beside its operands: NVIDIA's advice for Hopper and newer, the most of all.
 pub(crate) const WORKSPACE: usize = 32 << 20;
 
@@ -106,6 +130,9 @@ pub(crate) trait Driver: Send + Sync + 'static {
     fn memory(&self) -> DeviceMemory;
     /// Name and version of the library that computes a [`Matmul`]; nothing where there is none, and none may be asked for.
     fn library(&self) -> Option<&str>;
+    /// When products and attention of many rows are of warpgroups.
+    fn warpgroups(&self) -> Warpgroups;
+    fn tile_map(&self, tiles: &Tiles) -> Result<TileMap>;
     /// At least 256-byte aligned; an address for 0 bytes, too.
     fn alloc(&self, bytes: usize, what: &str) -> Result<u64>;
     fn free(&self, address: u64, bytes: usize);

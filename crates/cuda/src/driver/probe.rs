@@ -45,7 +45,7 @@ const NO_DEVICES: &str = "NVIDIA's driver lists no devices";
 /// The least version of the driver's interface.
 const VERSION: i32 = 12_000;
 /// Everything that is called, by cudarc's functions, too.
-const SYMBOLS: [&str; 38] = [
+const SYMBOLS: [&str; 39] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuGetErrorName",
@@ -84,6 +84,7 @@ const SYMBOLS: [&str; 38] = [
     "cuGraphLaunch",
     "cuGraphExecDestroy",
     "cuGraphDestroy",
+    "cuTensorMapEncodeTiled",
 ];
 
 /// One line that says why CUDA cannot be used.

@@ -1,5 +1,6 @@
 //! `attention`.
 use super::check_head;
+use crate::warpgroups::Warpgroups;
 use crate::{CudaBackend, CudaRecorder};
 use anyfleet_tensor::ops::{Attention, KvScales, LatentAttention};
 use anyfleet_tensor::{DType, Error, Live, Result, StepSizes, Tensor};
@@ -163,7 +164,22 @@ pub(crate) fn record(recorder: &mut CudaRecorder, op: &Attention<'_, CudaBackend
     let Attention { out, q, k_cache, v_cache, sinks, seqs, table, scale, softcap, window, longest, live, .. } = *op;
     let (caches, scales) = ([k_cache, v_cache], op.scales.as_ref());
     let mixing = Mixing { op: OP, out, q, caches, scales, sinks, seqs, table, scale, softcap, window, longest, live };
-    mix(recorder, &mixing, kernel)
+    let by_warpgroups = recorder.device.driver().warpgroups() != Warpgroups::Never;
+    mix(recorder, &mixing, |dtype, size, wide| {
+        let chosen = (by_warpgroups && wide && dtype == DType::BF16).then(|| warpgroup_kernel(size)).flatten();
+        chosen.unwrap_or_else(|| kernel(dtype, size, wide))
+    })
+}
+
+/// As [`kernel`], for many rows by a warpgroup, which has no registers for the largest heads.
+fn warpgroup_kernel(size: usize) -> Option<Choice> {
+    let (name, columns) = match size {
+        0..=64 => ("attention_bf16_warpgroup_64", 64),
+        65..=128 => ("attention_bf16_warpgroup_128", 128),
+        _ => return None,
+    };
+    // Queries, keys and values, and what may be lost before a multiple of a block of lines.
+    Some((("attention_warpgroup", name), WIDE, (WIDE + 2 * CHUNK) * columns * 2 + 1024))
 }
 
 /// Elements of keys and of values: `D` and `V` of `latent_attention_bf16.cu`.

@@ -2,7 +2,7 @@
 //!
 //! Few rows: a block takes a panel or two of output features and up to as many rows as its kernel is named for. Many:
 //! tiles. Which kernel runs is chosen by the capacity; a row's sum is the same in all of them, to the bit.
-use super::{function, linear_library};
+use super::{function, linear_library, linear_warpgroup};
 use crate::weight::{BLOCK, Q4_BLOCK};
 use crate::{CudaBackend, CudaRecorder, CudaWeight};
 use anyfleet_tensor::ops::{Activation, Linear, LinearActMul};
@@ -25,7 +25,7 @@ pub(crate) const THREADS: usize = 256;
 pub(crate) struct Params {
     out: u64,
     x: u64,
-    weight: u64,
+    pub(crate) weight: u64,
     multipliers: u64,
     scales: u64,
     bias: u64,
@@ -38,7 +38,7 @@ pub(crate) struct Params {
     width: u32,
     features: u32,
     pub(crate) panels: u32,
-    blocks: u32,
+    pub(crate) blocks: u32,
     segment: u32,
     pub(crate) copy_bytes: u32,
     x_stride: u32,
@@ -49,7 +49,7 @@ pub(crate) struct Params {
     pub(crate) vectors: u32,
     groups: u32,
     panel_multipliers: u32,
-    reserved: u32,
+    pub(crate) turned: u32,
 }
 
 /// A kernel for few rows: the most of a block, and the panels of one.
@@ -202,6 +202,9 @@ fn product(recorder: &mut CudaRecorder, op: &Product<'_>) -> Result<()> {
                 return linear_library::record(recorder, (kernels.module, x), weight, params);
             }
             params.take_copy(recorder, weight, rows)?;
+            if linear_warpgroup::computes(recorder, format, &params) {
+                return linear_warpgroup::record(recorder, (kernels.module, x), format, params);
+            }
             recorder.launch((kernels.module, x), [rows, 1, 1], THREADS, 0, &params)?;
             launch(recorder, kernels, FEW, params)
         }
@@ -286,7 +289,7 @@ pub(crate) fn params(recorder: &mut CudaRecorder, op: &Product<'_>) -> Result<Pa
         vectors: u32::from(x.is_multiple_of(16) && x_stride.is_multiple_of(4) && weight.cols().is_multiple_of(4)),
         groups: 1,
         panel_multipliers: weight.panel_multipliers() as u32,
-        reserved: 0,
+        turned: 0,
     })
 }
 

@@ -9,6 +9,7 @@ pub(crate) mod head_linear;
 pub(crate) mod latent_kv;
 pub(crate) mod linear;
 pub(crate) mod linear_library;
+pub(crate) mod linear_warpgroup;
 pub(crate) mod norm;
 pub(crate) mod rope_kv;
 pub(crate) mod route;

@@ -512,3 +512,24 @@ API(cuGraphDestroy, Graph* graph) {
     if (call.known(state().graphs, graph, "graph")) state().graphs.erase(graph);
     return call.code;
 }
+
+// As `TileMap` of emulate/warpgroup.h.
+API(cuTensorMapEncodeTiled, void* map, int type, u32 rank, void* address, const u64* shape, const u64* strides,
+    const u32* tile, const u32* steps, int interleave, int swizzle, int promotion, int fill) {
+    Call call(__func__);
+    if (call.code) return call.code;
+    const int U16 = 1, SWIZZLE_128 = 3;
+    bool right = u64(map) % 64 == 0 && type == U16 && rank == 2 && u64(address) % 16 == 0 && shape[0] > 0 && shape[1] > 0 &&
+                 strides[0] % 16 == 0 && strides[0] >= 2 * shape[0] && tile[0] * 2 <= 128 && tile[0] * 2 % 16 == 0 &&
+                 tile[1] > 0 && tile[1] <= 256 && steps[0] == 1 && steps[1] == 1 && interleave == 0 &&
+                 swizzle == SWIZZLE_128 && promotion >= 0 && promotion <= 3 && fill == 0;
+    if (!right) return call.wrong(INVALID_VALUE, "a map of tiles with a field that is out of bounds");
+    struct {
+        u64 address, stride;
+        u32 row_bytes, rows, line_bytes, lines;
+        u64 rest[12];
+    } made = {u64(address), strides[0], u32(shape[0] * 2), u32(shape[1]), tile[0] * 2, tile[1], {}};
+    static_assert(sizeof made == 128, "a map is 128 bytes");
+    memcpy(map, &made, sizeof made);
+    return OK;
+}
