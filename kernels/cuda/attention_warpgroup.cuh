@@ -155,7 +155,7 @@ struct Block {
 
     // Turns scores into weights, in the layout of products; those that a row does not see are without weight. Their sum
     // is of the rounded ones, so that the weights that are used add up to 1.
-    SHARED_DEVICE void weigh(u32 (&weights)[STEPS][4], float (&scores)[32], u32 start, bool partial) {
+    SHARED_DEVICE void weigh(u32 (&weights)[STEPS * 4], float (&scores)[32], u32 start, bool partial) {
 #pragma unroll
         for (u32 i = 0; i < 32; i++) scores[i] *= p.scale;
         if (p.softcap != 0.0f) {
@@ -188,7 +188,7 @@ struct Block {
                 for (u32 n = 0; n < 2; n++) {
                     const float* at = scores + (2 * k + n) * 4 + 2 * h;
                     u32 pair = pack_bf16(exact_exp(at[0] - most), exact_exp(at[1] - most));
-                    weights[k][2 * n + h] = pair;
+                    weights[4 * k + 2 * n + h] = pair;
                     two[n] = bf16_float(u16(pair)) + bf16_float(u16(pair >> 16));
                 }
                 part[k] = two[0] + two[1];
@@ -208,17 +208,19 @@ struct Block {
     }
 
     // Starts to add the weighted values of a panel of columns.
-    SHARED_DEVICE void multiply_values(float (&to)[32], const u32 (&weights)[STEPS][4], u32 n) const {
+    SHARED_DEVICE void multiply_values(float (&to)[32], const u32 (&weights)[STEPS * 4], u32 n) const {
 #pragma unroll
         for (u32 k = 0; k < STEPS; k++) {
             u32 at = shared_address(values) + n * PANEL_BYTES + k * 16 * SWIZZLED_LINE;
-            multiply_bf16<1>(to, weights[k], matrix_at(at, PANEL_BYTES, SWIZZLED_BLOCK), true);
+            u32 a[4] = {weights[4 * k], weights[4 * k + 1], weights[4 * k + 2], weights[4 * k + 3]};
+            multiply_bf16<1>(to, a, matrix_at(at, PANEL_BYTES, SWIZZLED_BLOCK), true);
         }
     }
 
-    SHARED_DEVICE void add_values(const u32 (&weights)[STEPS][4]) {
+    SHARED_DEVICE void add_values(u32 (&weights)[STEPS * 4]) {
 #pragma unroll
         for (u32 n = 0; n < PANELS; n++) products_hold(sums[n]);
+        products_hold(weights);
         products_begin();
 #pragma unroll
         for (u32 n = 0; n < PANELS; n++) multiply_values(sums[n], weights, n);
@@ -226,6 +228,7 @@ struct Block {
         products_wait<0>();
 #pragma unroll
         for (u32 n = 0; n < PANELS; n++) products_hold(sums[n]);
+        products_read(weights, p.reserved != 0, shared.places);
     }
 
     // Whether some value of the chunk is not finite.
@@ -243,7 +246,7 @@ struct Block {
 
     // A weight of 0 does not hide a value that is not finite: tokens take turns, each with the values that it sees. Its
     // sums are those of tiles where the others' keys are not there.
-    SHARED_DEVICE void add_values_in_turns(const u32 (&weights)[STEPS][4], const u32* places, u32 start) {
+    SHARED_DEVICE void add_values_in_turns(u32 (&weights)[STEPS * 4], const u32* places, u32 start) {
 #pragma unroll 1
         for (u32 r = 0; r < tile.count;) {
             Range seen = shared.seen[r];
@@ -257,11 +260,13 @@ struct Block {
 #pragma unroll
                 for (u32 i = 0; i < 32; i++) sum[i] = sums[n][i];
                 products_hold(sum);
+                products_hold(weights);
                 products_begin();
                 multiply_values(sum, weights, n);
                 products_commit();
                 products_wait<0>();
                 products_hold(sum);
+                products_read(weights, p.reserved != 0, shared.places);
 #pragma unroll
                 for (u32 i = 0; i < 32; i++) sums[n][i] = keep[i / 2 % 2] ? sum[i] : sums[n][i];
             }
@@ -350,7 +355,7 @@ struct Block {
             __syncthreads();
             if (next.more()) copy(keys, p.k_cache, shared.places[turn ^ 1], next.start(), needed);
             copy_commit();
-            u32 weights[STEPS][4];
+            u32 weights[STEPS * 4];
             weigh(weights, scores, start, partial);
             arrive<1>();
             shrink_sums();

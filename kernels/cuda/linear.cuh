@@ -56,6 +56,7 @@ struct LinearParams {
 // `layout`: output features as they are; with gates beside them; and the same where the activation is wanted.
 const u32 PLAIN = 0;
 const u32 GATED = 1;
+const u32 GATED_ACTIVATION = 2;
 
 // Parts of K whose sums are added in order at the end, on every path: that is the sum.
 const u32 SEGMENTS = 8;

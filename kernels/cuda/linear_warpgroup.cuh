@@ -4,7 +4,8 @@
 // A block is three warpgroups: one copies tiles of weights and x to shared memory, a stage ahead of as many as there is room
 // for, and two multiply, 64 output features each. Weights go through registers in whichever order products of few rows have
 // them; x has that order already, from the copy that is made of it (`turned`). Of a line of 128 bytes a fragment's row reads one
-// half before the other, even rows the first: sixteen bytes of eight lanes then lie in all banks.
+// half before the other, even rows the first: sixteen bytes of eight lanes then lie in all banks. One warpgroup's products
+// hide the other's reading of its next line.
 //
 // The floor is the matrix units' rate. Shared memory is read at 96 and written at 64 bytes a cycle then, of 128 that it has:
 // about 80 % of that rate is what these tiles can reach. Larger ones have no registers for both sums and totals.
@@ -53,11 +54,6 @@ struct Turn {
         phase ^= 1;
     }
 };
-
-// Of the line of both rows of a lane: its halves.
-struct Line {
-    Words4 half[2][2];
-};
 }
 
 #ifdef HAS_WARPGROUPS
@@ -78,7 +74,8 @@ SHARED_DEVICE void copy_stages(const WarpgroupParams& p, warpgroup::Barriers& ba
     }
 }
 
-SHARED_DEVICE void load_line(warpgroup::Line& line, const u8* weights, u32 row, u32 t) {
+// The sixteen columns of product i are words 4i.. of a lane: as `multiply` of linear.cuh takes them of rows `row` and row + 8.
+SHARED_DEVICE void load_line(u32 (&line)[16], const u8* weights, u32 row, u32 t) {
     bool odd = row % 2;
 #pragma unroll
     for (u32 r = 0; r < 2; r++) {
@@ -86,22 +83,22 @@ SHARED_DEVICE void load_line(warpgroup::Line& line, const u8* weights, u32 row, 
         Words4 second = load(weights + swizzled(row + 8 * r, !odd * 4 + t));
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
-            line.half[0][r].v[i] = odd ? second.v[i] : first.v[i];
-            line.half[1][r].v[i] = odd ? first.v[i] : second.v[i];
+            u32 at = i / 2 * 4 + i % 2 * 2 + r;
+            line[at] = odd ? second.v[i] : first.v[i];
+            line[8 + at] = odd ? first.v[i] : second.v[i];
         }
     }
 }
 
 // Adds the products of a stage.
 template <class Word>
-SHARED_DEVICE void multiply_line(float (&sum)[warpgroup::TILE / 2], const warpgroup::Line& line, u32 x, bool begins) {
+SHARED_DEVICE void multiply_line(float (&sum)[warpgroup::TILE / 2], u32 (&line)[16], u32 x, bool begins) {
     products_hold(sum);
+    products_hold(line);
     products_begin();
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
-        const Words4 (&w)[2] = line.half[i / 2];
-        u32 first = i % 2 * 2;
-        u32 a[4] = {w[0].v[first], w[1].v[first], w[0].v[first + 1], w[1].v[first + 1]};
+        u32 a[4] = {line[4 * i], line[4 * i + 1], line[4 * i + 2], line[4 * i + 3]};
         Word::template multiply<0>(sum, a, matrix_at(x + 32 * i, 0, SWIZZLED_BLOCK), !begins || i > 0);
     }
     products_commit();
@@ -139,6 +136,7 @@ SHARED_DEVICE void multiply_stages(const WarpgroupParams& p, warpgroup::Barriers
     u32 mine = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP, lane = thread % WARP;
     float* sums = reinterpret_cast<float*>(stages + STAGES * 2 * PART) + mine * ROWS_OUT * LINE_OUT;
     u32 line_row = mine * FEATURES + thread / WARP * PANEL + lane / 4, segment = p.linear.segment * BLOCK / SWIZZLED_LINE;
+    bool never = p.linear.layout > GATED_ACTIVATION;
     Turn turn;
     for (u32 tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
         u32 row = tile % p.row_tiles * TILE, feature = tile / p.row_tiles * TILE;
@@ -146,24 +144,19 @@ SHARED_DEVICE void multiply_stages(const WarpgroupParams& p, warpgroup::Barriers
         float sum[TILE / 2], total[TILE / 2];
 #pragma unroll
         for (u32 i = 0; i < TILE / 2; i++) sum[i] = total[i] = 0.0f;
-        Line line, ahead;
-        barrier_wait(barriers.full[turn.stage], turn.phase);
-        load_line(line, stages + turn.stage * 2 * PART, line_row, lane % 4);
         u32 left = segment;
-        for (u32 step = 0; step < steps; step++) {
-            multiply_line<Word>(sum, line, shared_address(stages + turn.stage * 2 * PART + PART), left == segment);
-            u32 stage = turn.stage;
-            turn.next();
-            if (step + 1 < steps) {
-                barrier_wait(barriers.full[turn.stage], turn.phase);
-                load_line(ahead, stages + turn.stage * 2 * PART, line_row, lane % 4);
-            }
+        for (u32 step = 0; step < steps; step++, turn.next()) {
+            const u8* stage = stages + turn.stage * 2 * PART;
+            u32 line[16];
+            barrier_wait(barriers.full[turn.stage], turn.phase);
+            load_line(line, stage, line_row, lane % 4);
+            multiply_line<Word>(sum, line, shared_address(stage + PART), left == segment);
             products_wait<0>();
             products_hold(sum);
+            products_read(line, never, sums);
             // Nobody of the warp reads the stage any more.
             __syncwarp();
-            if (lane == 0) barrier_arrive(barriers.empty[stage]);
-            line = ahead;
+            if (lane == 0) barrier_arrive(barriers.empty[turn.stage]);
             if (--left > 0 && step + 1 < steps) continue;
             left = segment;
 #pragma unroll

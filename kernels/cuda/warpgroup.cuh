@@ -18,6 +18,16 @@ const u32 WARPGROUP = 4 * WARP;
 const u32 SWIZZLED_LINE = 128;
 const u32 SWIZZLED_BLOCK = 1024;
 
+// After products were waited for: what they read from registers is theirs until then, but an assembler may take the registers
+// for free as soon as the last product was asked for (ptxas before CUDA 13.3). So they are read once more, where the kernel
+// knows that it is not `never` and the compiler does not.
+template <int N>
+SHARED_DEVICE void products_read(const u32 (&a)[N], bool never, void* shared) {
+    if (!never) return;
+#pragma unroll
+    for (int i = 0; i < N; i++) static_cast<volatile u32*>(shared)[i] = a[i];
+}
+
 // Where a piece of sixteen bytes of a line is.
 SHARED_DEVICE u32 swizzled(u32 line, u32 piece) { return line * SWIZZLED_LINE + (piece ^ line % 8) * 16; }
 

@@ -65,8 +65,13 @@ SHARED_DEVICE void more_registers() {
 // What threads wrote to shared memory is seen by products that begin after a barrier.
 SHARED_DEVICE void shared_written() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// Sums are in their registers here: whatever else reads or writes them does not pass. Before products begin, and after they
-// were waited for.
+// Sums, or what products take from registers, are there: whatever else reads or writes them does not pass. Before products
+// begin, and of sums after they were waited for.
+template <int N>
+SHARED_DEVICE void products_hold(u32 (&a)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+r"(a[i])::"memory");
+}
 template <int N>
 SHARED_DEVICE void products_hold(float (&d)[N]) {
 #pragma unroll

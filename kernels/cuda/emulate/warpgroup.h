@@ -56,8 +56,8 @@ template <int N>
 SHARED_DEVICE void more_registers() {}
 SHARED_DEVICE void shared_written() {}
 
-template <int N>
-SHARED_DEVICE void products_hold(float (&)[N]) {}
+template <class T, int N>
+SHARED_DEVICE void products_hold(T (&)[N]) {}
 SHARED_DEVICE void products_begin() { emulate::begin_products(); }
 SHARED_DEVICE void products_commit() { emulate::commit_products(); }
 template <int LEFT>
