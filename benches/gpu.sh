@@ -58,6 +58,7 @@ for quantize in none q8 q4 f8; do
 done
 run experts "$experts" "${expert_cases[@]}"
 run latents "$latents" "${expert_cases[@]}"
+run latents-fp8 "$latents" --kv-dtype fp8 "${expert_cases[@]}"
 if [ -n "$large" ]; then
     run large "$large" "${large_cases[@]}"
     run throughput "$large" "${throughput[@]}"

@@ -47,8 +47,8 @@ struct Block {
     static const u32 PAIRS = V / 64;
     static const bool BYTES = KV != KV_BF16, SCALED = KV == KV_I8;
     static const u32 CELL = BYTES ? 1 : 2;
-    // Bytes of a head as it is copied.
-    static const u32 COPY_ROW = D * CELL + 16;
+    // Bytes of a head as it is copied; those of latents lie in the second half of the row that they become.
+    static const u32 COPY_ROW = LATENT ? 2 * ROW : D * CELL + 16;
 
     const AttentionParams& p;
     Shared<M>& shared;
@@ -81,8 +81,9 @@ struct Block {
         keys = weights + M * WEIGHT_ROW;
         u8* after = reinterpret_cast<u8*>(keys + CHUNK * ROW);
         values = BYTES || LATENT ? keys : reinterpret_cast<u16*>(after);
-        copied_keys = BYTES ? after : reinterpret_cast<u8*>(keys);
-        copied_values = BYTES ? after + CHUNK * COPY_ROW : reinterpret_cast<u8*>(values);
+        u8* rows = reinterpret_cast<u8*>(keys);
+        copied_keys = !BYTES ? rows : LATENT ? rows + D : after;
+        copied_values = LATENT ? copied_keys : BYTES ? after + CHUNK * COPY_ROW : reinterpret_cast<u8*>(values);
     }
 
     // The row of element 2h or 2h + 1 of a lane in a strip of sixteen.
@@ -171,6 +172,35 @@ struct Block {
             Words4* at = reinterpret_cast<Words4*>(to + key * ROW + c);
             at[0] = wide[0];
             at[1] = wide[1];
+        }
+    }
+
+    // Brings the warp's sixteen keys, of latents, from bytes to bf16 where they lie: sixteen bytes a lane at a time, in order.
+    // The first n parts of a row become what lies before its part n + 1, so none is overwritten before it is read.
+    SHARED_DEVICE void widen_latents() const {
+        const u32 PARTS = D / 16, TOGETHER = 3;
+        u8* rows = copied_keys + 16 * warp * COPY_ROW;
+        u16* wide_rows = keys + 16 * warp * ROW;
+#pragma unroll 1
+        for (u32 first = 0; first < 16 * PARTS; first += TOGETHER * WARP) {
+            Words4 bytes[TOGETHER];
+#pragma unroll
+            for (u32 i = 0; i < TOGETHER; i++) {
+                u32 part = first + i * WARP + lane, key = part / PARTS, c = part % PARTS * 16;
+                if (c < width) bytes[i] = *reinterpret_cast<const Words4*>(rows + key * COPY_ROW + c);
+            }
+            __syncwarp();
+#pragma unroll
+            for (u32 i = 0; i < TOGETHER; i++) {
+                u32 part = first + i * WARP + lane, key = part / PARTS, c = part % PARTS * 16;
+                if (c >= width) continue;
+                Words4 wide[2];
+                widen_f8(wide, bytes[i], true);
+                Words4* at = reinterpret_cast<Words4*>(wide_rows + key * ROW + c);
+                at[0] = wide[0];
+                at[1] = wide[1];
+            }
+            __syncwarp();
         }
     }
 
@@ -367,7 +397,7 @@ struct Block {
 #pragma unroll 1
         for (u32 r = 0; r < tile.count;) {
             Range seen = shared.seen[r];
-            if (BYTES) {
+            if (BYTES && !LATENT) {
                 widen(values, copied_values, scale, seen.has(start + threadIdx.x % CHUNK));
             } else {
                 copy(copied_values, p.v_cache, places, start, seen);
@@ -375,6 +405,10 @@ struct Block {
                 copy_wait<0>();
             }
             __syncthreads();
+            if (BYTES && LATENT) {
+                widen_latents();
+                __syncthreads();
+            }
             add_values<true>(seen.end);
             __syncthreads();
             while (r < tile.count && shared.seen[r].end == seen.end) r++;
@@ -508,7 +542,8 @@ struct Block {
             // The keys are there, and nobody reads the values before them any more.
             copy_wait<0>();
             __syncthreads();
-            if (BYTES) widen(keys, copied_keys, key.k_scale, true);
+            if (BYTES && LATENT) widen_latents();
+            else if (BYTES) widen(keys, copied_keys, key.k_scale, true);
             if (!LATENT) copy(copied_values, p.v_cache, shared.places[turn], start, needed);
             copy_commit();
             if (BYTES) __syncthreads();
@@ -523,7 +558,7 @@ struct Block {
             weigh(scores);
             copy_wait<1>();
             __syncthreads();
-            if (BYTES) {
+            if (BYTES && !LATENT) {
                 widen(values, copied_values, key.v_scale, true);
                 __syncthreads();
             }
@@ -565,11 +600,11 @@ struct Block {
         SHARED(attention_mma::Shared<M>, shared);                   \
         attention_mma::Block<D, D, M, KV>(p, shared, memory).run(); \
     }
-// Latents of bf16. Their tile is what shared memory of 99 KiB holds: copies wait for products, and the other block of a
-// multiprocessor fills the gap where there is room for two.
-#define LATENT_ATTENTION(name, D, V, M, BLOCKS)                          \
-    KERNEL_OF_BLOCKS(name, 128, BLOCKS, AttentionParams) {               \
-        SHARED_BYTES(memory);                                            \
-        SHARED(attention_mma::Shared<M>, shared);                        \
-        attention_mma::Block<D, V, M, KV_BF16>(p, shared, memory).run(); \
+// Latents of bf16 or of eight bits. Their tile is what shared memory of 99 KiB holds: copies wait for products, and the other
+// block of a multiprocessor fills the gap where there is room for two.
+#define LATENT_ATTENTION(name, D, V, M, KV, BLOCKS)                 \
+    KERNEL_OF_BLOCKS(name, 128, BLOCKS, AttentionParams) {          \
+        SHARED_BYTES(memory);                                       \
+        SHARED(attention_mma::Shared<M>, shared);                   \
+        attention_mma::Block<D, V, M, KV>(p, shared, memory).run(); \
     }

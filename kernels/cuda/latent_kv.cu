@@ -53,6 +53,8 @@ SHARED_DEVICE void turn(const LatentKvParams& p, const float* head, u32 row, Put
 SHARED_DEVICE void keep(const LatentKvParams& p, u64 at, float x) {
     if (p.type == KV_F32) {
         static_cast<float*>(p.cache)[at] = x;
+    } else if (p.type == KV_F8) {
+        static_cast<u8*>(p.cache)[at] = kv::f8_of(x);
     } else {
         static_cast<u16*>(p.cache)[at] = p.type == KV_BF16 ? float_bf16(x) : float_half(x);
     }

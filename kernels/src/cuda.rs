@@ -123,6 +123,7 @@ const SOURCES: &[File] = files![
     "latent_attention_bf16.cu",
     "latent_attention_f16.cu",
     "latent_attention_f32.cu",
+    "latent_attention_f8.cu",
     "latent_kv.cu",
     "linear_bf16.cu",
     "linear_bytes.cu",

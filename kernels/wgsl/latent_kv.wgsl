@@ -29,7 +29,12 @@ struct Params {
 @group(0) @binding(4) var<storage, read> positions: array<u32>;
 @group(0) @binding(5) var<storage, read> slots: array<u32>;
 @group(0) @binding(6) var<storage, read_write> q: array<f32>;
+#if KV_HALVES
+// Tokens share words.
+@group(0) @binding(7) var<storage, read_write> cache: array<atomic<u32>>;
+#else
 @group(0) @binding(7) var<storage, read_write> cache: array<u32>;
+#endif
 @group(0) @binding(8) var<storage, read> table: array<f32>;
 @group(0) @binding(9) var<storage, read> norm: array<f32>;
 
@@ -106,6 +111,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         token[RANK + i] = turned(position, x, pair.pair, pair.second);
     }
     workgroupBarrier();
+#if KV_HALVES
+    for (var pair = thread; pair < SIZE / 2u; pair += THREADS) {
+        let bytes = to_f8(token[2u * pair]) | to_f8(token[2u * pair + 1u]) << 8u;
+        let half = (p.cache + slot * SIZE) / 2u + pair;
+        let shift = 16u * (half % 2u);
+        atomicAnd(&cache[half / 2u], ~(0xffffu << shift));
+        atomicOr(&cache[half / 2u], bytes << shift);
+    }
+#else
     let place = p.cache / PER_WORD + slot * (SIZE / PER_WORD);
     for (var word = thread; word < SIZE / PER_WORD; word += THREADS) {
 #if KV_BF16
@@ -117,5 +131,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #if KV_F32
         cache[place + word] = bitcast<u32>(token[word]);
 #endif
+#if KV_F8
+        var bytes = 0u;
+        for (var i = 0u; i < 4u; i++) {
+            bytes |= to_f8(token[4u * word + i]) << (8u * i);
+        }
+        cache[place + word] = bytes;
+#endif
     }
+#endif
 }

@@ -474,12 +474,12 @@ impl EngineBuilder {
         if !caps.weights.contains(&WeightFormat::Float(dtype)) {
             return Err(Error::Device(format!("{} does not support --dtype {dtype}; use another dtype", caps.device)));
         }
+        let flag = |kv: &DType| match kv {
+            DType::I8 => "int8",
+            DType::F8 => "fp8",
+            other => other.name(),
+        };
         if !caps.kv.contains(&kv) {
-            let flag = |kv: &DType| match kv {
-                DType::I8 => "int8",
-                DType::F8 => "fp8",
-                other => other.name(),
-            };
             let known: Vec<&str> = caps.kv.iter().map(flag).collect();
             return Err(Error::Device(format!(
                 "{} has no KV cache of {kv}; use one of these for --kv-dtype: {}",
@@ -492,7 +492,7 @@ impl EngineBuilder {
             return Err(Error::Device(match known.is_empty() {
                 true => format!("{family} needs latent attention, which {device} does not have yet; use cpu"),
                 false => {
-                    let known: Vec<&str> = known.iter().map(|kv| kv.name()).collect();
+                    let known: Vec<&str> = known.iter().map(flag).collect();
                     let known = known.join(", ");
                     format!("{device} keeps no latents of {family} as {kv}; use one of these for --kv-dtype: {known}")
                 }

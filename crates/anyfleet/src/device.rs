@@ -151,7 +151,7 @@ pub enum KvDType {
     Bf16,
     /// IEEE binary16.
     F16,
-    /// A byte an element with a scale per token and head: about half the memory of bf16.
+    /// A byte an element with a scale per token and head: about half the memory of bf16. Not for latents.
     I8,
     /// Floats of eight bits (E4M3) without scales: half the memory of bf16, three bits of mantissa, magnitudes up to 448.
     F8,

@@ -109,6 +109,7 @@ fn bits_do_not_depend_on_company_chunks_pages_and_preemption() {
         (MODELS[2], DTypeSpec::Bf16, QuantizeSpec::Q4, KvDType::I8),
         (MODELS[3], DTypeSpec::Bf16, QuantizeSpec::None, KvDType::F8),
         (MODELS[6], DTypeSpec::Bf16, QuantizeSpec::F8, KvDType::Auto),
+        (MODELS[6], DTypeSpec::Bf16, QuantizeSpec::None, KvDType::F8),
     ] {
         let what = format!("{model} {dtype} {quantize} {kv}");
         let base = builder(&device, model).dtype(dtype).quantize(quantize).kv_dtype(kv).max_num_seqs(6);

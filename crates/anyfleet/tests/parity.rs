@@ -48,6 +48,28 @@ fn bf16_error_is_of_the_size_of_the_reference_s_own() {
     }
 }
 
+/// Where two groups of experts have nearly the same score, rounding may turn one into the other. In deepseek-v3's longest prompt
+/// the nearest scores of the group that a token has last and of the one after it are, in f64, 1.42881 and 1.42859 at token 122,
+/// 1.53431 and 1.53346 at token 93. f16 keys change differences of such scores by 7e-4 in the median: computed in f64 with nothing else
+/// rounded they turn both, and the tokens that follow have these log-probabilities. All others are as near as eleven bits make
+/// them.
+#[test]
+fn f16_is_near_but_for_groups_that_nearly_tie() {
+    const TIES: [(usize, f64); 2] = [(93, -6.572), (122, -4.038)];
+    let dir = fixtures_dir().join("deepseek-v3");
+    let prompt = expected(&dir).prompts.pop().expect("a prompt");
+    for device in devices() {
+        let mut executor = builder(&dir, &device, DTypeSpec::F16).executor().expect("executor");
+        let (found, _) = Driver { executor: &mut *executor, chunk: 512 }.score(&prompt.ids, &[]);
+        for (token, (&found, &want)) in found.iter().zip(&prompt.token_logprobs).enumerate() {
+            let turned = TIES.iter().find(|tie| tie.0 == token).map(|tie| tie.1);
+            let error = |want: f64| (f64::from(found) - want).abs();
+            let error = turned.map_or(error(want), |turned| error(turned).min(error(want)));
+            assert!(error <= 0.05, "{device}: token {token}: {found}, not {want}");
+        }
+    }
+}
+
 /// A byte is half a step of 127 off, bf16 half a unit of 256: of numbers that are as large as their head's
 /// largest that is the same, of most others a few times as much. Errors of keys and values are those of one of
 /// many roundings in a bf16 model, so that in the mean twice the bf16 error is plenty; the largest of some
@@ -65,10 +87,22 @@ fn a_cache_of_floats_of_eight_bits_is_as_good_as_its_mantissa() {
     narrow_caches(KvDType::F8, 4.0);
 }
 
+#[test]
+fn latents_have_no_scales() {
+    let model = fixtures_dir().join("deepseek-v2");
+    for device in devices() {
+        let error =
+            builder(&model, &device, DTypeSpec::Bf16).kv_dtype(KvDType::I8).plan().expect_err("int8").to_string();
+        assert!(error.contains("keeps no latents of deepseek") && error.contains("--kv-dtype: "), "{error}");
+        assert!(error.contains("fp8") && !error.contains("int8") && !error.contains('\n'), "{error}");
+    }
+}
+
 /// Errors are at most so many times those that a cache of bytes may have.
 fn narrow_caches(kv: KvDType, times: f64) {
-    // Latents are not kept as bytes.
-    for (dir, device) in cases().into_iter().filter(|(dir, _)| !name(dir).starts_with("deepseek")) {
+    // Latents are not kept with scales.
+    let kept = |dir: &Path| kv == KvDType::F8 || !name(dir).starts_with("deepseek");
+    for (dir, device) in cases().into_iter().filter(|(dir, _)| kept(dir)) {
         let reference = expected(&dir);
         let found = errors_of(&dir, &reference, builder(&dir, &device, DTypeSpec::Bf16).kv_dtype(kv), 512);
         let ours = errors(&dir, &device, &reference, DTypeSpec::Bf16, 512);

@@ -1,5 +1,6 @@
 //! The cases of each tier.
 use crate::case::{Case, Outcome, Types};
+use crate::cases::attention::AttentionCase;
 use crate::cases::sample::{Logits, SampleCase};
 use crate::large;
 use crate::property::agrees_over;
@@ -87,22 +88,21 @@ pub fn edges<B: Backend>(backend: &B, seed: u64) -> Report {
     report
 }
 
-/// Runs attention over caches of each type of one byte without scales, and over bf16 caches that hold the same numbers: both
-/// must leave the same bits. Returns how many cases were compared.
+/// Runs attention, and attention over latents, with caches of each type of one byte without scales, and with bf16 caches that
+/// hold the same numbers: both must leave the same bits. Returns how many cases were compared.
 ///
 /// # Errors
 /// A line that names the first case in which they differ.
 pub fn narrow_caches_agree<B: Backend>(backend: &B, seed: u64) -> Result<usize, String> {
     let caps = backend.caps();
-    let narrow = |kv: &&DType| kv.size() == 1 && !kv.is_scaled() && caps.kv.contains(&DType::BF16);
-    let mut compared = 0;
-    for &kv in caps.kv.iter().filter(narrow) {
-        for case in attention::attention_cases(&mut Rng::new(seed), caps.activations[0], kv) {
-            agrees_over(&case, DType::BF16, backend, seed)?;
-            compared += 1;
-        }
-    }
-    Ok(compared)
+    let narrow = |types: &[DType], cases: fn(&mut Rng, DType, DType) -> Vec<AttentionCase>| -> Vec<AttentionCase> {
+        let narrow = |kv: &&DType| kv.size() == 1 && !kv.is_scaled() && types.contains(&DType::BF16);
+        types.iter().filter(narrow).flat_map(|&kv| cases(&mut Rng::new(seed), caps.activations[0], kv)).collect()
+    };
+    let mut cases = narrow(&caps.kv, attention::attention_cases);
+    cases.extend(narrow(&caps.latent, attention::latent_attention_cases));
+    cases.iter().try_for_each(|case| agrees_over(case, DType::BF16, backend, seed))?;
+    Ok(cases.len())
 }
 
 /// A subset of the small tier for types that are `wanted`: one case of every op and its types and then, as long as

@@ -101,7 +101,7 @@ impl CpuBackend {
             invariant: true,
             attention_operands: [DType::BF16, DType::I8, DType::F8].map(|kv| (kv, DType::BF16)).to_vec(),
             kv: [floats.as_slice(), &[DType::I8, DType::F8]].concat(),
-            latent: floats.to_vec(),
+            latent: [floats.as_slice(), &[DType::F8]].concat(),
             page_size: 16,
             memory: memory::measure(),
             max_buffer: None,

@@ -113,7 +113,7 @@ impl CudaBackend {
             operand_rows: 0,
             attention_operands: [DType::BF16, DType::I8, DType::F8].map(|kv| (kv, DType::BF16)).to_vec(),
             kv: vec![DType::BF16, DType::F16, DType::F32, DType::I8, DType::F8],
-            latent: vec![DType::BF16, DType::F16, DType::F32],
+            latent: vec![DType::BF16, DType::F16, DType::F32, DType::F8],
             page_size: 16,
             memory: driver.memory(),
             max_buffer: None,

@@ -126,6 +126,14 @@ fn a_cache_of_bytes_takes_a_byte_an_element_and_four_a_head() {
             (bf16.weights, bf16.activations, bf16.workspace)
         );
     }
+    // Of latents there is one cache.
+    let spec = model("deepseek-v2").spec;
+    let [bf16, floats] = [DType::BF16, DType::F8].map(|kv| {
+        let options = ExecutorOptions { kv, kv_bytes: None, max_sequences: 1, ..options() };
+        plan(&device, &spec, &options).expect("plan")
+    });
+    let (size, layers) = (spec.layers[0].attention.head_dim as u64, spec.layers.len() as u64);
+    assert_eq!((bf16.kv_cache, floats.kv_cache), (2 * floats.kv_cache, floats.kv_tokens * size * layers));
 }
 
 #[test]

@@ -31,7 +31,7 @@ impl Default for NullBackend {
                 invariant: true,
                 attention_operands: Vec::new(),
                 kv: [floats.as_slice(), &[DType::I8, DType::F8]].concat(),
-                latent: floats.to_vec(),
+                latent: [floats.as_slice(), &[DType::F8]].concat(),
                 page_size: 16,
                 memory: DeviceMemory::default(),
                 max_buffer: None,

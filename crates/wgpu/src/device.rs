@@ -123,7 +123,7 @@ impl WgpuBackend {
             weights,
             attention_operands: Vec::new(),
             kv: vec![DType::BF16, DType::F16, DType::F32, DType::I8, DType::F8],
-            latent: floats.to_vec(),
+            latent: [floats.as_slice(), &[DType::F8]].concat(),
             page_size: 16,
             memory: DeviceMemory { total: options.memory, available: options.memory },
             max_buffer: Some(limits.max_buffer_size.min(limits.max_storage_buffer_binding_size)),

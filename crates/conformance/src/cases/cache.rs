@@ -3,7 +3,7 @@ use crate::expect::{Expected, Want};
 use crate::number::poison;
 use crate::stage::Stage;
 use anyfleet_tensor::ops::KvScales;
-use anyfleet_tensor::{Backend, DType, Result, Tensor};
+use anyfleet_tensor::{Backend, DType, Result, Tensor, f8};
 use std::collections::BTreeMap;
 
 /// Shape of one page.
@@ -71,6 +71,17 @@ impl<B: Backend> Caches<B> {
 
 /// Names of both caches and their scales, as operands.
 pub(super) const NAMES: [[&str; 2]; 2] = [["k_cache", "v_cache"], ["k_scale", "v_scale"]];
+
+/// What a cache of this type keeps of a number: E4M3 ends where others go on.
+pub(super) fn bounded(kv: DType, want: Want) -> Want {
+    match want {
+        Want::Near { value, scale } if kv == DType::F8 => {
+            let most = f64::from(f8::MAX);
+            Want::Near { value: value.clamp(-most, most), scale }
+        }
+        want => want,
+    }
+}
 
 /// What pages of a cache must hold: everything is kept but the heads that are set.
 pub(super) struct CacheWants {

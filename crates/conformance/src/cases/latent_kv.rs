@@ -1,5 +1,5 @@
 //! Norm of latents, rotation, and the store of latents and keys.
-use super::cache::{CacheWants, PageShape};
+use super::cache::{CacheWants, PageShape, bounded};
 use super::norm;
 use super::rope_kv::{POSITIONS, rope_table, turned};
 use crate::case::{OpCase, Piece, Selection, Types, live_of};
@@ -165,7 +165,8 @@ impl OpCase for LatentKvCase {
             let (latent, key) = host.kv[r * self.size()..][..self.size()].split_at(self.rank);
             let near = |value: f64| Want::Near { value, scale: value.abs() };
             let normed = norm::reference(latent, &host.norm, EPS).into_iter().map(near);
-            cache.set(slot, 0, &normed.chain(self.turned(host, r, key)).collect::<Vec<_>>());
+            let token = normed.chain(self.turned(host, r, key)).map(|want| bounded(self.kv, want));
+            cache.set(slot, 0, &token.collect::<Vec<_>>());
         }
         vec![Expected::dense(queries), cache.finish()]
     }

@@ -1,5 +1,5 @@
 //! Per-head norms, rotation, and the store of keys and values.
-use super::cache::{CacheWants, Caches, NAMES, PageShape, far_caches};
+use super::cache::{CacheWants, Caches, NAMES, PageShape, bounded, far_caches};
 use super::norm;
 use crate::case::{OpCase, Piece, Selection, Types, live_of};
 use crate::expect::{Expected, Tolerance, Want};
@@ -8,7 +8,7 @@ use crate::number::{UNIT_F32, round, unit_roundoff};
 use crate::rng::Rng;
 use crate::stage::{Placement, Stage, Staged};
 use anyfleet_tensor::ops::{QkNorm, Rope, RopeKv};
-use anyfleet_tensor::{Backend, DType, Encoder, Live, Result, f8, quant};
+use anyfleet_tensor::{Backend, DType, Encoder, Live, Result, quant};
 
 /// Positions the drawn rope tables have.
 pub(super) const POSITIONS: usize = 300;
@@ -257,14 +257,6 @@ impl OpCase for RopeKvCase {
         let wants = || [0, 1].map(|_| CacheWants::new(self.page_shape()));
         let scale_wants = || [0, 1].map(|_| CacheWants::new(self.page_shape().scales()));
         let (mut caches, mut scales) = (wants(), self.kv.is_scaled().then(scale_wants));
-        // E4M3 ends where heads may go on.
-        let bounded = |want: Want| match want {
-            Want::Near { value, scale } if self.kv == DType::F8 => {
-                let most = f64::from(f8::MAX);
-                Want::Near { value: value.clamp(-most, most), scale }
-            }
-            want => want,
-        };
         // Of a cache of i8 what is stored is more than a rounding away.
         let store = if self.kv.is_scaled() { DType::F32 } else { self.kv };
         for &r in &selection.rows {
@@ -276,7 +268,7 @@ impl OpCase for RopeKvCase {
             let Some(slot) = self.slot(host, r) else { continue };
             for group in 0..self.groups {
                 let key = self.head(host, kv[group], position, &host.k_norm, store);
-                let key: Vec<Want> = key.into_iter().map(bounded).collect();
+                let key: Vec<Want> = key.into_iter().map(|want| bounded(self.kv, want)).collect();
                 let moved = |&v: &f32| Want::Exact(round(store, v) as f64);
                 let value = kv[self.groups + group].iter().map(moved).collect();
                 for (cache, head) in [key, value].into_iter().enumerate() {

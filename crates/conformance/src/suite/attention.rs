@@ -25,17 +25,21 @@ const HEADS: [(usize, usize, usize); 10] = [
 ];
 const PAGES: [usize; 4] = [1, 3, 16, 64];
 
+/// What case `i` of a store draws from.
+fn spreads(kv: DType, i: usize) -> [Spread; 2] {
+    match (kv, i % 2) {
+        // Values of 1e5 do not fit f16, and what a store makes of them is not specified.
+        (DType::F16, _) => [Spread::Normal, Spread::Outliers],
+        // Magnitudes below the smallest normal one, and above the largest.
+        (DType::F8, 0) => [Spread::Normal; 2],
+        (DType::F8, _) => [Spread::Mixed, Spread::Extreme],
+        _ => [Spread::Outliers, Spread::Extreme],
+    }
+}
+
 pub(super) fn rope_kv<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType, kv: DType) {
     for (i, (heads, groups, size)) in HEADS.into_iter().cycle().take(14).enumerate() {
         let padding = [0, 3, 0, 1][i % 4];
-        let spreads = match (kv, i % 2) {
-            // Values of 1e5 do not fit f16, and what a store makes of them is not specified.
-            (DType::F16, _) => [Spread::Normal, Spread::Outliers],
-            // Magnitudes below the smallest normal one, and above the largest.
-            (DType::F8, 0) => [Spread::Normal; 2],
-            (DType::F8, _) => [Spread::Mixed, Spread::Extreme],
-            _ => [Spread::Outliers, Spread::Extreme],
-        };
         let case = RopeKvCase {
             rows: [1, 5, 33, 0, 17][i % 5],
             padding,
@@ -48,7 +52,7 @@ pub(super) fn rope_kv<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activatio
             page: PAGES[i % 4],
             activation,
             kv,
-            spread: rng.pick(&spreads),
+            spread: rng.pick(&spreads(kv, i)),
             live: live_for(rng, padding, Live::Tokens),
             offset: 0,
         };
@@ -155,16 +159,13 @@ fn attention_options<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation
     }
 }
 
-/// Heads, elements of a latent, and rotated ones: the published shape and odd ones.
+/// Heads, elements of a latent, and rotated ones: the published shape and odd ones, one of them in halves of words as bytes.
 const LATENTS: [(usize, usize, usize); 7] =
-    [(16, 512, 64), (1, 6, 2), (5, 22, 10), (3, 80, 16), (20, 64, 8), (7, 24, 12), (33, 128, 32)];
+    [(16, 512, 64), (1, 6, 2), (5, 20, 10), (3, 80, 16), (20, 64, 8), (7, 24, 12), (33, 128, 32)];
 
 pub(super) fn latent_kv<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType, kv: DType) {
     for (i, (heads, rank, rotary)) in LATENTS.into_iter().enumerate() {
         let padding = [0, 3, 0, 1][i % 4];
-        // Values of 1e5 do not fit f16, and what a store makes of them is not specified.
-        let spreads =
-            if kv == DType::F16 { [Spread::Normal, Spread::Outliers] } else { [Spread::Outliers, Spread::Extreme] };
         let case = LatentKvCase {
             rows: [3, 1, 5, 0, 33, 17][i % 6],
             padding,
@@ -176,7 +177,7 @@ pub(super) fn latent_kv<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activat
             page: PAGES[i % 4],
             activation,
             kv,
-            spread: rng.pick(&spreads),
+            spread: rng.pick(&spreads(kv, i)),
             live: live_for(rng, padding, Live::Tokens),
         };
         with_rows(cases, case);
@@ -184,6 +185,15 @@ pub(super) fn latent_kv<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activat
 }
 
 pub(super) fn latent_attention<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType, kv: DType) {
+    for (i, case) in latent_attention_cases(rng, activation, kv).into_iter().enumerate() {
+        if (2..6).contains(&i) {
+            cases.push(Box::new(ChunkIndependence(case.clone())));
+        }
+        cases.push(Box::new(LatentAttentionCase(case)));
+    }
+}
+
+pub(super) fn latent_attention_cases(rng: &mut Rng, activation: DType, kv: DType) -> Vec<AttentionCase> {
     let fixed = [
         vec![Length { rows: 2, context: 70 }, Length { rows: 1, context: 300 }],
         vec![],
@@ -192,9 +202,9 @@ pub(super) fn latent_attention<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, 
         vec![Length { rows: 17, context: 100 }, Length { rows: 0, context: 0 }, Length { rows: 1, context: 290 }],
         vec![Length { rows: 3, context: 300 }, Length { rows: 1, context: 257 }, Length { rows: 40, context: 40 }],
     ];
-    for i in 0..10 {
+    let case = |i: usize| {
         let (heads, rank, rotary) = LATENTS[i % LATENTS.len()];
-        let case = AttentionCase {
+        AttentionCase {
             sequences: fixed.get(i).cloned().unwrap_or_else(|| lengths(rng, 1 + i % 5, 200)),
             padding: [0, 2][i % 2],
             heads,
@@ -212,10 +222,7 @@ pub(super) fn latent_attention<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, 
             spread: rng.pick(&[Spread::Normal, Spread::Normal, Spread::Outliers]),
             sampled: 0,
             offset: 0,
-        };
-        if (2..6).contains(&i) {
-            cases.push(Box::new(ChunkIndependence(case.clone())));
         }
-        cases.push(Box::new(LatentAttentionCase(case)));
-    }
+    };
+    (0..10).map(case).collect()
 }

@@ -1,6 +1,7 @@
 //! Operations of latent attention, one number at a time.
 use super::ops::{self, AttentionArgs, RopeArgs};
 use super::{Mutation, Naive, Packed, View, view};
+use anyfleet_tensor::DType;
 use anyfleet_tensor::ops::{LatentAttention, LatentKv};
 
 pub struct LatentKvArgs {
@@ -74,6 +75,9 @@ pub fn latent_kv(m: Mutation, live: usize, args: &LatentKvArgs) {
             _ => ops::normalised(latent, &weight, args.eps),
         };
         stored.extend(args.turn.head(turning, key.to_vec(), position, false));
+        if args.cache.dtype() == DType::F8 {
+            stored.iter_mut().for_each(|v| *v = ops::spoilt(m, *v));
+        }
         args.cache.put(ops::cache_at(&args.cache, slot, 0), &stored);
     }
 }

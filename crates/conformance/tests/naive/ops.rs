@@ -197,11 +197,15 @@ pub fn cache_at(cache: &View, slot: usize, group: usize) -> usize {
 }
 
 /// What a cache of eight-bit floats is given of a number.
-fn spoilt(m: Mutation, v: f32) -> f32 {
+pub fn spoilt(m: Mutation, v: f32) -> f32 {
+    use Mutation::{
+        LatentFlushesEightBits, LatentOverflowsEightBits, LatentTruncatesEightBits, RopeFlushesEightBits,
+        RopeOverflowsEightBits, RopeTruncatesEightBits,
+    };
     match m {
-        Mutation::RopeOverflowsEightBits if v.abs() > f8::MAX => f32::NAN,
-        Mutation::RopeFlushesEightBits if v.abs() < 1.0 / 64.0 => 0.0,
-        Mutation::RopeTruncatesEightBits => f32::from_bits(v.to_bits() & !0xf_ffff),
+        RopeOverflowsEightBits | LatentOverflowsEightBits if v.abs() > f8::MAX => f32::NAN,
+        RopeFlushesEightBits | LatentFlushesEightBits if v.abs() < 1.0 / 64.0 => 0.0,
+        RopeTruncatesEightBits | LatentTruncatesEightBits => f32::from_bits(v.to_bits() & !0xf_ffff),
         _ => v,
     }
 }

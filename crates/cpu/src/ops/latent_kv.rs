@@ -1,8 +1,9 @@
 //! `latent_kv`: norm of latents, rotation, and the store into the cache of latents.
-use super::rope_kv::{Head, NO_SLOT};
+use super::rope_kv::{Head, KvCell, NO_SLOT, Place};
 use crate::CpuBackend;
 use crate::plan::Context;
-use crate::simd::{Cell, Kernel, Simd};
+use crate::scratch::with_scratch;
+use crate::simd::{F8, Kernel, LANES, Simd};
 use crate::view::{View, check_apart};
 use anyfleet_tensor::ops::LatentKv;
 use anyfleet_tensor::{DType, Live, Result};
@@ -57,17 +58,21 @@ impl LatentKvOp {
         let rows = ctx.live(self.live, self.q.rows());
         let heads = self.q.cols() / self.size;
         ctx.split(rows, 2 * (self.size + heads * (self.size - self.rank)), |range| {
-            for row in range {
-                match self.cache.dtype() {
-                    DType::F32 => self.row::<f32>(ctx, row),
-                    DType::BF16 => self.row::<bf16>(ctx, row),
-                    _ => self.row::<f16>(ctx, row),
+            with_scratch([self.size.next_multiple_of(LANES)], |[head]| {
+                for row in range {
+                    match self.cache.dtype() {
+                        DType::F32 => self.row::<f32>(ctx, row, head),
+                        DType::BF16 => self.row::<bf16>(ctx, row, head),
+                        DType::F8 => self.row::<F8>(ctx, row, head),
+                        _ => self.row::<f16>(ctx, row, head),
+                    }
                 }
-            }
+            });
         });
     }
 
-    fn row<C: Cell>(&self, ctx: &Context, row: usize) {
+    /// One token; `head` is scratch for what the cache keeps of it.
+    fn row<C: KvCell>(&self, ctx: &Context, row: usize, head: &mut [f32]) {
         let (position, slot) = (self.positions.u32_at(row) as usize, self.slots.u32_at(row));
         let positions = self.table.rows();
         assert!(position < positions, "latent_kv: position {position} past the rope table's {positions} rows");
@@ -82,7 +87,7 @@ impl LatentKvOp {
             let (kv, queries) = (self.kv.slice::<f32>(row), self.queries.slice::<f32>(row));
             (kv, queries, self.q.slice_mut::<f32>(row), self.table.slice::<f32>(position))
         };
-        ctx.kernels.run(Token { op: self, kv, queries, q, table, place });
+        ctx.kernels.run(Token { op: self, kv, queries, q, table, place, head });
     }
 }
 
@@ -96,9 +101,11 @@ struct Token<'a, C> {
     table: &'a [f32],
     /// None for a token that is not kept. The slots of a step are distinct, so no other task writes there.
     place: Option<*mut C>,
+    /// Scratch for a latent, or a key, in whole vectors.
+    head: &'a mut [f32],
 }
 
-impl<C: Cell> Kernel for Token<'_, C> {
+impl<C: KvCell> Kernel for Token<'_, C> {
     type Output = ();
 
     #[inline(always)]
@@ -113,10 +120,13 @@ impl<C: Cell> Kernel for Token<'_, C> {
         }
         let Some(place) = self.place else { return };
         let (latent, key) = self.kv.split_at(rank);
-        // SAFETY: the norm's weight has as many elements as the latent, and the place room for both.
+        let at = |i: usize| Place { cells: place.wrapping_add(i), scale: std::ptr::null_mut() };
+        // SAFETY: the norm's weight has as many elements as the latent, and the place room for both. Caches of latents have
+        // cells without scales.
         unsafe {
-            Head::new(s, latent, Some((norm.flat(), eps))).turn(s, &[], false, place);
-            Head::new(s, key, None).turn(s, self.table, interleaved, place.add(rank));
+            let latent = Head::new(s, latent, Some((norm.flat(), eps)));
+            C::keep(s, &latent, &[], false, at(0), self.head);
+            C::keep(s, &Head::new(s, key, None), self.table, interleaved, at(rank), self.head);
         }
     }
 }

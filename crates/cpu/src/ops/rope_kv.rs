@@ -130,10 +130,10 @@ impl RopeKvOp {
 }
 
 /// Where a cache keeps one head of one token.
-struct Place<C> {
-    cells: *mut C,
+pub(super) struct Place<C> {
+    pub(super) cells: *mut C,
     /// Of bytes; without meaning for other cells.
-    scale: *mut f32,
+    pub(super) scale: *mut f32,
 }
 
 /// Everything of one token. Both places in the caches have room for all groups.
@@ -187,7 +187,7 @@ impl<C> Place<C> {
 }
 
 /// What a cache keeps.
-trait KvCell: bytemuck::Pod {
+pub(super) trait KvCell: bytemuck::Pod {
     /// Rotates a head and stores it; `scratch` has room for it in whole vectors.
     ///
     /// # Safety

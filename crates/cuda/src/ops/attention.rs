@@ -211,11 +211,12 @@ fn latent_kernel(dtype: DType) -> Choice {
     let name = match dtype {
         DType::BF16 => "latent_attention_bf16",
         DType::F16 => "latent_attention_f16",
+        DType::F8 => "latent_attention_f8",
         _ => "latent_attention_f32",
     };
     let shared = match dtype {
-        // Queries, weights, and keys that stay while they are values.
-        DType::BF16 => NARROW * 2 * (LATENT.0 + 8 + CHUNK + 8) + CHUNK * 2 * (LATENT.0 + 8),
+        // Queries, weights, and keys that stay while they are values; bytes lie in the rows that they become.
+        DType::BF16 | DType::F8 => NARROW * 2 * (LATENT.0 + 8 + CHUNK + 8) + CHUNK * 2 * (LATENT.0 + 8),
         _ => 4 * (NARROW * LATENT.0 + CHUNK * (SLICE + 4) + NARROW * CHUNK),
     };
     ((name, name), NARROW, shared)

@@ -16,6 +16,9 @@ pub(crate) fn record(recorder: &mut WgpuRecorder, op: &LatentKv<'_, WgpuBackend>
     let heads = op.q.cols() / size;
     let mut call = Call::new(OP, &[wgsl::COMMON, wgsl::KV, wgsl::LATENT_KV]);
     call.flags.push(kv_flag(op.cache.dtype()));
+    if op.cache.dtype().size() == 1 && !size.is_multiple_of(4) {
+        call.flags.push("KV_HALVES");
+    }
     call.constants.extend([("RANK", rank as u32), ("ROTATED", (size - rank) as u32)]);
     let live = recorder.live(&mut call, op.live)?;
     let queries = recorder.bind(&mut call, 2, false, op.queries)?;
