@@ -18,22 +18,23 @@
 //!
 //! A key the row does not see therefore changes no bit, whatever lies in its memory, and neither does
 //! a chunk without keys that it sees: those are skipped.
+mod cached;
 mod few;
+mod floats;
 mod pairs;
 mod softmax;
 
 use crate::CpuBackend;
-use crate::matmul::{self, Block, K_BLOCK, packed_k};
 use crate::panels::Squares;
 use crate::plan::Context;
-use crate::scratch::with_scratch;
-use crate::simd::{Cell, F8, Kernel, LANES, Simd, load_partial};
+use crate::simd::F8;
 use crate::view::{View, check_apart};
 use anyfleet_tensor::ops::{Attention, LatentAttention};
 use anyfleet_tensor::{DType, Live, Result, SeqMeta};
+use cached::{Cached, CachedRow};
 use half::{bf16, f16};
 use pairs::PairedCell;
-use softmax::{Finish, Scoring, Softmax};
+use softmax::{Finish, Scoring};
 use std::ops::Range;
 
 pub(crate) struct AttentionOp {
@@ -182,11 +183,11 @@ impl AttentionOp {
                 let next = if last && !piece.more { None } else { tasks.get(i + 1) };
                 let walk = Walk { task: &tasks[i], next, asked: follows };
                 match self.k_cache.dtype() {
-                    DType::F32 => self.tile::<f32>(ctx, walk),
+                    DType::F32 => floats::tile::<f32>(self, ctx, walk),
                     DType::BF16 => self.tile_of_pairs::<bf16>(ctx, walk, &mut squares),
                     DType::I8 => self.tile_of_pairs::<i8>(ctx, walk, &mut squares),
                     DType::F8 => self.tile_of_pairs::<F8>(ctx, walk, &mut squares),
-                    _ => self.tile::<f16>(ctx, walk),
+                    _ => floats::tile::<f16>(self, ctx, walk),
                 }
             }
         });
@@ -218,34 +219,6 @@ impl AttentionOp {
         few::tile::<C>(self, ctx, walk, squares.as_ref());
     }
 
-    fn tile<C: Cell>(&self, ctx: &Context, walk: Walk<'_>) {
-        let task = walk.task;
-        let rows = task.count * self.group_heads;
-        let (q_stride, width) = (packed_k(self.size), self.value_size.next_multiple_of(LANES));
-        let sizes = [rows * q_stride, rows * K_BLOCK, rows * width, CHUNK * self.size, CHUNK * width, 2 * rows];
-        with_scratch(sizes, |[q, scores, sums, keys, values, state]| {
-            sums.fill(0.0);
-            let (max, total) = state.split_at_mut(rows);
-            max.fill(f32::NEG_INFINITY);
-            total.fill(0.0);
-            let row_q = |r| self.query(task, r);
-            // SAFETY: a head of q has `size` elements.
-            unsafe { matmul::pack_rows(ctx.kernels, rows, self.size, row_q, q) };
-            let mut tile = Tile { op: self, ctx, task, q, scores, sums, keys, values, max, total };
-            self.walk::<C>(ctx, walk, |start, cached, later| {
-                self.ask(ctx, later);
-                tile.chunk(start, cached);
-            });
-            for r in 0..tile.max.len() {
-                let out = self.result(task, r);
-                let sums = tile.sums[r * width..].as_ptr();
-                // SAFETY (of the kernel's promise): a result has `value_size` elements on both sides.
-                let (max, total, sink) = (tile.max[r], tile.total[r], self.sink(task, r));
-                ctx.kernels.run(Finish { out, sums, max, total, sink, len: self.value_size });
-            }
-        });
-    }
-
     /// Calls `work` with every chunk that the task sees: where it begins, where it is, and what comes after
     /// it, in the end the first chunk of `next`, for `work` to ask for.
     fn walk<C: Copy>(
@@ -270,11 +243,6 @@ impl AttentionOp {
             work(start, &cached, &later);
             (start, cached) = (start + CHUNK, later);
         }
-    }
-
-    /// Asks for the cache lines of a chunk.
-    fn ask<C: Copy>(&self, ctx: &Context, rows: &Cached<C>) {
-        ctx.kernels.run(Prefetch { rows });
     }
 
     /// The query head that row `r` of a tile stands for.
@@ -302,40 +270,6 @@ impl AttentionOp {
     fn sink(&self, task: &Task, r: usize) -> Option<f32> {
         self.sinks.as_ref().map(|sinks| sinks.f32_at(self.query_head(task, r)))
     }
-
-    /// Where the caches keep the `needed` tokens of the chunk at `start`.
-    fn cached<C: Copy>(&self, task: &Task, start: usize, needed: Range<usize>) -> Cached<C> {
-        let scales = self.scales.as_ref().map(|scales| scales.each_ref().map(|view| view.row::<f32>(0).cast_const()));
-        let mut cached = Cached {
-            cells: [&self.k_cache, &self.v_cache].map(|view| view.row::<C>(0).cast_const()),
-            scales: scales.unwrap_or([std::ptr::null(); 2]),
-            size: self.size,
-            tokens: [NOT_NEEDED; CHUNK],
-            needed: needed.clone(),
-        };
-        let mut i = needed.start;
-        while i < needed.end {
-            let (page, offset) = self.locate(task, start + i);
-            let run = (self.page_size - offset).min(needed.end - i);
-            // Head, and offset + j, are below the page's dimensions.
-            let head = task.group * self.kv_heads / self.groups;
-            let first = (page * self.kv_heads + head) * self.page_size + offset;
-            cached.tokens[i..i + run].iter_mut().enumerate().for_each(|(j, token)| *token = first + j);
-            i += run;
-        }
-        cached
-    }
-
-    /// The page that holds the token at `position`, and the token's offset in it.
-    fn locate(&self, task: &Task, position: usize) -> (usize, usize) {
-        let (index, offset) = (position / self.page_size, position % self.page_size);
-        let first = task.seq.first_page as usize;
-        assert!(index >= first, "attention: position {position} lies before the sequence's first page {first}");
-        let page = self.table.u32_at(task.seq.table_start as usize + index - first) as usize;
-        let pages = self.k_cache.rows();
-        assert!(page < pages, "attention: page {page} of {pages}");
-        (page, offset)
-    }
 }
 
 /// Positions row `r` of a task sees.
@@ -356,268 +290,6 @@ fn visible_in(op: &AttentionOp, task: &Task, r: usize, start: usize) -> Range<us
 fn needed(op: &AttentionOp, task: &Task, start: usize) -> Range<usize> {
     let last = task.count * op.group_heads - 1;
     visible_in(op, task, 0, start).start..visible_in(op, task, last, start).end
-}
-
-/// A task's scratch and running state. Row `r` is head `r % group_heads` of query `r / group_heads`.
-struct Tile<'a> {
-    op: &'a AttentionOp,
-    ctx: &'a Context,
-    task: &'a Task,
-    /// Packed queries.
-    q: &'a mut [f32],
-    /// `[rows][K_BLOCK]`, of which the first `CHUNK` are used.
-    scores: &'a mut [f32],
-    /// `[rows][width]`: o above; `width` is a value's size rounded up to whole vectors.
-    sums: &'a mut [f32],
-    /// `[CHUNK / 16][size][16]`.
-    keys: &'a mut [f32],
-    /// `[width / 16][CHUNK][16]`.
-    values: &'a mut [f32],
-    max: &'a mut [f32],
-    total: &'a mut [f32],
-}
-
-impl Tile<'_> {
-    fn visible_in(&self, r: usize, start: usize) -> Range<usize> {
-        visible_in(self.op, self.task, r, start)
-    }
-
-    fn chunk<C: Cell>(&mut self, start: usize, cached: &Cached<C>) {
-        let (rows, needed) = (self.max.len(), needed(self.op, self.task, start));
-        let (keys, values) = (self.keys.as_mut_ptr(), self.values.as_mut_ptr());
-        let (size, value_size) = (self.op.size, self.op.value_size);
-        self.ctx.kernels.run(Load { rows: cached, needed: needed.clone(), size, value_size, keys, values });
-        for (first, count) in matmul::blocks(self.ctx.kernels, rows) {
-            let block = first..first + count;
-            if block.clone().all(|r| self.visible_in(r, start).is_empty()) {
-                continue;
-            }
-            self.score(first, count, needed.clone());
-            for r in block.clone() {
-                self.softmax(r, self.visible_in(r, start));
-            }
-            let common = self.visible_in(first, start);
-            if block.clone().all(|r| self.visible_in(r, start) == common) {
-                self.accumulate(first, count, common);
-            } else {
-                for r in block {
-                    self.accumulate(r, 1, self.visible_in(r, start));
-                }
-            }
-        }
-    }
-
-    /// Scores of a block of rows against the panels of sixteen keys that hold `needed`.
-    fn score(&mut self, first: usize, rows: usize, needed: Range<usize>) {
-        let size = self.op.size;
-        let panels = needed.start / LANES..needed.end.div_ceil(LANES);
-        let block = Block {
-            x: self.q[first * packed_k(size)..].as_ptr(),
-            rows,
-            w: self.keys[panels.start * size * LANES..].as_ptr(),
-            panel_stride: size * LANES,
-            panels: panels.len(),
-            k: size,
-            acc: self.scores[first * K_BLOCK + panels.start * LANES..].as_mut_ptr(),
-            acc_stride: K_BLOCK,
-            resume: false,
-        };
-        // SAFETY: queries, keys and scores have these shapes.
-        unsafe { matmul::multiply(self.ctx.kernels, &block) };
-    }
-
-    /// Turns a row's scores into weights and scales what it has summed so far.
-    fn softmax(&mut self, r: usize, seen: Range<usize>) {
-        if seen.is_empty() {
-            return;
-        }
-        let width = self.op.value_size.next_multiple_of(LANES);
-        let scores = &mut self.scores[r * K_BLOCK..][..CHUNK];
-        self.ctx.kernels.run(Softmax {
-            scores,
-            seen,
-            sums: &mut self.sums[r * width..][..width],
-            scoring: self.op.scoring,
-            max: &mut self.max[r],
-            total: &mut self.total[r],
-        });
-    }
-
-    /// Adds the weighted values of the keys `seen` to a block of rows.
-    fn accumulate(&mut self, first: usize, rows: usize, seen: Range<usize>) {
-        if seen.is_empty() {
-            return;
-        }
-        let width = self.op.value_size.next_multiple_of(LANES);
-        let block = Block {
-            x: self.scores[first * K_BLOCK + seen.start..].as_ptr(),
-            rows,
-            w: self.values[seen.start * LANES..].as_ptr(),
-            panel_stride: CHUNK * LANES,
-            panels: width / LANES,
-            k: seen.len(),
-            acc: self.sums[first * width..].as_mut_ptr(),
-            acc_stride: width,
-            resume: true,
-        };
-        // SAFETY: weights, values and sums have these shapes.
-        unsafe { matmul::multiply(self.ctx.kernels, &block) };
-    }
-}
-
-/// Where the caches keep the tokens of a chunk.
-struct Cached<C> {
-    /// Keys and values.
-    cells: [*const C; 2],
-    /// Of bytes; null for other cells.
-    scales: [*const f32; 2],
-    size: usize,
-    /// Their place in both caches, in heads; or [`NOT_NEEDED`].
-    tokens: [usize; CHUNK],
-    needed: Range<usize>,
-}
-
-const NOT_NEEDED: usize = usize::MAX;
-
-impl<C> Cached<C> {
-    #[inline(always)]
-    fn key(&self, i: usize) -> CachedRow<C> {
-        self.row(i, 0)
-    }
-
-    #[inline(always)]
-    fn value(&self, i: usize) -> CachedRow<C> {
-        self.row(i, 1)
-    }
-
-    #[inline(always)]
-    fn row(&self, i: usize, cache: usize) -> CachedRow<C> {
-        match self.tokens[i] {
-            NOT_NEEDED => CachedRow { cells: std::ptr::null(), scale: std::ptr::null() },
-            token => CachedRow {
-                cells: self.cells[cache].wrapping_add(token * self.size),
-                scale: self.scales[cache].wrapping_add(token),
-            },
-        }
-    }
-
-    /// Asks for part `part` of `parts` of sixteen tokens' keys (0) or values (1).
-    #[inline(always)]
-    fn ask<S: Simd>(&self, s: S, tile: usize, cache: usize, part: usize, parts: usize) {
-        let tokens = &self.tokens[tile * LANES..][..LANES];
-        let (bytes, first) = (self.size * size_of::<C>(), self.row(tile * LANES, cache));
-        if first.is_needed() && tokens[LANES - 1] == tokens[0] + LANES - 1 {
-            // One after the other in a page.
-            let (start, end) = (LANES * bytes * part / parts, LANES * bytes * (part + 1) / parts);
-            let cells = first.cells.cast::<u8>();
-            (start / 64 * 64..end).step_by(64).for_each(|at| s.prefetch(cells.wrapping_add(at)));
-        } else {
-            for i in tile * LANES..(tile + 1) * LANES {
-                let row = self.row(i, cache);
-                if row.is_needed() {
-                    let (start, end) = (bytes * part / parts, bytes * (part + 1) / parts);
-                    let cells = row.cells.cast::<u8>();
-                    (start..end).step_by(64).for_each(|at| s.prefetch(cells.wrapping_add(at)));
-                }
-            }
-        }
-        if !self.scales[cache].is_null() && part == 0 && first.is_needed() {
-            s.prefetch(first.scale.cast());
-        }
-    }
-}
-
-/// Where the cache keeps one head of one token.
-#[derive(Clone, Copy)]
-struct CachedRow<C> {
-    /// Null where it is not needed.
-    cells: *const C,
-    /// Of bytes; without meaning for other cells.
-    scale: *const f32,
-}
-
-impl<C> CachedRow<C> {
-    #[inline(always)]
-    fn is_needed(&self) -> bool {
-        !self.cells.is_null()
-    }
-}
-
-/// Asks for a chunk's cache lines.
-struct Prefetch<'a, C> {
-    rows: &'a Cached<C>,
-}
-
-impl<C> Kernel for Prefetch<'_, C> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for tile in 0..CHUNK / LANES {
-            self.rows.ask(s, tile, 0, 0, 1);
-            self.rows.ask(s, tile, 1, 0, 1);
-        }
-    }
-}
-
-/// Brings a chunk into the order the products read. Lanes of keys outside `needed` are left with
-/// whatever they hold: their scores are masked, and their values are not visited.
-struct Load<'a, C> {
-    rows: &'a Cached<C>,
-    needed: Range<usize>,
-    size: usize,
-    value_size: usize,
-    keys: *mut f32,
-    values: *mut f32,
-}
-
-impl<C: Cell> Kernel for Load<'_, C> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Range { start, end } = self.needed;
-        let whole = self.size / LANES * LANES;
-        for panel in start / LANES..end.div_ceil(LANES) {
-            let mut keys = [self.rows.key(start).cells; LANES];
-            for (lane, key) in keys.iter_mut().enumerate() {
-                *key = self.rows.key((panel * LANES + lane).clamp(start, end - 1)).cells;
-            }
-            // SAFETY: keys have `size` elements, and the panel has a vector for each.
-            unsafe {
-                let target = self.keys.add(panel * self.size * LANES);
-                for i in (0..whole).step_by(LANES) {
-                    let mut square = [s.splat(0.0); LANES];
-                    for (lane, vector) in square.iter_mut().enumerate() {
-                        *vector = C::load(s, keys[lane].add(i));
-                    }
-                    s.transpose(&mut square);
-                    for (column, vector) in square.iter().enumerate() {
-                        s.store(target.add((i + column) * LANES), *vector);
-                    }
-                }
-                for i in whole..self.size {
-                    for (lane, key) in keys.iter().enumerate() {
-                        *target.add(i * LANES + lane) = (*key.add(i)).widen();
-                    }
-                }
-            }
-        }
-        let whole = self.value_size / LANES * LANES;
-        for position in start..end {
-            let value = self.rows.value(position).cells;
-            // SAFETY: values have `value_size` elements; the padding of the last panel becomes zero.
-            unsafe {
-                let target = self.values.add(position * LANES);
-                for i in (0..whole).step_by(LANES) {
-                    s.store(target.add(i * CHUNK), C::load(s, value.add(i)));
-                }
-                if whole < self.value_size {
-                    s.store(target.add(whole * CHUNK), load_partial(s, value.add(whole), self.value_size - whole));
-                }
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -140,11 +140,11 @@ impl LinearOp {
         for first in rows.clone().step_by(chunk) {
             let chunk = first..rows.end.min(first + chunk);
             let x = packed.pack(ctx, form.rows(), &self.x, chunk.clone());
-            if form == Form::Eights && x.rows() <= FEW {
+            if x.rows() <= stream::ROWS && stream::takes(ctx.kernels, form) {
+                self.stream_rows(ctx, form, &x, chunk);
+            } else if x.rows() <= FEW && form == Form::Eights {
                 let width = |left: usize| left.min(STREAMS);
                 ctx.each_share(panels, width, |piece| self.widen_panels(ctx, &x, chunk.clone(), &piece));
-            } else if x.rows() <= stream::ROWS {
-                self.stream_rows(ctx, form, &x, chunk);
             } else if x.rows() <= FEW && form != Form::Nibbles {
                 let width = |left: usize| left.min(STREAMS);
                 ctx.each_share(panels, width, |piece| self.stage_panels(ctx, form, &x, chunk.clone(), piece));
@@ -479,6 +479,33 @@ mod tests {
                         enc.act_mul(ActMul { out: &b, gate_up, activation, live });
                     });
                     assert_eq!(read(&device, &a), read(&device, &b), "{} {store} {rows} rows", device.caps().device);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn scales_of_f8_may_be_of_any_size() {
+        let (n, k) = (40, 300);
+        let mut w = random(1, n * k);
+        // Of one tile of sixteen features some groups of some.
+        for i in [0, 3, 9] {
+            w[(16 + i) * k + 128..][..128].iter_mut().for_each(|w| *w *= (120f32 + i as f32 / 2.0).exp2());
+        }
+        for (rows, exponent) in [(1, -20), (1, -100), (2, -100), (3, -20), (40, -100)] {
+            let x: Vec<f32> = random(2, rows * k).iter().map(|x| x * 2f32.powi(exponent)).collect();
+            for device in devices() {
+                let weight = weight_in(&device, &w, k, WeightFormat::F8, false);
+                let out = tensor(&device, &vec![POISON; rows * n], &[rows, n]);
+                let x_tensor = tensor(&device, &x, &[rows, k]);
+                bind(&device, rows as u32, |enc| {
+                    let (out, x, weight, live) = (&out, &x_tensor, &weight, Live::All);
+                    enc.linear(Linear { out, x, weight, bias: None, residual: None, live });
+                });
+                for (i, got) in read(&device, &out).into_iter().enumerate() {
+                    let (r, c) = (i / n, i % n);
+                    let want = naive(&x[r * k..][..k], &w[c * k..][..k], None, None, WeightFormat::F8);
+                    assert_eq!(got.to_bits(), want.to_bits(), "{} ({r}, {c})", device.caps().device);
                 }
             }
         }

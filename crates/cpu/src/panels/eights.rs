@@ -1,12 +1,12 @@
 //! Blocks of f8 as the pairs of bf16 that they read as: what is multiplied is never anything else, so products have bf16's
 //! bits by construction.
+use super::stream::{Stream, load_pair};
 use super::{Form, PANEL};
-#[cfg(target_arch = "x86_64")]
-use crate::simd::Isa;
-use crate::simd::{Kernel, KernelSet, LANES, Simd};
+use crate::simd::{Isa, Kernel, KernelSet, LANES, Simd};
 use anyfleet_tensor::quant;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 /// Blocks that share scales.
 pub(crate) const GROUP: usize = quant::F8_GROUP / Form::Eights.features();
@@ -117,5 +117,117 @@ impl Kernel for Plain {
                 }
             }
         }
+    }
+}
+
+/// Whether a row or two meet numbers that are widened in registers. Not where rounding to bf16 is an instruction: it makes
+/// pairs, and what multiplies there takes pairs.
+pub(super) fn in_registers(kernels: KernelSet) -> bool {
+    !matches!(kernels.isa(), Isa::Amx | Isa::Avx512Bf16)
+}
+
+/// A stream of f8 whose numbers are widened in registers, where all of its rows meet them. The sums are those of
+/// [`pairs`](super::pairs), in the same order.
+pub(super) struct Streamed(pub(super) Stream);
+
+impl Kernel for Streamed {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // SAFETY: the promise of `Stream`.
+        unsafe {
+            match self.0.rows {
+                1 => streamed::<S, 1>(s, &self.0),
+                _ => streamed::<S, 2>(s, &self.0),
+            }
+        }
+    }
+}
+
+/// Above all scales whose products with numbers of eight bits [`Simd::round_near_bf16`] rounds.
+const SMALL: f32 = f32::from_bits((127 + 100) << 23);
+
+/// # Safety
+/// The promise of [`Stream`].
+#[inline(always)]
+unsafe fn streamed<S: Simd, const R: usize>(s: S, stream: &Stream) {
+    stream.ask_for_scales(s);
+    for first in (0..stream.blocks).step_by(GROUP) {
+        let blocks = first..stream.blocks.min(first + GROUP);
+        // All panels take turns, so that each is a stream from memory.
+        for panel in 0..stream.panels {
+            for tile in 0..2 {
+                let scales = stream.panel(panel, stream.blocks).cast::<f32>();
+                let scales = scales.wrapping_add(first / GROUP * PANEL + tile * LANES);
+                s.prefetch(scales.wrapping_add(PANEL).cast());
+                // SAFETY: after the last block there are scales for each group; the caller's promise.
+                unsafe {
+                    let scale = s.load(scales);
+                    let large = s.gt_mask(scale, s.splat(SMALL)) | s.gt_mask(s.splat(-SMALL), scale);
+                    let scale = s.mul(scale, s.splat(FACTOR));
+                    match large {
+                        0 => tile_of_group::<S, true, R>(s, stream, blocks.clone(), (panel, tile), scale),
+                        _ => tile_of_group::<S, false, R>(s, stream, blocks.clone(), (panel, tile), scale),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Adds a tile of blocks that share scales to its sums.
+///
+/// # Safety
+/// The promise of [`Stream`], which has the blocks.
+#[inline(always)]
+unsafe fn tile_of_group<S: Simd, const NEAR: bool, const R: usize>(
+    s: S,
+    stream: &Stream,
+    blocks: Range<usize>,
+    (panel, tile): (usize, usize),
+    scale: S::V,
+) {
+    let form = Form::Eights;
+    let mut total = [s.splat(0.0); R];
+    if blocks.start > 0 {
+        for (r, total) in total.iter_mut().enumerate() {
+            // SAFETY: the sums of this panel and row.
+            *total = unsafe { s.load(stream.acc(r, panel, tile)) };
+        }
+    }
+    for block in blocks {
+        let (ahead, stride) = stream.later(block);
+        let ahead = ahead.wrapping_add(panel * stride + tile * form.tile_bytes());
+        let w = stream.panel(panel, block).wrapping_add(tile * form.tile_bytes());
+        let x: [_; R] = std::array::from_fn(|r| stream.x(r, block));
+        let mut even = [s.splat(0.0); R];
+        let mut odd = even;
+        for pair in 0..LANES {
+            let line = pair * 2 * LANES;
+            if pair % 2 == 0 {
+                s.prefetch(ahead.wrapping_add(line));
+            }
+            // SAFETY: the tile has sixteen pairs.
+            let (w0, w1) = unsafe { s.load_pairs_f8(w.wrapping_add(line)) };
+            let (w0, w1) = (s.mul(w0, scale), s.mul(w1, scale));
+            let (w0, w1) = match NEAR {
+                true => (s.round_near_bf16(w0), s.round_near_bf16(w1)),
+                false => s.split_pairs(s.join_pairs(w0, w1)),
+            };
+            for (r, &x) in x.iter().enumerate() {
+                // SAFETY: the block has sixteen pairs of a row.
+                let (x0, x1) = unsafe { load_pair::<S, false>(s, x, pair) };
+                even[r] = s.fma(x0, w0, even[r]);
+                odd[r] = s.fma(x1, w1, odd[r]);
+            }
+        }
+        for (r, total) in total.iter_mut().enumerate() {
+            *total = s.add(*total, s.add(even[r], odd[r]));
+        }
+    }
+    for (r, total) in total.iter().enumerate() {
+        // SAFETY: the sums of this panel and row.
+        unsafe { s.store(stream.acc(r, panel, tile), *total) };
     }
 }

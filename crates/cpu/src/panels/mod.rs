@@ -19,8 +19,8 @@
 //! nibbles and multipliers make, which are those of [`Form::Bytes`]: sums are exact in i32 either way.
 //!
 //! **Eights** (f8): blocks of pairs whose elements have a byte, `[16][16 features][2 bytes]` a tile, and after the last block
-//! the scales, 32 f32 for each 128 input features. They are not multiplied: [`eights`] makes pairs of them, of a stretch that
-//! stays in the first-level cache for a few rows and of whole panels for many.
+//! the scales, 32 f32 for each 128 input features. They are not multiplied: [`eights`] makes pairs of them, in registers for
+//! a row or two, of a stretch that stays in the first-level cache for a few rows, and of whole panels for many.
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]

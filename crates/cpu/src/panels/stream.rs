@@ -7,7 +7,7 @@
 #![expect(clippy::needless_range_loop, reason = "rows, panels and tiles count places of several arrays")]
 #[cfg(target_arch = "x86_64")]
 use super::chains;
-use super::{Form, PANEL};
+use super::{Form, PANEL, STREAMS, eights};
 use crate::simd::dots::{DotKernel, Dots};
 use crate::simd::{Isa, Kernel, KernelSet, LANES, Simd};
 use half::bf16;
@@ -19,8 +19,16 @@ pub(crate) const ROWS: usize = 2;
 const WIDE: usize = 6;
 const NARROW: usize = 2;
 
+/// Whether [`Stream`] takes panels of this form.
+pub(crate) fn takes(kernels: KernelSet, form: Form) -> bool {
+    form != Form::Eights || eights::in_registers(kernels)
+}
+
 /// Groups of `panels` panels at a time, the largest first; [`Stream`] takes no other number.
-pub(crate) fn width(kernels: KernelSet, panels: usize) -> usize {
+pub(crate) fn width(kernels: KernelSet, form: Form, panels: usize) -> usize {
+    if form == Form::Eights {
+        return panels.min(STREAMS);
+    }
     let sizes: &[usize] = if kernels.wide() { &[WIDE, 4, 2, 1] } else { &[NARROW, 1] };
     sizes.iter().copied().find(|&size| size <= panels).unwrap_or(1)
 }
@@ -29,7 +37,7 @@ pub(crate) fn width(kernels: KernelSet, panels: usize) -> usize {
 /// nobody else uses the sums meanwhile.
 #[derive(Clone, Copy)]
 pub(crate) struct Stream {
-    /// Not [`Form::Eights`].
+    /// One that the set [`takes`].
     pub(crate) form: Form,
     /// Rows, at most [`ROWS`].
     pub(crate) rows: usize,
@@ -65,13 +73,20 @@ impl Stream {
     /// The panels' blocks to ask for while working on block `block`.
     #[inline(always)]
     pub(super) fn ahead<const P: usize>(&self, block: usize) -> [*const u8; P] {
+        let (first, stride) = self.later(block);
+        std::array::from_fn(|p| first.wrapping_add(p * stride))
+    }
+
+    /// That of the first panel, and how far apart they are.
+    #[inline(always)]
+    pub(super) fn later(&self, block: usize) -> (*const u8, usize) {
         let later = block + Self::distance(self.form);
         let (base, stride, block) = if later < self.blocks {
             (self.w, self.panel_stride, later)
         } else {
             (self.next, self.next_stride, later - self.blocks)
         };
-        std::array::from_fn(|p| base.wrapping_add(p * stride + block * self.form.block_bytes()))
+        (base.wrapping_add(block * self.form.block_bytes()), stride)
     }
 
     pub(super) fn panel(&self, p: usize, block: usize) -> *const u8 {
@@ -80,7 +95,7 @@ impl Stream {
 
     /// Asks for the scales that end the panels.
     #[inline(always)]
-    fn ask_for_scales<S: Simd>(&self, s: S) {
+    pub(super) fn ask_for_scales<S: Simd>(&self, s: S) {
         for p in 0..self.panels {
             (0..PANEL * 4).step_by(64).for_each(|i| s.prefetch(self.panel(p, self.blocks).wrapping_add(i)));
         }
@@ -103,7 +118,7 @@ impl Stream {
             Form::Pairs if kernels.isa() == Isa::Amx => kernels.run(Pairs::<true>(self)),
             Form::Pairs => kernels.run(Pairs::<false>(self)),
             Form::Bytes | Form::Nibbles => kernels.dots(Integers(self)),
-            Form::Eights => unreachable!("panels of f8 are widened before they are multiplied"),
+            Form::Eights => kernels.run(eights::Streamed(self)),
         }
     }
 }
@@ -174,7 +189,7 @@ unsafe fn pairs_of_f32<S: Simd, const R: usize, const P: usize>(s: S, stream: &S
 /// # Safety
 /// The block has it.
 #[inline(always)]
-unsafe fn load_pair<S: Simd, const BF16: bool>(s: S, x: *const u8, pair: usize) -> (S::V, S::V) {
+pub(super) unsafe fn load_pair<S: Simd, const BF16: bool>(s: S, x: *const u8, pair: usize) -> (S::V, S::V) {
     // SAFETY: the caller's promise.
     unsafe {
         if BF16 {

@@ -78,21 +78,14 @@ unsafe fn join_pairs(first: __m256, second: __m256) -> __m256 {
     }
 }
 
-/// Eight pairs of floats of eight bits times 2^-8: the first elements, then the second ones.
+/// Sixteen f16 widened.
 ///
 /// # Safety
-/// AVX2 and F16C; sixteen bytes at `p`.
+/// AVX2 and F16C.
 #[inline(always)]
-unsafe fn widen_pairs_f8(p: *const u8) -> (__m256, __m256) {
+unsafe fn widen_f16(v: __m256i) -> V {
     // SAFETY: the caller's promise.
-    unsafe {
-        let pairs = _mm_loadu_si128(p.cast());
-        // As f16 the bits, moved by seven places, are 2^-8 times the number; the sign is moved twice.
-        let place = _mm_set1_epi16(0xBF80_u16 as i16);
-        let first = _mm_and_si128(_mm_srai_epi16::<1>(_mm_slli_epi16::<8>(pairs)), place);
-        let second = _mm_and_si128(_mm_srai_epi16::<1>(pairs), place);
-        (_mm256_cvtph_ps(first), _mm256_cvtph_ps(second))
-    }
+    unsafe { [_mm256_cvtph_ps(_mm256_castsi256_si128(v)), _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(v))] }
 }
 
 /// Eight pairs of bytes widened: the first elements, then the second ones.
@@ -263,8 +256,14 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn load_pairs_f8(self, p: *const u8) -> (V, V) {
         // SAFETY: and the caller promises 32 bytes.
-        let (low, high) = unsafe { (widen_pairs_f8(p), widen_pairs_f8(p.add(16))) };
-        ([low.0, high.0], [low.1, high.1])
+        unsafe {
+            let pairs = _mm256_loadu_si256(p.cast());
+            // As f16 the bits, moved by seven places, are 2^-8 times the number; the sign is moved twice.
+            let place = _mm256_set1_epi16(0xBF80_u16 as i16);
+            let first = _mm256_and_si256(_mm256_srai_epi16::<1>(_mm256_slli_epi16::<8>(pairs)), place);
+            let second = _mm256_and_si256(_mm256_srai_epi16::<1>(pairs), place);
+            (widen_f16(first), widen_f16(second))
+        }
     }
     #[inline(always)]
     unsafe fn load_f8(self, p: *const F8) -> V {

@@ -80,6 +80,15 @@ pub(crate) trait Simd: Copy {
     }
     /// Rounded to bf16, to nearest, ties to even; a NaN stays one.
     fn round_bf16(self, v: Self::V) -> Self::V;
+    /// The same of numbers whose magnitude is 0 or in 2^-126..2^111; a zero may lose its sign.
+    #[inline(always)]
+    fn round_near_bf16(self, v: Self::V) -> Self::V {
+        // 2^16 times the number's first eight bits have steps of an f32 that are those of a bf16 near the number, and are an
+        // even number of them: adding the number rounds it.
+        let (_, first) = self.split_pairs(v);
+        let sum = self.fma(first, self.splat(65_536.0), v);
+        self.fma(first, self.splat(-65_536.0), sum)
+    }
     /// `a * b + c`, rounded once.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     fn add(self, a: Self::V, b: Self::V) -> Self::V;

@@ -85,6 +85,14 @@ impl Simd for Portable {
         v.map(|x| half::bf16::from_f32(x).to_f32())
     }
     #[inline(always)]
+    fn round_near_bf16(self, v: V) -> V {
+        // Fused multiply-adds are no instructions here.
+        v.map(|v| {
+            let bits = v.to_bits();
+            f32::from_bits(bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) & 0xFFFF_0000)
+        })
+    }
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: V) {
         // SAFETY: the caller promises sixteen elements.
         unsafe { p.cast::<V>().write_unaligned(v) }

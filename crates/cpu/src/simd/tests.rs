@@ -93,6 +93,37 @@ fn lanes_compare_and_move() {
     }
 }
 
+struct Near<'a>(&'a [f32], &'a mut [f32]);
+
+impl Kernel for Near<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (x, out) in self.0.chunks_exact(LANES).zip(self.1.chunks_exact_mut(LANES)) {
+            // SAFETY: both have sixteen elements.
+            unsafe { s.store(out.as_mut_ptr(), s.round_near_bf16(s.load(x.as_ptr()))) };
+        }
+    }
+}
+
+#[test]
+fn numbers_that_are_not_large_round_to_bf16_in_two_steps() {
+    let (least, end) = (f32::MIN_POSITIVE, f32::from_bits((127 + 111) << 23));
+    let mut numbers = numbers();
+    numbers.retain(|x| *x == 0.0 || (least..end).contains(&x.abs()) || x.to_bits() == f32::NAN.to_bits());
+    numbers.truncate(numbers.len() / LANES * LANES);
+    for set in sets() {
+        let mut rounded = vec![0.0; numbers.len()];
+        set.run(Near(&numbers, &mut rounded));
+        for (x, got) in numbers.iter().zip(&rounded) {
+            let want = bf16::from_f32(*x).to_f32();
+            let same = if want == 0.0 { *got == 0.0 } else { got.to_bits() == want.to_bits() };
+            assert!(same, "{x:e} {:x}: {got:e} on {:?}", x.to_bits(), set.isa());
+        }
+    }
+}
+
 /// 32 bytes as pairs, and two vectors joined to pairs of bf16 and split again.
 struct Pairs<'a>(&'a [i8; 32], &'a [f32; 32]);
 

@@ -49,7 +49,7 @@ pub(in crate::ops) fn stream_experts(ctx: &Context, form: Form, x: &Packed<'_>, 
     let Some(first) = experts.first() else { return };
     let panels = first.op.weight.panels();
     let panel = |item: usize| experts[item / panels].op.weight.panel(item % panels);
-    let width = |left| stream::width(ctx.kernels, left);
+    let width = |left| stream::width(ctx.kernels, form, left);
     let all = experts.len() * panels;
     ctx.each_share(all, width, |piece| {
         let mut item = piece.items.start;
@@ -59,7 +59,7 @@ pub(in crate::ops) fn stream_experts(ctx: &Context, form: Form, x: &Packed<'_>, 
             // As many as are left of this matrix, of a size there is.
             let count = width((panels - first).min(piece.items.end - item));
             let after = item + count;
-            if form == Form::Eights {
+            if !stream::takes(ctx.kernels, form) {
                 let next = (panel(if after < all { after } else { item }), op.weight.panel_stride());
                 let done = Done { x, first: packed.start, rows: rows.clone(), start: 0 };
                 op.multiply_widened(ctx, done, packed.len(), first..first + count, next);
@@ -97,7 +97,7 @@ impl LinearOp {
     /// A row or two times panels that are read once, several at a time, each thread its share.
     pub(super) fn stream_rows(&self, ctx: &Context, form: Form, x: &Packed<'_>, rows: Range<usize>) {
         let weight = &self.weight;
-        let width = |left| stream::width(ctx.kernels, left);
+        let width = |left| stream::width(ctx.kernels, form, left);
         ctx.each_share(weight.panels(), width, |piece| {
             let (next, next_stride) = self.after(ctx, &piece);
             with_scratch([stream::ROWS * piece.items.len() * PANEL], |[acc]| {
