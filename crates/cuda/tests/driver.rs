@@ -13,6 +13,9 @@ use anyfleet_tensor::{
 use fake_driver::{Fake, again, compile, functions, on_fake};
 use values::{filled, header, numbers, read, set_tokens, tensor};
 
+/// Launches that are made a graph.
+const GRAPH: usize = 8;
+
 /// Bytes that go through page-locked memory at once.
 const PIECE: usize = 8 << 20;
 
@@ -77,8 +80,7 @@ fn everything() -> Result<Vec<f32>> {
     let header = header(&device)?;
     let plan = device.record(|encoder| {
         encoder.header(&header);
-        normed.encode(encoder, Live::Tokens);
-        normed.encode(encoder, Live::Tokens);
+        (0..GRAPH).for_each(|_| normed.encode(encoder, Live::Tokens));
     })?;
     device.run(|encoder| normed.encode(encoder, Live::All))?;
     // A readback that nobody waits for.
@@ -286,13 +288,22 @@ on_fake! {
         let twice = Normed { x: normed.out.clone(), out, weight: normed.weight.clone() };
         let header = header(&device).unwrap();
         // The second needs what the first makes: nodes run in order.
-        let plan = device.record(|encoder| {
-            encoder.header(&header);
-            normed.encode(encoder, Live::Tokens);
-            twice.encode(encoder, Live::Tokens);
-        }).unwrap();
+        let record = |times: usize| {
+            let plan = device.record(|encoder| {
+                encoder.header(&header);
+                for _ in 0..times {
+                    normed.encode(encoder, Live::Tokens);
+                    twice.encode(encoder, Live::Tokens);
+                }
+            });
+            plan.unwrap()
+        };
+        let (fake, graphs) = (Fake::new(), ["cuGraphInstantiateWithFlags", "cuGraphUpload", "cuGraphLaunch"]);
+        let before = graphs.map(|name| fake.calls(name));
+        let plans = [record(1), record(GRAPH / 2)];
         let blank = vec![-7f32; rows * width];
         for (step, live) in [9, 1, 0, 4, 9, 2].into_iter().enumerate() {
+            let plan = &plans[step % 2];
             let x = numbers(step as u32, rows * width);
             let once = normed.of(&device, &x).unwrap();
             device.write(&twice.x, bytemuck::cast_slice(&once)).unwrap();
@@ -301,12 +312,15 @@ on_fake! {
             device.write(&normed.out, bytemuck::cast_slice(&blank)).unwrap();
             device.write(&twice.out, bytemuck::cast_slice(&blank)).unwrap();
             set_tokens(&device, &header, live).unwrap();
-            device.replay(&plan).unwrap();
+            device.replay(plan).unwrap();
             set_tokens(&device, &header, 9).unwrap();
             let (out, end) = (read(&device, &twice.out).unwrap(), live as usize * width);
             assert_eq!(out[..end], full[..end], "{live} rows");
             assert_eq!(out[end..], blank[end..], "{live} rows: the others stay");
         }
+        // A few launches are not worth a graph; what is one is on the device before it is launched.
+        let calls: Vec<_> = graphs.iter().zip(before).map(|(name, before)| fake.calls(name) - before).collect();
+        assert_eq!(calls, [1, 1, 3]);
     }
 
     fn what_a_launch_uses_may_be_dropped_at_once() {
@@ -446,7 +460,7 @@ on_fake! {
         let made = [
             "cuDevicePrimaryCtxRetain", "cuStreamCreate", "cuEventCreate", "cuMemHostAlloc", "cuMemAlloc_v2",
             "cuModuleLoadData", "cuModuleGetFunction", "cuGraphCreate", "cuGraphAddKernelNode_v2",
-            "cuGraphInstantiateWithFlags",
+            "cuGraphInstantiateWithFlags", "cuGraphUpload",
         ];
         for function in made {
             for n in 1..=calls(function) {

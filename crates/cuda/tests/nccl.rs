@@ -9,6 +9,7 @@ use anyfleet_cuda::{CudaBackend, CudaOptions};
 use anyfleet_tensor::{Backend, Communicator, Result};
 use fake_driver::{Fake, on_fake};
 use libloading::Library;
+use std::time::{Duration, Instant};
 use values::{filled, numbers, read};
 
 const COUNT: usize = 1500;
@@ -38,6 +39,8 @@ fn two_sums(
     fn run(rank: usize, device: &CudaBackend, end: &mut dyn Communicator<CudaBackend>, step: u64) -> Result<Vec<f32>> {
         end.begin(step);
         let x = filled(device, &[1, COUNT], &numbers(rank as u32, COUNT))?;
+        // Room for it on the host is made before a sum is under way.
+        read(device, &x)?;
         end.all_reduce(device, &x)?;
         end.all_reduce(device, &x)?;
         read(device, &x)
@@ -63,12 +66,13 @@ on_fake! {
         let devices = [2, 0, 1].map(open);
         let mut ends = group(&devices).expect("a group");
         let fake = Fake::new();
+        let gathers = fake.calls("gather");
         for step in 1..4 {
             for found in two_sums(&devices, &mut ends, step) {
                 assert_eq!(found.unwrap(), expected(3), "step {step}");
             }
         }
-        assert_eq!((fake.calls("gather"), fake.calls("ncclCommInitAll")), (6, 1));
+        assert_eq!((fake.calls("gather") - gathers, fake.calls("ncclCommInitAll")), (6, 1));
         assert_eq!(comms(), 3);
         drop(ends);
         assert_eq!(comms(), 0);
@@ -83,9 +87,46 @@ on_fake! {
     fn what_the_library_refuses_is_no_group(FAKE_CUDA_DEVICES = "2") {
         // Two ranks on one device.
         assert!(group(&[open(0), open(0)]).is_none());
-        Fake::new().fail("ncclCommInitAll:1:1");
-        assert!(group(&[open(0), open(1)]).is_none());
+        // Ways are looked for when a group is made, not in its first step.
+        for rule in ["ncclCommInitAll:1:1", "ncclGroupStart:1:1", "ncclAllGather:2:1", "ncclGroupEnd:1:1"] {
+            Fake::new().fail(rule);
+            let found = group(&[open(0), open(1)]);
+            Fake::new().fail("");
+            assert!(found.is_none(), "{rule}");
+            assert_eq!(comms(), 0, "{rule}");
+        }
+    }
+
+    /// One that had something to do before, which fails.
+    fn a_device_that_fails_makes_no_group(FAKE_CUDA_DEVICES = "2") {
+        let devices = [0, 1].map(open);
+        let x = filled(&devices[1], &[1, COUNT], &numbers(0, COUNT)).unwrap();
+        Fake::new().fail("copy:1");
+        let start = Instant::now();
+        assert!(group(&devices).is_none());
+        // The fake driver gives up after ten.
+        assert!(start.elapsed() < Duration::from_secs(8));
         assert_eq!(comms(), 0);
+        drop((x, devices));
+    }
+
+    fn an_old_library_makes_no_group(FAKE_CUDA_DEVICES = "2", FAKE_NCCL_VERSION = "21805") {
+        let devices = [0, 1].map(open);
+        assert!(group(&devices).is_none());
+        assert_eq!(devices[0].communicator_bytes(2, COUNT), 0);
+        assert_eq!(comms(), 0);
+    }
+
+    /// None of the group's sizes is new to a step.
+    fn a_step_connects_nothing(FAKE_CUDA_DEVICES = "2") {
+        let devices = [0, 1].map(open);
+        let mut ends = group(&devices).expect("a group");
+        let (fake, made) = (Fake::new(), ["ncclGroupEnd", "cuModuleGetFunction", "cuMemAlloc_v2"]);
+        let before = made.map(|name| fake.calls(name));
+        assert!(before[0] > 0);
+        assert!(two_sums(&devices, &mut ends, 1).into_iter().all(|found| found.is_ok()));
+        // Those of the test.
+        assert_eq!(made.map(|name| fake.calls(name)), [before[0], before[1], before[2] + 2]);
     }
 
     fn a_rank_that_fails_leaves_no_device_waiting(FAKE_CUDA_DEVICES = "2") {

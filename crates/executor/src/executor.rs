@@ -35,7 +35,7 @@ impl<B: Backend> ModelExecutor<B> {
     /// # Errors
     /// The device's: a kernel that does not compile, out of memory.
     pub fn warm_up(&mut self) -> Result<()> {
-        self.stage.warm_up()
+        self.stage.warm_up(0)
     }
 }
 

@@ -2,7 +2,7 @@
 use crate::head_inputs::{self, HeadInputs, device_adjust};
 use crate::plan::{ExecutorOptions, logit_chunks};
 use anyfleet_models::{Decoder, DecoderSpec, HeadTensors};
-use anyfleet_runtime::{Batch, StepOutput};
+use anyfleet_runtime::{Batch, LogitRow, StepOutput};
 use anyfleet_tensor::ops::Sample;
 use anyfleet_tensor::sampling::mask_words;
 use anyfleet_tensor::{Adjust, Backend, DType, Encoder, Readback, Result, TOP_LOGPROBS, Tensor};
@@ -19,6 +19,12 @@ const CAPACITIES: [usize; 5] = [1, 8, 16, 32, LOGIT_ROWS];
 fn capacity(chunk: usize, rows: usize) -> usize {
     let fits = CAPACITIES.into_iter().find(|&capacity| capacity >= rows && chunk == 0);
     fits.unwrap_or(LOGIT_ROWS)
+}
+
+/// The runs of a step: key of the plan, and rows.
+fn runs(batch: &Batch) -> impl Iterator<Item = ((usize, usize), &[LogitRow])> {
+    let chunks = batch.logit_rows.chunks(LOGIT_ROWS).enumerate();
+    chunks.map(|(chunk, rows)| ((chunk, capacity(chunk, rows.len())), rows))
 }
 
 /// Words of results per row: id, log-probability, and the top ids and log-probabilities.
@@ -94,8 +100,9 @@ impl<B: Backend> HeadBuffers<B> {
         self.results.clone()
     }
 
-    /// Writes what the head is told of `batch` beside what its first run is, before anything of the step runs.
-    pub fn prepare(&mut self, device: &B, batch: &Batch) -> Result<()> {
+    /// Writes what the head is told of `batch` beside what its first run is, and records the runs over rows of the
+    /// residual stream `x` that were not yet, before anything of the step runs.
+    pub fn prepare(&mut self, device: &B, decoder: &Decoder<B>, x: &Tensor<B>, batch: &Batch) -> Result<()> {
         self.words.clear();
         for rows in batch.logit_rows.chunks(LOGIT_ROWS).skip(1) {
             let start = self.words.len();
@@ -114,18 +121,16 @@ impl<B: Backend> HeadBuffers<B> {
             device.write(&self.masks, bytemuck::cast_slice(&batch.masks))?;
         }
         device.write(&self.later, bytemuck::cast_slice(&self.words))?;
-        device.write(&self.adjust, bytemuck::cast_slice(&self.staged))
+        device.write(&self.adjust, bytemuck::cast_slice(&self.staged))?;
+        runs(batch).try_for_each(|(key, _)| self.plan(device, decoder, x, key))
     }
 
-    /// Starts all runs over the wanted rows of the residual stream `x`, and the way of their results to the host. Rows of
-    /// logits are waited for.
-    pub fn launch(&mut self, device: &B, decoder: &Decoder<B>, x: &Tensor<B>, batch: &Batch) -> Result<()> {
+    /// Starts all runs over the wanted rows, after [`HeadBuffers::prepare`], and the way of their results to the host. Rows
+    /// of logits are waited for.
+    pub fn launch(&mut self, device: &B, batch: &Batch) -> Result<()> {
         let mut logits = Vec::new();
-        let runs = batch.logit_rows.chunks(LOGIT_ROWS);
-        let used = runs.len();
-        for (chunk, rows) in runs.enumerate() {
-            let key = (chunk, capacity(chunk, rows.len()));
-            self.plan(device, decoder, x, key)?;
+        let used = batch.logit_rows.len().div_ceil(LOGIT_ROWS);
+        for (key, rows) in runs(batch) {
             device.replay(&self.plans[&key])?;
             for (i, _) in rows.iter().enumerate().filter(|(_, row)| row.want_logits) {
                 let start = logits.len();
@@ -160,11 +165,15 @@ impl<B: Backend> HeadBuffers<B> {
         Ok(())
     }
 
-    /// Records all runs.
+    /// Records all runs, and makes room for their results on the host.
     pub fn warm_up(&mut self, device: &B, decoder: &Decoder<B>, x: &Tensor<B>) -> Result<()> {
         let first = CAPACITIES.into_iter().map(|rows| (0, rows));
         let later = (1..self.inputs.len()).map(|chunk| (chunk, LOGIT_ROWS));
-        first.chain(later).try_for_each(|key| self.plan(device, decoder, x, key))
+        first.chain(later).try_for_each(|key| self.plan(device, decoder, x, key))?;
+        for values in [&self.results, &self.logits.narrow(0, 1)] {
+            device.read(values)?.wait(&mut vec![0; values.bytes()])?;
+        }
+        Ok(())
     }
 
     fn plan(&mut self, device: &B, decoder: &Decoder<B>, x: &Tensor<B>, key: (usize, usize)) -> Result<()> {

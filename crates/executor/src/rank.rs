@@ -10,8 +10,8 @@ use std::thread::JoinHandle;
 
 /// What a rank is asked to do.
 pub(crate) enum Job {
-    /// Record all plans.
-    WarmUp,
+    /// Record all plans; ranks meet in it as in a step, whose number it has.
+    WarmUp { step: u64 },
     /// A step.
     Run { step: Arc<Step>, residual: Option<Arc<Vec<f32>>> },
 }
@@ -88,7 +88,10 @@ impl Rank {
 }
 
 fn perform(stage: &mut dyn Stage, product: Product, job: Job) -> Result<Reply> {
-    let Job::Run { step, residual } = job else { return stage.warm_up().map(|()| Reply::Done) };
+    let (step, residual) = match job {
+        Job::WarmUp { step } => return stage.warm_up(step).map(|()| Reply::Done),
+        Job::Run { step, residual } => (step, residual),
+    };
     let values = residual.as_ref().map(|values| values.as_slice());
     stage.run(step.number, &step.batch, Some(&step.sampled), values)?;
     match product {
@@ -100,7 +103,8 @@ fn perform(stage: &mut dyn Stage, product: Product, job: Job) -> Result<Reply> {
             let mut out = StepOutput::default();
             stage.output(&mut out).map(|()| Reply::Output(out))
         }
-        Product::Nothing => Ok(Reply::Done),
+        // Nobody else learns that its device failed, and the first would wait for its parts of sums.
+        Product::Nothing => stage.wait().map(|()| Reply::Done),
     }
 }
 

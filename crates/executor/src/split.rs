@@ -192,8 +192,9 @@ impl SplitExecutor {
     /// # Errors
     /// The devices': a kernel that does not compile, out of memory.
     pub fn warm_up(&mut self) -> anyfleet_tensor::Result<()> {
-        let ranks = || self.stages.iter().flatten();
-        ranks().for_each(|rank| rank.send(Job::WarmUp));
+        self.step += 1;
+        let (step, ranks) = (self.step, || self.stages.iter().flatten());
+        ranks().for_each(|rank| rank.send(Job::WarmUp { step }));
         // All replies are taken, whatever the first says.
         let replies: Vec<_> = ranks().map(Rank::reply).collect();
         replies.into_iter().try_for_each(|reply| reply.map(|_| ()))

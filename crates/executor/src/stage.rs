@@ -33,14 +33,21 @@ pub trait Stage: Send {
     /// The device failed.
     fn output(&mut self, output: &mut StepOutput) -> Result<()>;
 
+    /// Waits until the device is through with the step, where neither of the above is asked for.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn wait(&mut self) -> Result<()>;
+
     /// Tells devices it shares layers with that it goes no further in this step.
     fn abort(&mut self, error: &Error);
 
-    /// Records all plans, so that the device compiles and allocates what they need now.
+    /// Records all plans, so that the device compiles and allocates what they need now. `step` is as in
+    /// [`run`](Stage::run): devices that share layers add once.
     ///
     /// # Errors
-    /// The device's: a kernel that does not compile, out of memory.
-    fn warm_up(&mut self) -> Result<()>;
+    /// The device's: a kernel that does not compile, out of memory. Or one of a device it shares layers with.
+    fn warm_up(&mut self, step: u64) -> Result<()>;
 }
 
 /// Runs a decoder, or a shard of one, on a backend.
@@ -118,7 +125,7 @@ impl<B: Backend> Stage for StageExecutor<B> {
         };
         self.inputs.write(device, batch, resolve, first)?;
         if let Some(head) = &mut self.head {
-            head.prepare(device, batch)?;
+            head.prepare(device, &self.decoder, &self.scratch.x, batch)?;
         }
         let x = self.scratch.x.narrow(0, batch.tokens.len());
         if let Some(values) = residual {
@@ -132,7 +139,7 @@ impl<B: Backend> Stage for StageExecutor<B> {
                 group.all_reduce(&self.device, &x)?;
             }
         }
-        self.head.as_mut().map_or(Ok(()), |head| head.launch(&*self.device, &self.decoder, &self.scratch.x, batch))
+        self.head.as_mut().map_or(Ok(()), |head| head.launch(&*self.device, batch))
     }
 
     fn residual(&mut self, rows: usize, out: &mut Vec<f32>) -> Result<()> {
@@ -144,15 +151,31 @@ impl<B: Backend> Stage for StageExecutor<B> {
         head.collect(output)
     }
 
+    fn wait(&mut self) -> Result<()> {
+        // What is read last comes last.
+        residual::read(&*self.device, &self.scratch.x.narrow(0, 1), &mut Vec::new())
+    }
+
     fn abort(&mut self, error: &Error) {
         if let Some(group) = &mut self.group {
             group.abort(error);
         }
     }
 
-    fn warm_up(&mut self) -> Result<()> {
+    fn warm_up(&mut self, step: u64) -> Result<()> {
+        if let Some(group) = &mut self.group {
+            group.begin(step);
+        }
         self.inputs.buckets().into_iter().try_for_each(|bucket| self.plan(bucket))?;
-        let head = self.head.as_mut();
-        head.map_or(Ok(()), |head| head.warm_up(&*self.device, &self.decoder, &self.scratch.x))
+        if let Some(head) = &mut self.head {
+            head.warm_up(&*self.device, &self.decoder, &self.scratch.x)?;
+        }
+        let Some(group) = &mut self.group else { return Ok(()) };
+        // Making room for a transfer or a way to a peer may wait for the devices of the whole group, and in a step one of
+        // them may wait for a sum that this rank has not come to.
+        let rows = if self.head.is_none() && self.decoder.place().rank == 0 { self.scratch.x.rows() } else { 1 };
+        residual::read(&*self.device, &self.scratch.x.narrow(0, rows), &mut Vec::new())?;
+        group.all_reduce(&self.device, &self.scratch.x.narrow(0, 1))?;
+        self.wait()
     }
 }

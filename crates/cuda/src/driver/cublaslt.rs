@@ -3,9 +3,10 @@ use super::gpu::Stream;
 use super::{Matmul, WORKSPACE, probe};
 use anyfleet_tensor::{Error, Result};
 use libloading::Library;
+use std::collections::HashMap;
 use std::ffi::{CStr, OsString, c_char, c_int, c_void};
 use std::ptr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 type Status = c_int;
 type Raw = *mut c_void;
@@ -164,6 +165,8 @@ pub(super) struct Handle {
     functions: &'static Functions,
     stream: Arc<Stream>,
     raw: Raw,
+    /// The ways it advised, by rows, features, width and type: layers of a model ask for the same.
+    ways: Mutex<HashMap<[u32; 4], [u64; 8]>>,
 }
 
 // SAFETY: cuBLASLt's handles hold no state that a call changes: any thread may use them, several at a time.
@@ -180,12 +183,16 @@ impl Handle {
         // SAFETY: it writes a handle, for the context that is current.
         let status = stream.with(|| Ok(unsafe { (functions.create)(&mut raw) })).map_err(|e| e.to_string())?;
         functions.check(status)?;
-        Ok(Handle { functions, stream: stream.clone(), raw })
+        Ok(Handle { functions, stream: stream.clone(), raw, ways: Mutex::default() })
     }
 
     /// Its name and version.
     pub(super) fn name(&self) -> &str {
         &self.functions.name
+    }
+
+    fn ways(&self) -> MutexGuard<'_, HashMap<[u32; 4], [u64; 8]>> {
+        self.ways.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Calls the library with the device's context current on this thread.
@@ -234,6 +241,8 @@ pub(super) struct Product {
     x: Object,
     out: Object,
     algorithm: [u64; 8],
+    /// No product before it had its shape.
+    pub(super) new: bool,
     /// After the descriptions, which it may know.
     library: Arc<Handle>,
 }
@@ -259,14 +268,30 @@ impl Product {
             library.object(functions.destroy_product, |f, raw| unsafe { (f.create_product)(raw, COMPUTE_F32, F32) })?;
         let (weight, x, out) =
             (layout(numbers, width, features)?, layout(numbers, width, rows)?, layout(F32, features, rows)?);
-        // SAFETY: as above.
-        let preference =
-            library.object(functions.destroy_preference, |f, raw| unsafe { (f.create_preference)(raw) })?;
-        // SAFETY: both are copied, and as large as is said.
+        // SAFETY: it is copied, and as large as is said.
         library.with(|f| unsafe {
             (f.set_product)(description.raw, TRANSPOSE_A, ptr::from_ref(&TRANSPOSED).cast(), size_of::<c_int>())
         })?;
-        // SAFETY: as above.
+        let (product, library) = (*product, library.clone());
+        let mut this = Product { product, description, weight, x, out, algorithm: [0; 8], new: false, library };
+        let key = [product.rows, product.features, product.width, product.f16];
+        let known = this.library.ways().get(&key).copied();
+        (this.algorithm, this.new) = match known {
+            Some(way) => (way, false),
+            None => (this.find()?, true),
+        };
+        this.library.ways().insert(key, this.algorithm);
+        Ok(this)
+    }
+
+    /// The way that the library advises.
+    fn find(&self) -> Result<[u64; 8]> {
+        let Product { product, description, weight, x, out, library, .. } = self;
+        let functions = library.functions;
+        // SAFETY: it writes a handle.
+        let preference =
+            library.object(functions.destroy_preference, |f, raw| unsafe { (f.create_preference)(raw) })?;
+        // SAFETY: it is copied, and as large as is said.
         library.with(|f| unsafe {
             (f.set_preference)(preference.raw, MOST_WORKSPACE, ptr::from_ref(&WORKSPACE).cast(), size_of::<usize>())
         })?;
@@ -281,8 +306,7 @@ impl Product {
             0 => Err(none(format!("{} has no product of {product:?}; use --gemm invariant", library.name()))),
             _ => functions.check(found.state).map_err(none),
         })?;
-        let (product, algorithm, library) = (*product, found.algorithm, library.clone());
-        Ok(Product { product, description, weight, x, out, algorithm, library })
+        Ok(found.algorithm)
     }
 
     /// Gives it to the stream.

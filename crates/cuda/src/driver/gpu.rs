@@ -309,13 +309,20 @@ impl Driver for GpuDriver {
                 Work::Launch(launch) => Resolved::Launch(self.function(launch.kernel, launch.shared)?, launch),
                 Work::Matmul(product) => {
                     let library = self.library.as_ref().expect("a product is asked for where there is a library");
-                    Resolved::Product(Product::new(library, &product)?)
+                    let product = Product::new(library, &product)?;
+                    if product.new {
+                        // So that the library loads its kernel now: a step that did might wait for other devices. What it
+                        // writes is scratch memory between two operations.
+                        let _together = lock(&self.stream.order);
+                        product.run()?;
+                    }
+                    Resolved::Product(product)
                 }
             });
         }
         let launches: Option<Vec<_>> = resolved.iter().map(Resolved::launch).collect();
         Ok(match launches {
-            Some(launches) if replayed && !launches.is_empty() => Box::new(Graph::new(&self.stream, &launches)?),
+            Some(launches) if replayed && launches.len() >= GRAPH => Box::new(Graph::new(&self.stream, &launches)?),
             _ => Box::new(Calls { stream: self.stream.clone(), work: resolved }),
         })
     }
@@ -397,6 +404,10 @@ impl Prepared for Calls {
     }
 }
 
+/// The least launches that are made a graph: fewer cost about as much one by one, and a graph has memory of its own on the
+/// device. Devices that share layers have two plans a layer and bucket, most of them of fewer.
+const GRAPH: usize = 8;
+
 /// Launches as a graph, each after the one before.
 struct Graph {
     stream: Arc<Stream>,
@@ -436,7 +447,9 @@ impl Graph {
                     sys::cuGraphAddKernelNode_v2(&mut added, graph.graph, &before, count, &node).result()?;
                     last = added;
                 }
-                sys::cuGraphInstantiateWithFlags(&mut graph.exec, graph.graph, 0).result()
+                sys::cuGraphInstantiateWithFlags(&mut graph.exec, graph.graph, 0).result()?;
+                // Else its first launch makes room on the device, and may wait for other devices meanwhile.
+                result::graph::upload(graph.exec, stream.raw)
             }
         })?;
         Ok(graph)

@@ -120,6 +120,14 @@ pub(crate) trait Group: Send + Sync {
     /// # Safety
     /// There must be `count` floats at `from`, and as many times the number of ranks at `to`, until the stream is through.
     unsafe fn all_gather(&self, rank: usize, stream: u64, from: u64, to: u64, count: usize) -> Result<()>;
+    /// Finds the ways between the devices, where that is done by gathers: of those that `ask` asks for, of all ranks, none
+    /// begins before all are asked for.
+    ///
+    /// # Errors
+    /// There is no way, or `ask` failed.
+    fn connect(&self, _ask: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        Ok(())
+    }
     /// Ends what is under way, on whichever device it waits, and the group.
     fn abort(&self);
 }

@@ -12,6 +12,9 @@ type End = unsafe extern "C" fn(Raw) -> Status;
 /// `ncclFloat32`, as nccl.h numbers it.
 const FLOATS: c_int = 7;
 
+/// The least version, 2.19.1: with those before it, a group whose ranks are threads may not end when it is aborted.
+const VERSION: c_int = 21_901;
+
 /// The library's functions that are used here; nccl.h declares them so.
 struct Functions {
     name: String,
@@ -19,6 +22,9 @@ struct Functions {
     /// One end for each device of this process.
     open: unsafe extern "C" fn(*mut Raw, c_int, *const c_int) -> Status,
     gather: unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, Raw, Raw) -> Status,
+    /// From one to the other, calls of a thread are taken as one.
+    begin: unsafe extern "C" fn() -> Status,
+    end: unsafe extern "C" fn() -> Status,
     abort: End,
     destroy: End,
 }
@@ -34,34 +40,43 @@ impl Functions {
     fn find() -> std::result::Result<Functions, String> {
         let named = std::env::var_os("ANYFLEET_NCCL");
         let installed = || ["libnccl.so.2", "/usr/local/cuda/lib64/libnccl.so.2"].map(OsString::from).to_vec();
-        let mut last = String::new();
+        let (mut refused, mut absent) = (Vec::new(), Vec::new());
         for file in named.map_or_else(installed, |file| vec![file]) {
-            match Functions::open(&file) {
-                Ok(functions) => return Ok(functions),
-                Err(reason) => last = reason,
+            // SAFETY: the operator's or the system's; nothing but its own initialisers runs.
+            match unsafe { Library::new(&file) } {
+                Ok(library) => match Functions::of(library) {
+                    Ok(functions) => return Ok(functions),
+                    Err(reason) => refused.push(format!("{}: {reason}", file.display())),
+                },
+                Err(reason) => absent.push(reason.to_string()),
             }
         }
+        // What is wrong with one that is there says more than where else there is none.
+        let reasons = if refused.is_empty() { absent } else { refused };
         Err(format!(
-            "there is no libnccl.so.2 ({last}): install NCCL (or `pip install nvidia-nccl-cu12`, and let ANYFLEET_NCCL be the \
-             path of its libnccl.so.2)"
+            "there is no libnccl.so.2 that can be used ({}): install NCCL (or `pip install nvidia-nccl-cu12`, and let \
+             ANYFLEET_NCCL be the path of its libnccl.so.2)",
+            reasons.join("; ")
         ))
     }
 
-    fn open(file: &OsString) -> std::result::Result<Functions, String> {
-        // SAFETY: the operator's or the system's; nothing but its own initialisers runs.
-        let library = unsafe { Library::new(file) }.map_err(|e| e.to_string())?;
+    fn of(library: Library) -> std::result::Result<Functions, String> {
         // Its functions are kept.
         let library: &'static Library = Box::leak(Box::new(library));
         // SAFETY: each has the type that nccl.h declares the function with.
         unsafe {
             let mut version = 0;
             let ask = symbol::<unsafe extern "C" fn(*mut c_int) -> Status>(library, "ncclGetVersion")?;
-            ask(&mut version);
+            if ask(&mut version) != 0 || version < VERSION {
+                return Err(format!("it is NCCL {}, and groups need {} or newer", dotted(version), dotted(VERSION)));
+            }
             Ok(Functions {
-                name: format!("NCCL {}.{}.{}", version / 10_000, version / 100 % 100, version % 100),
+                name: format!("NCCL {}", dotted(version)),
                 text: symbol(library, "ncclGetErrorString")?,
                 open: symbol(library, "ncclCommInitAll")?,
                 gather: symbol(library, "ncclAllGather")?,
+                begin: symbol(library, "ncclGroupStart")?,
+                end: symbol(library, "ncclGroupEnd")?,
                 abort: symbol(library, "ncclCommAbort")?,
                 destroy: symbol(library, "ncclCommDestroy")?,
             })
@@ -77,6 +92,12 @@ impl Functions {
         let text = unsafe { CStr::from_ptr((self.text)(status)) }.to_string_lossy();
         Err(format!("{} fails: {text} (status {status}); NCCL_DEBUG=WARN says more", self.name))
     }
+}
+
+/// 22304 is 2.23.4; until 2.8, 2804 was 2.8.4.
+fn dotted(version: c_int) -> String {
+    let major = if version < 10_000 { 1_000 } else { 10_000 };
+    format!("{}.{}.{}", version / major, version % major / 100, version % 100)
 }
 
 /// # Safety
@@ -133,12 +154,30 @@ impl Comms {
 impl Group for Comms {
     unsafe fn all_gather(&self, rank: usize, stream: u64, from: u64, to: u64, count: usize) -> Result<()> {
         let failed = |reason| Error::Device { device: format!("rank {rank}"), reason };
-        let Some(end) = self.end(rank).0 else { return Err(failed("its group was stopped".into())) };
+        // Held, so that whoever aborts frees nothing under it. The call waits for nobody: ranks are connected, and each
+        // has asked for few gathers that are not done.
+        let guard = self.end(rank);
+        let Some(end) = guard.0 else { return Err(failed("its group was stopped".into())) };
         // SAFETY: the caller's; the end is open.
         let status = unsafe {
             (self.functions.gather)(from as *const c_void, to as *mut c_void, count, FLOATS, end, stream as Raw)
         };
         self.functions.check(status).map_err(failed)
+    }
+
+    /// NCCL connects in the first gathers, which one thread asks for as one: a rank that finds no way then ends the others'
+    /// search, too.
+    fn connect(&self, ask: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        let check = |status| {
+            let failed = |reason| Error::Device { device: "several devices".into(), reason };
+            self.functions.check(status).map_err(failed)
+        };
+        // SAFETY: what is begun is ended by the same thread.
+        check(unsafe { (self.functions.begin)() })?;
+        let asked = ask();
+        // SAFETY: as above.
+        let ended = check(unsafe { (self.functions.end)() });
+        asked.and(ended)
     }
 
     fn abort(&self) {

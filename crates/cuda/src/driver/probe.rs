@@ -45,7 +45,7 @@ const NO_DEVICES: &str = "NVIDIA's driver lists no devices";
 /// The least version of the driver's interface.
 const VERSION: i32 = 12_000;
 /// Everything that is called, by cudarc's functions, too.
-const SYMBOLS: [&str; 39] = [
+const SYMBOLS: [&str; 40] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuGetErrorName",
@@ -81,6 +81,7 @@ const SYMBOLS: [&str; 39] = [
     "cuGraphCreate",
     "cuGraphAddKernelNode_v2",
     "cuGraphInstantiateWithFlags",
+    "cuGraphUpload",
     "cuGraphLaunch",
     "cuGraphExecDestroy",
     "cuGraphDestroy",

@@ -109,7 +109,7 @@ EXPORT u64 anyfleet_fake_faults() {
 }
 // For tests: what fails from now on, in place of what was to fail. `<function>:<n>` lets its nth call return
 // CUDA_ERROR_LAUNCH_FAILED; `:<code>` behind it is another error; with `:sticky` the context has failed for good.
-// `kernel:<n>` and `copy:<n>` fail when they are done, and are always for good.
+// `kernel:<n>` and `copy:<n>` fail when they are done, and are always for good; `kernel@<device>:<n>` counts those of a device.
 EXPORT void anyfleet_fake_fail(const char* rule) {
     std::lock_guard<std::mutex> lock(state().mutex);
     state().failures.clear();
@@ -235,6 +235,7 @@ API(cuMemGetInfo_v2, size_t* free, size_t* total) {
 
 API(cuMemAlloc_v2, u64* out, size_t bytes) {
     Call call(__func__);
+    call.waits_for_all();
     if (call.code) return call.code;
     if (!bytes) return call.wrong(INVALID_VALUE, "0 bytes");
     u64 total = setting("FAKE_CUDA_MEMORY", 1 << 30), taken = used(current->device);
@@ -258,6 +259,7 @@ API(cuMemFree_v2, u64 address) {
 
 API(cuMemHostAlloc, void** out, size_t bytes, u32 flags) {
     Call call(__func__);
+    call.waits_for_all();
     if (call.code) return call.code;
     if (!bytes || flags > 7) return call.wrong(INVALID_VALUE, "%zu bytes, flags %u", bytes, flags);
     char* at;
@@ -379,6 +381,7 @@ API(cuModuleLoadData, Module** out, const char* image) {
 
 API(cuModuleGetFunction, Function** out, Module* module, const char* name) {
     Call call(__func__);
+    call.waits_for_all();
     if (call.code || !call.known(state().modules, module, "module")) return call.code;
     const std::string PREFIX = "anyfleet_", symbol = name;
     bool prefixed = symbol.compare(0, PREFIX.size(), PREFIX) == 0;
@@ -486,12 +489,26 @@ API(cuGraphInstantiateWithFlags, Exec** out, Graph* graph, u64 flags) {
     return OK;
 }
 
+// Where it was not, the first launch does so.
+API(cuGraphUpload, Exec* exec, Stream* stream) {
+    Call call(__func__);
+    call.waits_for_all();
+    State& s = state();
+    if (call.code || !call.known(s.execs, exec, "instance of a graph") || !call.known(s.streams, stream, "stream")) {
+        return call.code;
+    }
+    exec->uploaded = true;
+    return OK;
+}
+
 API(cuGraphLaunch, Exec* exec, Stream* stream) {
     Call call(__func__);
     State& s = state();
     if (call.code || !call.known(s.execs, exec, "instance of a graph") || !call.known(s.streams, stream, "stream")) {
         return call.code;
     }
+    if (!exec->uploaded) call.waits_for_all();
+    exec->uploaded = true;
     for (const Launch& launch : exec->launches) {
         Work work = {Work::Kernel};
         work.launch = launch;

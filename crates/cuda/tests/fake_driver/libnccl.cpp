@@ -1,10 +1,15 @@
 // A libnccl.so for machines without a GPU: what anyfleet calls of it. Gathers are done by the streams of libcuda.cpp, all
 // ranks' at once.
+//
+// Environment:
+//   FAKE_NCCL_VERSION  22304
 #include <dlfcn.h>
 
 #include <cstddef>
+#include <cstdlib>
 #include <mutex>
 #include <set>
+#include <vector>
 
 typedef unsigned long long u64;
 
@@ -26,7 +31,13 @@ int wrong(const char* text) {
 struct Comm {
     void* group;
     u64 rank;
+    // Whether it has found its ways to the others.
+    bool connected = false;
 };
+
+// Calls of this thread that are to be taken as one.
+thread_local int together = 0;
+thread_local std::vector<Comm*> asked;
 
 std::mutex mutex;
 // Never freed, so that no handle is another one's later.
@@ -54,8 +65,24 @@ API(anyfleet_fake_comms, ) {
 }
 
 API(ncclGetVersion, int* version) {
-    *version = 22304;
+    const char* text = getenv("FAKE_NCCL_VERSION");
+    *version = text ? atoi(text) : 22304;
     return OK;
+}
+
+API(ncclGroupStart, ) {
+    if (int code = call(__func__)) return code;
+    together++;
+    return OK;
+}
+
+API(ncclGroupEnd, ) {
+    int code = call(__func__);
+    if (!together) return wrong("ncclGroupEnd: nothing was begun");
+    if (--together) return code;
+    for (Comm* comm : asked) comm->connected |= !code;
+    asked.clear();
+    return code;
 }
 extern "C" __attribute__((visibility("default"))) const char* ncclGetErrorString(int status) {
     return status == INVALID_USAGE ? "invalid usage" : status == UNHANDLED ? "unhandled cuda error" : "an error";
@@ -77,6 +104,9 @@ API(ncclAllGather, const void* from, void* to, size_t count, int type, Comm* com
     if (int code = call(__func__)) return code;
     if (!known(comm)) return wrong("ncclAllGather: no such end");
     if (type != FLOATS || !count) return wrong("ncclAllGather: not of floats");
+    // It waits for ranks that do the same, and those may wait for this one.
+    if (!comm->connected && !together) return wrong("ncclAllGather: ranks connect one by one");
+    if (together) asked.push_back(comm);
     auto give = of_driver<int(void*, u64, void*, const void*, void*, u64)>("anyfleet_fake_gather");
     return give(comm->group, comm->rank, stream, from, to, 4 * count) ? wrong("ncclAllGather: no such stream") : OK;
 }

@@ -167,6 +167,7 @@ struct Graph {
 struct Exec {
     Context* context;
     std::vector<Launch> launches;
+    bool uploaded = false;
 };
 
 struct Context {
@@ -276,6 +277,17 @@ struct Call {
         note("%s: %s", name, format(text, rest).c_str());
         va_end(rest);
         return code;
+    }
+
+    // What makes room on a device may wait for all that its peers have begun. A gather that is under way may in turn wait
+    // for a rank that cannot ask for it before this is through.
+    void waits_for_all() const {
+        for (Stream* stream : state().streams) {
+            for (const Work& work : stream->waiting) {
+                if (work.kind != Work::Gather || work.group->stopped || stream->context->broken) continue;
+                return (void)wrong(OK, "it may wait for a gather that is under way");
+            }
+        }
     }
 
     // Whether it is a handle of the current context.
@@ -411,7 +423,8 @@ int multiply(const Product& p) {
 int finish(Stream& stream, u64 number);
 
 // Does the gather that is next in a stream, for all ranks at once, and all that is before it in theirs; waits for those who
-// have not asked yet, as a device would. It is done, too, where another rank does it, or the group is stopped.
+// have not asked yet or whose device has failed, as a device would. It is done, too, where another rank does it, or the group
+// is stopped.
 void gather(Stream& stream) {
     const Work own = stream.waiting.front();
     const u64 ranks = own.group->ranks, WAITS = 10000;
@@ -428,7 +441,11 @@ void gather(Stream& stream) {
                 found++;
             }
         }
-        if (found == ranks) break;
+        bool come = found == ranks;
+        for (auto& [other, work] : all) come = come && !finish(*other, work.number - 1);
+        // Others went on while that waited.
+        if (stream.waiting.empty() || stream.waiting.front().number != own.number || stream.context->broken) return;
+        if (come) break;
         if (waits == WAITS) {
             note("a gather waits for ranks that do not come");
             stream.context->broken = LAUNCH_FAILED;
@@ -439,13 +456,10 @@ void gather(Stream& stream) {
         state().mutex.lock();
     }
     for (auto& [other, work] : all) {
-        if (finish(*other, work.number - 1)) note("a gather's rank has failed");
-    }
-    for (auto& [other, work] : all) {
         if (!holder(state().device, work.from, work.bytes) || !holder(state().device, work.to, ranks * work.bytes)) {
             note("a gather's memory was freed before it was made");
         } else {
-            for (auto& part : all) memcpy(work.to + part.second.rank * work.bytes, part.second.from, work.bytes);
+            for (auto& part : all) memmove(work.to + part.second.rank * work.bytes, part.second.from, work.bytes);
         }
     }
     due("gather");
@@ -465,6 +479,8 @@ int finish(Stream& stream, u64 number) {
         if (context.broken || work.kind == Work::Record) continue;
         bool kernel = work.kind == Work::Kernel, product = work.kind == Work::Multiply;
         int chosen = due(kernel ? "kernel" : product ? "product" : "copy").code;
+        int here = kernel ? due("kernel@" + std::to_string(context.device)).code : OK;
+        chosen = chosen ? chosen : here;
         context.broken = chosen ? chosen : kernel ? run(work.launch) : product ? multiply(work.product) : copy(work);
     }
     return context.broken;
