@@ -1,5 +1,9 @@
 // Attention over caches of f16 or f32, with f32 products one by one: as in `attention_matrix.cuh`, for caches that are kept
-// for their accuracy. The floor is the rate of multiply-adds; what a chunk needs is loaded before it is used, not meanwhile.
+// for their accuracy.
+//
+// The floor is the rate of multiply-adds, of sixteen rows whether they are there or not: sixteen for each element of the
+// caches that is read. What a chunk needs is loaded before it is used, not meanwhile, so that copies and products of a block
+// add up and only those of different blocks overlap; a thread has up to eight pieces of sixteen bytes on their way.
 #include "attention.cuh"
 
 namespace attention_float {
@@ -24,8 +28,10 @@ struct Shared {
     // Where rows come from or go to: nothing where there is none.
     const float* from[ROWS];
     float* to[ROWS];
+    // Of keys that no row sees: `NOWHERE`.
     u32 places[CHUNK];
 };
+const u32 NOWHERE = 0xffffffff;
 
 // Columns D of keys and V of values; of latents, with fewer of values, these are the first ones of keys. Columns of the largest
 // heads are loaded a slice at a time.
@@ -94,10 +100,14 @@ struct Block {
     }
 
     // Loads a slice of the chunk's keys, or values, that some row sees; zeros for the others.
-    SHARED_DEVICE void load(const void* cache, u32 start, u32 slice) {
+    SHARED_DEVICE void load(const void* cache, u32 slice) {
         u32 begin = slice * SLICE, end = min_u32(width, begin + SLICE);
+        if (p.whole) {
+            load_whole(static_cast<const u8*>(cache), begin, end);
+            return;
+        }
         for (u32 key = warp; key < CHUNK; key += WARPS) {
-            bool seen = needed.has(start + key);
+            bool seen = shared.places[key] != NOWHERE;
             u64 first = seen ? u64(shared.places[key]) * p.size : 0;
             for (u32 c = begin + lane; c < end; c += WARP) {
                 float x = 0.0f;
@@ -107,6 +117,51 @@ struct Block {
                 }
                 cells[key * ROW + c - begin] = x;
             }
+        }
+    }
+
+    // The same by pieces of sixteen bytes, of which a thread has several on their way before it needs the first. Eight threads
+    // have 32 columns, and store in banks of their own: of f16, where each stores twice, those of two keys.
+    SHARED_DEVICE void load_whole(const u8* cache, u32 begin, u32 end) {
+        const u32 ELEMENTS = HALF ? 8 : 4, NEAR = HALF ? 4 : 8, KEYS = THREADS / NEAR, STEPS = SLICE / 32;
+        const u32 TOGETHER = CHUNK / KEYS * STEPS < 8 ? CHUNK / KEYS : 8 / STEPS;
+        u32 column = threadIdx.x % NEAR * ELEMENTS, key = threadIdx.x / NEAR;
+#pragma unroll 1
+        for (; key < CHUNK; key += TOGETHER * KEYS) {
+            u32 places[TOGETHER];
+            Words4 words[TOGETHER][STEPS];
+#pragma unroll
+            for (u32 i = 0; i < TOGETHER; i++) places[i] = shared.places[key + i * KEYS];
+#pragma unroll
+            for (u32 i = 0; i < TOGETHER; i++) {
+                const u8* from = cache + (u64(places[i]) * p.size + begin + column) * (16 / ELEMENTS);
+#pragma unroll
+                for (u32 j = 0; j < STEPS; j++) {
+                    bool there = places[i] != NOWHERE && begin + column + j * 32 < end;
+                    words[i][j] = load_if(from + j * 32 * (16 / ELEMENTS), there);
+                }
+            }
+#pragma unroll
+            for (u32 i = 0; i < TOGETHER; i++) {
+#pragma unroll
+                for (u32 j = 0; j < STEPS; j++) {
+                    float* to = cells + (key + i * KEYS) * ROW + column + j * 32;
+                    if (begin + column + j * 32 < end) store_wide(to, words[i][j]);
+                }
+            }
+        }
+    }
+
+    static SHARED_DEVICE void store_wide(float* to, const Words4& words) {
+        float4* out = reinterpret_cast<float4*>(to);
+        if (HALF) {
+            float v[8];
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) halves_floats(v[2 * i], v[2 * i + 1], words.v[i]);
+            out[0] = {v[0], v[1], v[2], v[3]};
+            out[1] = {v[4], v[5], v[6], v[7]};
+        } else {
+            out[0] = {bits_float(words.v[0]), bits_float(words.v[1]), bits_float(words.v[2]), bits_float(words.v[3])};
         }
     }
 
@@ -215,7 +270,7 @@ struct Block {
         }
         if constexpr (FIRST + SLICE_COLUMNS < COLUMNS) {
             __syncthreads();
-            load(p.v_cache, start, FIRST / SLICE_COLUMNS + 1);
+            load(p.v_cache, FIRST / SLICE_COLUMNS + 1);
             __syncthreads();
             add_slices<FIRST + SLICE_COLUMNS>(start, partial);
         }
@@ -307,20 +362,20 @@ struct Block {
             u32 start = chunks.start();
             bool partial = start < common.low || start + CHUNK > common.end;
             if (threadIdx.x < CHUNK) {
-                shared.places[own] = needed.has(start + own) ? key_place(p, tile, start + own) : 0;
+                shared.places[own] = needed.has(start + own) ? key_place(p, tile, start + own) : NOWHERE;
             }
             __syncthreads();
             float scores[OWN] = {};
             for (u32 slice = 0; slice < SLICES; slice++) {
                 if (slice > 0) __syncthreads();
-                load(p.k_cache, start, slice);
+                load(p.k_cache, slice);
                 __syncthreads();
                 multiply(scores, slice);
             }
             score(scores, start, partial);
             __syncthreads();
             weigh(scores);
-            load(p.v_cache, start, 0);
+            load(p.v_cache, 0);
             __syncthreads();
             shrink_sums();
             add_slices<0>(start, partial);

@@ -22,8 +22,6 @@ SHARED_DEVICE bool find_row(const AttentionParams& p, u32 row, Range& seen) {
 
 KERNEL(attention_merge, 256, AttentionParams) {
     using namespace attention_merge_op;
-    // Records that a thread asks for at once.
-    const u32 AHEAD = 8;
     u32 row = blockIdx.x, element = blockIdx.z * blockDim.x + threadIdx.x, lane = threadIdx.x % WARP;
     Range seen;
     if (!find_row(p, row, seen)) return;
@@ -32,6 +30,12 @@ KERNEL(attention_merge, 256, AttentionParams) {
     const float* record = records_of(p, row, blockIdx.y);
     float all_highest = LOWEST, total = 0.0f, sum = 0.0f;
     for (u32 begin = 0; begin < count; begin += WARP) {
+        u32 here = min_u32(WARP, count - begin);
+        // All that the thread needs of these segments is asked for at once.
+        const float* from = record + u64(begin) * length + 2 + element;
+        float values[WARP];
+#pragma unroll
+        for (u32 i = 0; i < WARP; i++) values[i] = i < here && element < p.value_size ? from[u64(i) * length] : 0.0f;
         // A lane's segment: what is before it has a maximum that needs no order, so the factors of 32 are found at once.
         bool mine = begin + lane < count;
         float highest = mine ? record[u64(begin + lane) * length] : LOWEST;
@@ -45,23 +49,14 @@ KERNEL(attention_merge, 256, AttentionParams) {
         Fold fold = fold_of(lane == 0 ? all_highest : before, highest);
         float weights = mine ? record[u64(begin + lane) * length + 1] : 0.0f;
         all_highest = __shfl_sync(EVERY_LANE, most, int(WARP) - 1);
-        u32 here = min_u32(WARP, count - begin);
-        for (u32 i = 0; i < here; i += AHEAD) {
-            float values[AHEAD];
 #pragma unroll
-            for (u32 j = 0; j < AHEAD; j++) {
-                bool there = i + j < here && element < p.value_size;
-                values[j] = there ? record[u64(begin + i + j) * length + 2 + element] : 0.0f;
-            }
-#pragma unroll
-            for (u32 j = 0; j < AHEAD; j++) {
-                float a = __shfl_sync(EVERY_LANE, fold.before, int(i + j));
-                float b = __shfl_sync(EVERY_LANE, fold.added, int(i + j));
-                float w = __shfl_sync(EVERY_LANE, weights, int(i + j));
-                if (i + j >= here) continue;
-                total = folded(total, a, w, b);
-                sum = folded(sum, a, values[j], b);
-            }
+        for (u32 i = 0; i < WARP; i++) {
+            if (i >= here) break;
+            float a = __shfl_sync(EVERY_LANE, fold.before, int(i));
+            float b = __shfl_sync(EVERY_LANE, fold.added, int(i));
+            float w = __shfl_sync(EVERY_LANE, weights, int(i));
+            total = folded(total, a, w, b);
+            sum = folded(sum, a, values[i], b);
         }
     }
     if (p.sinks) sum *= join_sink(p.sinks[blockIdx.y], all_highest, total);

@@ -1,6 +1,7 @@
 // Norm of latents, rotation, and the store of latents and keys: a warp a token's latent and key, or a query head of it.
 //
-// Reads and writes each element once, latents twice; what it costs is that traffic.
+// Reads and writes each element once, of latents those past the 512th twice; what it costs is that traffic, or for few rows
+// the time until the first of it comes: what has no need to wait is asked for before anything is stored.
 #include "common.cuh"
 #include "kv.cuh"
 
@@ -35,6 +36,8 @@ struct LatentKvParams {
 
 namespace latent_kv_op {
 const u32 WARPS = 4;
+// Elements of a latent that a lane keeps: those lane + 32 i.
+const u32 OWN = 16;
 
 // Calls put(i, x) with the elements of `head` after their rotation: a lane has every 32nd pair.
 template <class Put>
@@ -44,9 +47,9 @@ SHARED_DEVICE void turn(const LatentKvParams& p, const float* head, u32 row, Put
     for (u32 pair = threadIdx.x % WARP; pair < half; pair += WARP) {
         u32 a = p.interleaved ? 2 * pair : pair;
         u32 b = p.interleaved ? a + 1 : pair + half;
-        float cosine = angles[pair], sine = angles[half + pair];
-        put(a, fmaf(head[a], cosine, -(head[b] * sine)));
-        put(b, fmaf(head[a], sine, head[b] * cosine));
+        float cosine = angles[pair], sine = angles[half + pair], first = head[a], second = head[b];
+        put(a, fmaf(first, cosine, -(second * sine)));
+        put(b, fmaf(first, sine, second * cosine));
     }
 }
 
@@ -76,9 +79,23 @@ KERNEL(latent_kv, 128, LatentKvParams) {
     if (slot / p.page_size >= p.pages) return;
     const float* from = p.kv + u64(row) * p.kv_stride;
     u64 to = u64(slot) * size;
-    float sum = 0.0f;
-    for (u32 i = lane; i < p.rank; i += WARP) sum = fmaf(from[i], from[i], sum);
-    float scale = 1.0f / sqrtf(warp_sum(sum) / float(p.rank) + p.eps);
-    for (u32 i = lane; i < p.rank; i += WARP) keep(p, to + i, from[i] * scale * p.norm[i]);
+    float x[OWN], weight[OWN];
+#pragma unroll
+    for (u32 j = 0; j < OWN; j++) {
+        u32 i = lane + WARP * j;
+        x[j] = i < p.rank ? from[i] : 0.0f;
+        weight[j] = i < p.rank ? p.norm[i] : 0.0f;
+    }
     turn(p, from + p.rank, row, [&](u32 i, float x) { keep(p, to + p.rank + i, x); });
+    float sum = 0.0f;
+#pragma unroll
+    for (u32 j = 0; j < OWN; j++) sum = fmaf(x[j], x[j], sum);
+    for (u32 i = lane + WARP * OWN; i < p.rank; i += WARP) sum = fmaf(from[i], from[i], sum);
+    float scale = 1.0f / sqrtf(warp_sum(sum) / float(p.rank) + p.eps);
+#pragma unroll
+    for (u32 j = 0; j < OWN; j++) {
+        u32 i = lane + WARP * j;
+        if (i < p.rank) keep(p, to + i, x[j] * scale * weight[j]);
+    }
+    for (u32 i = lane + WARP * OWN; i < p.rank; i += WARP) keep(p, to + i, from[i] * scale * p.norm[i]);
 }

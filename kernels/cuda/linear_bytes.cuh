@@ -183,7 +183,8 @@ SHARED_DEVICE void bytes_tile(const LinearParams& p, u32 row_tile, u32 feature_t
     finish_tile<T>(value, p, at, stages);
 }
 
-// Measuring and rounding a row of x: 256 threads.
+// Measuring and rounding a row of x: 256 threads, which keep 16,384 numbers of it from pass to pass. What is past them is read
+// in each.
 namespace bytes_x {
 
 const u32 THREADS = 256;
@@ -227,13 +228,51 @@ SHARED_DEVICE float exact_sum(const LinearParams& p, const float* x, Shared& sha
 SHARED_DEVICE float whole(float x, float inverse) { return fminf(fmaxf(round_even(x * inverse), -BYTE), BYTE); }
 SHARED_DEVICE float left(float x, float scale, float inverse) { return fmaf(-whole(x, inverse), scale, x); }
 
-// Four whole numbers as bytes.
+// Four whole numbers as bytes: the low bits of 1.5 * 2^23 with one added are the number.
 SHARED_DEVICE u32 word(const Floats4& v) {
-    u32 d = 0;
+    u32 bits[4];
 #pragma unroll
-    for (int i = 0; i < 4; i++) d |= (u32(int(v.v[i])) & 0xff) << (8 * i);
-    return d;
+    for (int i = 0; i < 4; i++) bits[i] = float_bits(v.v[i] + 12582912.0f);
+    return __byte_perm(__byte_perm(bits[0], bits[1], 0x40), __byte_perm(bits[2], bits[3], 0x40), 0x5410);
 }
+
+// A row of x, four input features for each word of its copy, zeros past its end: thread t has words t, t + 256 and so on.
+template <class Order, class P>
+struct Row {
+    static const u32 KEPT = 16, AHEAD = 4;
+    const P& p;
+    const float* x;
+    u32 words;
+    Floats4 kept[KEPT];
+
+    SHARED_DEVICE Row(const P& p, u32 row) : p(p), x(x_row(p, row)), words(p.copy_bytes / 4) {
+#pragma unroll
+        for (u32 i = 0; i < KEPT; i++) {
+            kept[i] = {};
+            if (i * THREADS < words) kept[i] = load_x(p, x, Order::of(threadIdx.x + i * THREADS));
+        }
+    }
+
+    // Calls use(word, x) with all of the thread's.
+    template <class Use>
+    SHARED_DEVICE void each(Use use) const {
+#pragma unroll
+        for (u32 i = 0; i < KEPT; i++) {
+            u32 word = threadIdx.x + i * THREADS;
+            if (word >= words) return;
+            use(word, kept[i]);
+        }
+        for (u32 first = threadIdx.x + KEPT * THREADS; first < words; first += AHEAD * THREADS) {
+            Floats4 next[AHEAD];
+#pragma unroll
+            for (u32 i = 0; i < AHEAD; i++) next[i] = load_x(p, x, Order::of(first + i * THREADS));
+#pragma unroll
+            for (u32 i = 0; i < AHEAD; i++) {
+                if (first + i * THREADS < words) use(first + i * THREADS, next[i]);
+            }
+        }
+    }
+};
 
 struct Measure {
     float scale;
@@ -242,22 +281,22 @@ struct Measure {
     float rest_inverse;
 };
 
-SHARED_DEVICE Measure measure(const LinearParams& p, const float* x, Shared& shared) {
+template <class Row>
+SHARED_DEVICE Measure measure(const LinearParams& p, const Row& row, Shared& shared) {
     float sum = 0.0f, most = 0.0f;
-    for (u32 k = threadIdx.x * 4; k < p.width; k += THREADS * 4) {
-        Floats4 v = load_x(p, x, k);
+    row.each([&](u32, const Floats4& v) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             sum += fabsf(v.v[i]);
             most = fmaxf(most, fabsf(v.v[i]));
         }
-    }
+    });
     block_sum_and_most(sum, most, shared);
     // Near the limit the order of the sum decides, and near the ends of the numbers it may. Two orders of at most 133,144
     // (`quant::FEATURES`) differ by less than one in 512.
     float n = float(p.width);
     bool ordinary = sum == 0.0f || (sum > 1e-30f && sum < 1e38f);
-    if (!(ordinary && fabsf(most - OUTLIER * (sum / n)) >= most / 512.0f)) sum = exact_sum(p, x, shared);
+    if (!(ordinary && fabsf(most - OUTLIER * (sum / n)) >= most / 512.0f)) sum = exact_sum(p, row.x, shared);
 
     Measure m = {0.0f, 0.0f, -1.0f, 0.0f};
     // Not a number, or too large for one.
@@ -269,11 +308,10 @@ SHARED_DEVICE Measure measure(const LinearParams& p, const float* x, Shared& sha
     m.inverse = inverse_of(m.scale);
     if (!(most > OUTLIER * (sum / n))) return m;
     most = 0.0f;
-    for (u32 k = threadIdx.x * 4; k < p.width; k += THREADS * 4) {
-        Floats4 v = load_x(p, x, k);
+    row.each([&](u32, const Floats4& v) {
 #pragma unroll
         for (int i = 0; i < 4; i++) most = fmaxf(most, fabsf(left(v.v[i], m.scale, m.inverse)));
-    }
+    });
     sum = 0.0f;
     block_sum_and_most(sum, most, shared);
     m.rest = most / BYTE;
@@ -281,15 +319,15 @@ SHARED_DEVICE Measure measure(const LinearParams& p, const float* x, Shared& sha
     return m;
 }
 
-// Where sixteen bytes of a copy come from: word i begins with input feature `of(i)`.
+// Where a word of a copy comes from: its first input feature.
 struct AsTheyLie {
-    static SHARED_DEVICE u32 of(u32 at, u32 i) { return at + i * 4; }
+    static SHARED_DEVICE u32 of(u32 word) { return word * 4; }
 };
 // As lanes want them that multiply with nibbles: 32 bytes of a block for lane t, of each group 4t..4t+3 and those + 16.
 struct AsNibbles {
-    static SHARED_DEVICE u32 of(u32 at, u32 i) {
-        u32 in_block = at % Q4_BLOCK, word = in_block / 4 % 8 + i;
-        return at - in_block + word / 2 * Q4_GROUP + word % 2 * 16 + in_block / 32 * 4;
+    static SHARED_DEVICE u32 of(u32 word) {
+        u32 lane = word / 8 % 4, own = word % 8;
+        return word / 32 * Q4_BLOCK + own / 2 * Q4_GROUP + own % 2 * 16 + lane * 4;
     }
 };
 
@@ -299,26 +337,21 @@ SHARED_DEVICE void bytes(const P& p) {
     SHARED(Shared, shared);
     u32 row = blockIdx.x;
     if (row >= live_rows(p.live, p.rows)) return;
-    const float* x = x_row(p, row);
+    Row<Order, P> x(p, row);
     Measure m = measure(p, x, shared);
     if (threadIdx.x == 0) p.row_scales[row] = {m.scale, m.rest};
-    for (u32 at = threadIdx.x * 16; at < p.copy_bytes; at += THREADS * 16) {
-        Words4 bytes, rests;
+    bool has_rest = m.rest >= 0.0f;
+    u64 to = u64(row) * p.copy_bytes;
+    x.each([&](u32 at, const Floats4& v) {
+        Floats4 bytes, rest;
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            Floats4 v = load_x(p, x, Order::of(at, i)), rest = {};
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                if (m.rest >= 0.0f) rest.v[j] = whole(left(v.v[j], m.scale, m.inverse), m.rest_inverse);
-                v.v[j] = whole(v.v[j], m.inverse);
-            }
-            bytes.v[i] = word(v);
-            rests.v[i] = word(rest);
+        for (int i = 0; i < 4; i++) {
+            bytes.v[i] = whole(v.v[i], m.inverse);
+            rest.v[i] = has_rest ? whole(left(v.v[i], m.scale, m.inverse), m.rest_inverse) : 0.0f;
         }
-        u64 to = u64(row) * p.copy_bytes + at;
-        store(p.copy + to, bytes);
-        if (m.rest >= 0.0f) store(p.rests + to, rests);
-    }
+        store_word(p.copy + to + at * 4, word(bytes));
+        if (has_rest) store_word(p.rests + to + at * 4, word(rest));
+    });
 }
 
 }

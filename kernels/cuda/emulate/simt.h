@@ -161,6 +161,10 @@ SHARED_DEVICE u16 float_half(float x) {
     }
     return u16(sign | (rest - 0x38000000u + 0xfffu + (rest >> 13 & 1u)) >> 13);
 }
+SHARED_DEVICE void halves_floats(float& low, float& high, u32 two) {
+    low = half_float(u16(two));
+    high = half_float(u16(two >> 16));
+}
 SHARED_DEVICE void f8_floats(float (&d)[4], u32 four) {
     for (u32 i = 0; i < 4; i++) {
         u32 byte = four >> (8 * i);

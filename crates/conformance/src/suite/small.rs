@@ -79,8 +79,9 @@ pub(super) fn with_rows<B: Backend, C: OpCase + Clone + 'static>(cases: &mut Cas
 }
 
 fn embed<B: Backend>(cases: &mut Cases<B>, rng: &mut Rng, activation: DType, weight: WeightFormat) {
-    for (rows, padding, vocab, width) in [(1, 0, 17, 1), (3, 2, 80, 100), (17, 0, 515, 64), (0, 4, 3, 8), (0, 0, 3, 8)]
-    {
+    // The last is more than a block of threads copies at once.
+    let shapes = [(1, 0, 17, 1), (3, 2, 80, 100), (17, 0, 515, 64), (0, 4, 3, 8), (0, 0, 3, 8), (2, 1, 3, 5002)];
+    for (rows, padding, vocab, width) in shapes {
         let (live, sampled) = (live_for(rng, padding, Live::Tokens), rows == 17);
         with_matrix(cases, EmbedCase { rows, padding, vocab, width, activation, weight, scale: 1.0, sampled, live });
     }
