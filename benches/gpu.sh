@@ -89,7 +89,8 @@ if [[ $device == cuda* ]]; then
             run large-warpgroups "$large" "${large_cases[@]}"
         fi
         echo "PROVEN: add this line to crates/cuda/src/proven.txt"
-        echo "$(awk '$1 == "kernels" { print $2 }' "$folder/check-warpgroups.txt") $(head -1 "$folder/check-warpgroups.txt")" |
+        # What `serve --check` says of kernels: the hash of their sources, and what compiled them.
+        echo "$(sed -n 's/^kernels //p' "$folder/check-warpgroups.txt") $(head -1 "$folder/check-warpgroups.txt")" |
             tee "$folder/proven.txt"
     else
         echo "SKIPPED: warpgroups do not pass on $device:"

@@ -42,6 +42,10 @@ pub fn target(capability: u32) -> String {
     format!("sm_{capability}{suffix}")
 }
 
+/// Devices whose instructions no other takes, and which take no other's: what NVIDIA promises within a generation leaves out
+/// its systems on a chip. Orin, and Thor, which is 10.1 for CUDA 12 and 11.0 for CUDA 13.
+const ALONE: [u32; 3] = [87, 101, 110];
+
 /// How near code for `target` is to a device: nothing where it does not run there. Instructions run on devices of the same
 /// generation that are not older, those of `sm_90a` on 9.0 alone; PTX, last of all, on all that are not older.
 pub fn nearness(target: &str, capability: u32) -> Option<u32> {
@@ -50,9 +54,16 @@ pub fn nearness(target: &str, capability: u32) -> Option<u32> {
     }
     let name = target.strip_prefix("sm_")?;
     let number: u32 = name.trim_end_matches('a').parse().ok()?;
-    let runs =
-        if name.ends_with('a') { number == capability } else { number / 10 == capability / 10 && number <= capability };
+    let alone = name.ends_with('a') || ALONE.contains(&number) || ALONE.contains(&capability);
+    let runs = if alone { number == capability } else { number / 10 == capability / 10 && number <= capability };
     runs.then_some(number)
+}
+
+/// What a compiler that knows these compute capabilities is told for a device of `capability`: a device may be newer than the
+/// compiler. Nothing where none of its code runs there.
+pub fn nearest_target(capability: u32, known: &[u32]) -> Option<String> {
+    let targets = known.iter().map(|&known| target(known));
+    targets.filter_map(|target| Some((nearness(&target, capability)?, target))).max().map(|(_, target)| target)
 }
 
 /// A file of `kernels/cuda`.
@@ -214,9 +225,22 @@ mod tests {
             |capability| TARGETS.into_iter().max_by_key(|target| nearness(target, capability).map(|near| near + 1));
         let chosen = [80, 86, 87, 89, 90, 100, 103, 110, 120, 121].map(|capability| best(capability).unwrap());
         let expected =
-            ["sm_80", "sm_86", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_100", "compute_80", "sm_120", "sm_120"];
+            ["sm_80", "sm_86", "compute_80", "sm_89", "sm_90a", "sm_100", "sm_100", "compute_80", "sm_120", "sm_120"];
         assert_eq!(chosen, expected);
+        assert_eq!(best(101), Some("compute_80"));
         assert!(TARGETS.into_iter().all(|target| nearness(target, 75).is_none()));
         assert!(["", "sm_", "sm_a", "80", "compute_x"].into_iter().all(|target| nearness(target, 90).is_none()));
+    }
+
+    #[test]
+    fn devices_may_be_newer_than_the_compiler() {
+        let known = [75, 80, 86, 87, 89, 90, 100, 101, 120];
+        let told = |capability| nearest_target(capability, &known);
+        let chosen = [80, 87, 88, 89, 90, 100, 101, 103, 120, 121].map(|capability| told(capability).unwrap());
+        let expected = ["sm_80", "sm_87", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_101", "sm_100", "sm_120", "sm_120"];
+        assert_eq!(chosen, expected);
+        // Code for sm_90a runs on 9.0 alone, and another generation takes none.
+        assert_eq!([91, 110, 130, 70].map(told), [None, None, None, None]);
+        assert_eq!(nearest_target(87, &[80, 86]), None);
     }
 }

@@ -38,7 +38,7 @@ fn tiles_arrive_when_they_are_waited_for() {
     compiled_or_return!();
     // Two tiles side by side, the second and the last row cut short: zeros are beyond.
     let (rows, columns, n) = (36u32, 104u32, 10);
-    let x: Vec<u32> = (0..rows * columns / 2).map(|i| (2 * i % 9973) | (2 * i + 1) % 9973 << 16).collect();
+    let x: Vec<u32> = (0..rows * columns / 2).map(|i| (2 * i % 9973) | (((2 * i + 1) % 9973) << 16)).collect();
     let numbers = halves(&x);
     let at = |row: u32, column: u32| match row < rows && column < columns {
         true => u32::from(numbers[(row * columns + column) as usize]),

@@ -201,7 +201,8 @@ impl<B: Backend> Decoder<B> {
     /// Device bytes of the packed weights of `shard`, norms and biases included.
     pub fn weight_bytes(device: &B, shard: &Shard, store: WeightFormat) -> usize {
         let bytes = |(m, store, _): (&MatrixSpec, WeightFormat, bool)| {
-            m.stack * device.weight_bytes(m.matrix_rows(), m.cols, store)
+            // A stack is one buffer.
+            device.buffer_bytes(m.stack * device.weight_bytes(m.matrix_rows(), m.cols, store))
         };
         let matrices: usize = stored(shard, store).map(bytes).sum();
         matrices + shard.vector_elements() * DType::F32.size()

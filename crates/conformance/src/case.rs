@@ -161,6 +161,8 @@ pub enum Verdict {
     Pass,
     /// Anything else.
     Fail,
+    /// The backend gave an error: what it computes is not known.
+    Error,
     /// The device does not claim these types, or has no room.
     Unsupported,
 }
@@ -170,6 +172,7 @@ impl fmt::Display for Verdict {
         f.write_str(match self {
             Verdict::Pass => "ok",
             Verdict::Fail => "FAIL",
+            Verdict::Error => "ERROR",
             Verdict::Unsupported => "unsupported",
         })
     }
@@ -196,6 +199,23 @@ pub struct Outcome {
     pub detail: String,
 }
 
+/// Why a case does not pass.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// What was computed is not what it must be: a line that says where.
+    #[error("{0}")]
+    Wrong(String),
+    /// The backend gave an error.
+    #[error("the backend returned an error: {0}")]
+    Device(#[from] anyfleet_tensor::Error),
+}
+
+impl From<String> for Failure {
+    fn from(wrong: String) -> Self {
+        Failure::Wrong(wrong)
+    }
+}
+
 /// A case or property that can run on a backend.
 pub trait Case<B: Backend> {
     /// The op's one name.
@@ -209,14 +229,14 @@ pub trait Case<B: Backend> {
     /// Runs it.
     ///
     /// # Errors
-    /// A line that says what is wrong.
-    fn check(&self, backend: &B, rng: &mut Rng, errors: &mut Errors) -> Result<(), String>;
+    /// What is wrong.
+    fn check(&self, backend: &B, rng: &mut Rng, errors: &mut Errors) -> Result<(), Failure>;
 
     /// Memory after one run, or nothing for a property: see [`agree`](crate::suite::agree).
     ///
     /// # Errors
-    /// A line that says what is wrong.
-    fn bits(&self, _backend: &B, _rng: &mut Rng) -> Result<Option<Vec<Snapshot>>, String> {
+    /// What is wrong.
+    fn bits(&self, _backend: &B, _rng: &mut Rng) -> Result<Option<Vec<Snapshot>>, Failure> {
         Ok(None)
     }
 
@@ -232,7 +252,8 @@ pub trait Case<B: Backend> {
             let mut rng = Rng::for_case(seed, &label);
             match catch_unwind(AssertUnwindSafe(|| self.check(backend, &mut rng, &mut errors))) {
                 Ok(Ok(())) => (Verdict::Pass, String::new()),
-                Ok(Err(why)) => (Verdict::Fail, why),
+                Ok(Err(Failure::Wrong(why))) => (Verdict::Fail, why),
+                Ok(Err(Failure::Device(error))) => (Verdict::Error, error.to_string()),
                 Err(panic) => (Verdict::Fail, format!("panicked: {}", panic_text(&*panic))),
             }
         };
@@ -254,25 +275,20 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("with a value that is no text")
 }
 
-pub(crate) fn device(error: anyfleet_tensor::Error) -> String {
-    format!("the backend returned an error: {error}")
-}
-
 /// Runs a staged op from its initial state and checks what must hold whatever it computes.
 pub(crate) fn execute<B: Backend>(
     backend: &B,
     staged: &Staged<B>,
     live: usize,
     plan: Option<&B::Plan>,
-) -> Result<Vec<Snapshot>, String> {
-    staged.reset(backend, live).map_err(device)?;
+) -> Result<Vec<Snapshot>, Failure> {
+    staged.reset(backend, live)?;
     match plan {
         Some(plan) => backend.replay(plan),
         None => staged.run(backend),
-    }
-    .map_err(device)?;
-    let after = staged.read(backend).map_err(device)?;
-    staged.trespass(&after).map_or(Ok(after), Err)
+    }?;
+    let after = staged.read(backend)?;
+    staged.trespass(&after).map_or(Ok(after), |wrong| Err(wrong.into()))
 }
 
 impl<B: Backend, C: OpCase> Case<B> for C {
@@ -291,10 +307,10 @@ impl<B: Backend, C: OpCase> Case<B> for C {
 
     /// Compares with the reference, then demands the same bits from a second run, from a replayed
     /// plan, and from that plan with other live counts against runs with those counts.
-    fn check(&self, backend: &B, rng: &mut Rng, errors: &mut Errors) -> Result<(), String> {
+    fn check(&self, backend: &B, rng: &mut Rng, errors: &mut Errors) -> Result<(), Failure> {
         let host = self.draw(rng);
         let selection = Selection::all(self.rows(), self.padding());
-        let staged = self.stage(backend, &host, &selection, Placement::Scattered(rng.bits())).map_err(device)?;
+        let staged = self.stage(backend, &host, &selection, Placement::Scattered(rng.bits()))?;
         let live = staged.live();
         let first = execute(backend, &staged, live, None)?;
         let host = self.rounded(host, backend.caps(), selection.capacity());
@@ -308,31 +324,33 @@ impl<B: Backend, C: OpCase> Case<B> for C {
         }
         assert_eq!(outputs, expected.len(), "{} stages and expects a different number of outputs", C::OP);
         if let Some(wrong) = wrong {
-            return Err(format!("{wrong}; tolerance: {tolerance:?}"));
+            return Err(format!("{wrong}; tolerance: {tolerance:?}").into());
         }
         if errors.nmse() > tolerance.nmse {
-            return Err(format!("NMSE {:e} is above {:e} ({})", errors.nmse(), tolerance.nmse, tolerance.reason));
+            let text = format!("NMSE {:e} is above {:e} ({})", errors.nmse(), tolerance.nmse, tolerance.reason);
+            return Err(text.into());
         }
         if execute(backend, &staged, live, None)? != first {
-            return Err("a second run on the same inputs gave other bits".into());
+            return Err("a second run on the same inputs gave other bits".to_owned().into());
         }
-        let plan = staged.record(backend).map_err(device)?;
+        let plan = staged.record(backend)?;
         if execute(backend, &staged, live, Some(&plan))? != first {
-            return Err("replaying the recorded plan gave other bits than running it".into());
+            return Err("replaying the recorded plan gave other bits than running it".to_owned().into());
         }
         let fewer = if staged.has_header() && live > 0 { vec![0, live / 2, live] } else { vec![] };
         for count in fewer {
             if execute(backend, &staged, count, Some(&plan))? != execute(backend, &staged, count, None)? {
-                return Err(format!("replaying with {count} live rows gave other bits than running with them"));
+                let text = format!("replaying with {count} live rows gave other bits than running with them");
+                return Err(text.into());
             }
         }
         Ok(())
     }
 
-    fn bits(&self, backend: &B, rng: &mut Rng) -> Result<Option<Vec<Snapshot>>, String> {
+    fn bits(&self, backend: &B, rng: &mut Rng) -> Result<Option<Vec<Snapshot>>, Failure> {
         let host = self.draw(rng);
         let selection = Selection::all(self.rows(), self.padding());
-        let staged = self.stage(backend, &host, &selection, Placement::Scattered(rng.bits())).map_err(device)?;
+        let staged = self.stage(backend, &host, &selection, Placement::Scattered(rng.bits()))?;
         execute(backend, &staged, staged.live(), None).map(Some)
     }
 }

@@ -1,5 +1,5 @@
 //! Properties that hold bit for bit: a row's result depends on that row alone.
-use crate::case::{Case, OpCase, Selection, Types, device, execute};
+use crate::case::{Case, Failure, OpCase, Selection, Types, execute};
 use crate::cases::attention::{AttentionCase, Batch, Host as AttentionHost, Span};
 use crate::expect::Errors;
 use crate::operand::Snapshot;
@@ -41,8 +41,8 @@ impl<C: OpCase> RowIndependence<C> {
         host: &C::Host,
         selection: &Selection,
         seed: u64,
-    ) -> Result<Vec<Vec<u8>>, String> {
-        let staged = self.0.stage(backend, host, selection, Placement::Scattered(seed)).map_err(device)?;
+    ) -> Result<Vec<Vec<u8>>, Failure> {
+        let staged = self.0.stage(backend, host, selection, Placement::Scattered(seed))?;
         let after = execute(backend, &staged, selection.rows.len(), None)?;
         let rows = selection.rows.iter().enumerate();
         Ok(rows.map(|(position, &row)| row_bits(&self.0, host, &staged, &after, row, position)).collect())
@@ -57,9 +57,9 @@ impl<C: OpCase> RowIndependence<C> {
         (rng, rows): (&Rng, Vec<usize>),
         seed: u64,
         errors: &mut Errors,
-    ) -> Result<(), String> {
+    ) -> Result<(), Failure> {
         let (host, selection) = (self.0.draw(&mut rng.clone()), Selection { padding: 0, rows });
-        let staged = self.0.stage(backend, &host, &selection, Placement::Scattered(seed)).map_err(device)?;
+        let staged = self.0.stage(backend, &host, &selection, Placement::Scattered(seed))?;
         let count = selection.rows.len();
         let after = execute(backend, &staged, count, None)?;
         let expected = self.0.expect(&self.0.rounded(host, backend.caps(), count), &selection);
@@ -86,7 +86,7 @@ impl<B: Backend, C: OpCase> Case<B> for RowIndependence<C> {
         self.0.largest_buffer()
     }
 
-    fn check(&self, backend: &B, rng: &mut Rng, errors: &mut Errors) -> Result<(), String> {
+    fn check(&self, backend: &B, rng: &mut Rng, errors: &mut Errors) -> Result<(), Failure> {
         let drawn = rng.clone();
         let host = self.0.draw(rng);
         let rows = self.0.rows();
@@ -115,11 +115,12 @@ impl<B: Backend, C: OpCase> Case<B> for RowIndependence<C> {
             for (&row, bits) in selection.rows.iter().zip(&apart) {
                 errors.compared += 1;
                 if *bits != together[row] {
-                    return Err(format!(
+                    let text = format!(
                         "row {row} in a batch of {} gave other bits than in a batch of {}",
                         selection.rows.len(),
                         together.len()
-                    ));
+                    );
+                    return Err(text.into());
                 }
             }
         }
@@ -145,12 +146,12 @@ impl<B: Backend, C: OpCase> Case<B> for ReadsAsBf16<C> {
         self.0.largest_buffer()
     }
 
-    fn check(&self, backend: &B, rng: &mut Rng, errors: &mut Errors) -> Result<(), String> {
+    fn check(&self, backend: &B, rng: &mut Rng, errors: &mut Errors) -> Result<(), Failure> {
         let host = self.0.draw(rng);
         let wide = self.0.as_bf16(&host).ok_or_else(|| format!("{} has no matrix", C::OP))?;
         let (selection, seed) = (Selection::all(self.0.rows(), self.0.padding()), rng.bits());
-        let run = |host: &C::Host| -> Result<Vec<Vec<u8>>, String> {
-            let staged = self.0.stage(backend, host, &selection, Placement::Scattered(seed)).map_err(device)?;
+        let run = |host: &C::Host| -> Result<Vec<Vec<u8>>, Failure> {
+            let staged = self.0.stage(backend, host, &selection, Placement::Scattered(seed))?;
             let after = execute(backend, &staged, staged.live(), None)?;
             let rows = 0..selection.rows.len();
             Ok(rows.map(|row| row_bits(&self.0, host, &staged, &after, row, row)).collect())
@@ -158,7 +159,8 @@ impl<B: Backend, C: OpCase> Case<B> for ReadsAsBf16<C> {
         for (row, (narrow, wide)) in run(&host)?.iter().zip(run(&wide)?).enumerate() {
             errors.compared += 1;
             if *narrow != wide {
-                return Err(format!("row {row} gave other bits than with the bf16 matrix that the one of f8 reads as"));
+                let text = format!("row {row} gave other bits than with the bf16 matrix that the one of f8 reads as");
+                return Err(text.into());
             }
         }
         Ok(())
@@ -179,8 +181,8 @@ impl ChunkIndependence {
         batch: &Batch,
         seed: u64,
         found: &mut [Vec<Vec<u8>>],
-    ) -> Result<(), String> {
-        let staged = self.0.stage_batch(backend, host, batch, 0, Placement::Scattered(seed)).map_err(device)?;
+    ) -> Result<(), Failure> {
+        let staged = self.0.stage_batch(backend, host, batch, 0, Placement::Scattered(seed))?;
         let after = execute(backend, &staged, batch.spans.len(), None)?;
         let (out, snapshot) = staged.outputs(&after).next().expect("attention has an output");
         for span in &batch.spans {
@@ -221,17 +223,17 @@ impl ChunkIndependence {
 /// Whether attention has the same bits over a cache of another type that holds the same numbers.
 ///
 /// # Errors
-/// A line that names the case.
-pub(crate) fn agrees_over<B: Backend>(case: &AttentionCase, kv: DType, backend: &B, seed: u64) -> Result<(), String> {
+/// What is wrong, with the case.
+pub(crate) fn agrees_over<B: Backend>(case: &AttentionCase, kv: DType, backend: &B, seed: u64) -> Result<(), Failure> {
     let host = case.draw(&mut Rng::for_case(seed, &format!("{case:?}")));
-    let rows = |case: &AttentionCase| -> Result<Vec<Vec<Vec<u8>>>, String> {
+    let rows = |case: &AttentionCase| -> Result<Vec<Vec<Vec<u8>>>, Failure> {
         let mut found = case.sequences.iter().map(|s| vec![Vec::new(); s.rows]).collect::<Vec<_>>();
         ChunkIndependence(case.clone()).bits(backend, &host, &host.batch, seed, &mut found)?;
         Ok(found)
     };
     match rows(case)? == rows(&AttentionCase { kv, ..case.clone() })? {
         true => Ok(()),
-        false => Err(format!("other bits than over {kv} with ANYFLEET_SEED={seed} in {case:?}")),
+        false => Err(format!("other bits than over {kv} with ANYFLEET_SEED={seed} in {case:?}").into()),
     }
 }
 
@@ -249,7 +251,7 @@ impl<B: Backend> Case<B> for ChunkIndependence {
         OpCase::largest_buffer(&self.0)
     }
 
-    fn check(&self, backend: &B, rng: &mut Rng, errors: &mut Errors) -> Result<(), String> {
+    fn check(&self, backend: &B, rng: &mut Rng, errors: &mut Errors) -> Result<(), Failure> {
         let host = self.0.draw(rng);
         let empty: Vec<Vec<Vec<u8>>> = self.0.sequences.iter().map(|s| vec![Vec::new(); s.rows]).collect();
         let mut whole = empty.clone();
@@ -264,11 +266,12 @@ impl<B: Backend> Case<B> for ChunkIndependence {
                 for (row, (whole, cut)) in whole.iter().zip(cut).enumerate() {
                     errors.compared += 1;
                     if whole != cut {
-                        return Err(format!(
+                        let text = format!(
                             "query {row} of sequence {sequence} gave other bits in chunks of at most {most} rows \
                              with pages of {page} (drop_pages {drop_pages}) than in one prefill with pages of {}",
                             self.0.page
-                        ));
+                        );
+                        return Err(text.into());
                     }
                 }
             }

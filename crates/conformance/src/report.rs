@@ -44,6 +44,7 @@ impl Summary {
         self.margin = self.margin.max(outcome.margin);
         self.verdict = match (self.verdict, outcome.verdict) {
             (Verdict::Fail, _) | (_, Verdict::Fail) => Verdict::Fail,
+            (Verdict::Error, _) | (_, Verdict::Error) => Verdict::Error,
             (Verdict::Pass, _) | (_, Verdict::Pass) => Verdict::Pass,
             _ => Verdict::Unsupported,
         };
@@ -60,9 +61,9 @@ impl Report {
         !self.outcomes.is_empty() && self.failures().next().is_none()
     }
 
-    /// Failed cases.
+    /// Failed cases, those in which the backend gave an error included.
     pub fn failures(&self) -> impl Iterator<Item = &Outcome> {
-        self.outcomes.iter().filter(|o| o.verdict == Verdict::Fail)
+        self.outcomes.iter().filter(|o| matches!(o.verdict, Verdict::Fail | Verdict::Error))
     }
 
     /// One for each op and combination of types.
@@ -95,7 +96,8 @@ impl Report {
     pub fn failure_text(&self) -> String {
         let seed = self.seed;
         let text = |o: &Outcome| {
-            format!("FAIL {} on {} with ANYFLEET_SEED={seed}\n  {}\n  {}\n", o.op, self.device, o.label, o.detail)
+            let Outcome { op, label, verdict, detail, .. } = o;
+            format!("{verdict} {op} on {} with ANYFLEET_SEED={seed}\n  {label}\n  {detail}\n", self.device)
         };
         self.failures().map(text).collect()
     }

@@ -101,7 +101,7 @@ pub fn narrow_caches_agree<B: Backend>(backend: &B, seed: u64) -> Result<usize, 
     };
     let mut cases = narrow(&caps.kv, attention::attention_cases);
     cases.extend(narrow(&caps.latent, attention::latent_attention_cases));
-    cases.iter().try_for_each(|case| agrees_over(case, DType::BF16, backend, seed))?;
+    cases.iter().try_for_each(|case| agrees_over(case, DType::BF16, backend, seed).map_err(|e| e.to_string()))?;
     Ok(cases.len())
 }
 
@@ -138,6 +138,7 @@ pub fn agree<B: Backend>(one: &B, other: &B, options: &Options) -> Result<usize,
     let mut compared = 0;
     for case in cases(caps, options) {
         let [mine, theirs] = [one, other].map(|b| case.bits(b, &mut Rng::for_case(options.seed, &case.label())));
+        let [mine, theirs] = [mine, theirs].map(|bits| bits.map_err(|e| e.to_string()));
         let (Some(mine), Some(theirs)) = (mine?, theirs?) else { continue };
         compared += 1;
         if mine != theirs {

@@ -33,7 +33,7 @@ pub fn table(columns: &[Column<'_>]) -> String {
 fn cell(outcomes: &[Outcome], op: &str, types: Types) -> &'static str {
     let here = outcomes.iter().filter(|o| o.op == op && o.types == types);
     let verdicts: Vec<Verdict> = here.map(|o| o.verdict).collect();
-    if verdicts.contains(&Verdict::Fail) {
+    if verdicts.contains(&Verdict::Fail) || verdicts.contains(&Verdict::Error) {
         "fails"
     } else if verdicts.contains(&Verdict::Pass) {
         "yes"

@@ -2,6 +2,16 @@
 use crate::driver::Driver;
 use std::sync::Arc;
 
+/// Bytes of a page of device memory.
+const PAGE: usize = 2 << 20;
+/// Buffers from this size on have pages of their own; smaller ones share them.
+const OWN_PAGES: usize = 1 << 20;
+
+/// Bytes that a buffer takes of the device's memory.
+pub(crate) fn taken(bytes: usize) -> usize {
+    if bytes >= OWN_PAGES { bytes.next_multiple_of(PAGE) } else { bytes }
+}
+
 /// Reference-counted device bytes.
 #[derive(Clone)]
 pub struct CudaBuffer(Arc<Allocation>);

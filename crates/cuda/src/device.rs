@@ -102,7 +102,11 @@ impl CudaBackend {
             identity: Identity {
                 adapter: description.name.clone(),
                 driver: description.driver.clone(),
-                kernels: anyfleet_kernels::cuda::hash(),
+                // The same sources are other code from another compiler.
+                kernels: match &description.compiler {
+                    Some(compiler) => format!("{} {compiler}", anyfleet_kernels::cuda::hash()),
+                    None => anyfleet_kernels::cuda::hash(),
+                },
             },
             invariant: library.is_none(),
             numerics: library.unwrap_or(numerics),
@@ -246,6 +250,10 @@ impl Backend for CudaBackend {
 
     fn weight_bytes(&self, rows: usize, cols: usize, store: WeightFormat) -> usize {
         weight::bytes(rows, cols, store)
+    }
+
+    fn buffer_bytes(&self, bytes: usize) -> usize {
+        crate::buffer::taken(bytes)
     }
 
     fn scratch_bytes(&self, sizes: &StepSizes) -> usize {

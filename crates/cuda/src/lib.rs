@@ -9,6 +9,7 @@
 //!
 //! What this crate does **not** know: models, requests, and the other backends.
 mod buffer;
+mod candidates;
 mod code;
 mod communicator;
 mod device;

@@ -1,59 +1,98 @@
 //! Kernels compiled for a device when it is opened, by CUDA's own compiler as a library, and kept on disk.
-use anyfleet_kernels::cuda::{FLAGS, Nvrtc, source, target};
+use crate::candidates;
+use anyfleet_kernels::cuda::{FLAGS, Nvrtc, nearest_target, source};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 
 /// Larger files are none of ours.
 const LARGEST: u64 = 64 << 20;
 
-/// Compiles a module for a device of this compute capability, e.g. 90, into what its driver loads; or takes it from
-/// `folder`, where it was kept.
-///
-/// # Errors
-/// One line that says what is missing, or what the compiler found.
-pub(crate) fn compile(module: &str, capability: u32, folder: Option<&Path>) -> Result<Vec<u8>, String> {
-    let nvrtc = library(capability)?;
-    let (source, target) = (source(module), target(capability));
-    let make = || match nvrtc.compile(module, &source, &target) {
-        Ok(compiled) => Ok(compiled.code),
-        Err(error) => Err(error.lines().take(2).collect::<Vec<_>>().join(" ")),
-    };
-    let Some(folder) = folder else { return make() };
-    let parts = [&source, &FLAGS.join(" "), &nvrtc.version(), &target];
-    Kept::new(folder.join(format!("{module}-{target}.cubin")), parts.map(String::as_bytes)).get_or_make(make)
+/// NVRTC, and what it is told for a device.
+#[derive(Clone)]
+pub(crate) struct Compiler {
+    nvrtc: Nvrtc,
+    version: String,
+    target: String,
 }
 
-/// NVRTC that compiles for the device: what the operator named, else the system's.
-fn library(capability: u32) -> Result<Nvrtc, String> {
-    let named = std::env::var_os("ANYFLEET_NVRTC").map(PathBuf::from);
-    let candidates = named.map_or_else(installed, |file| vec![file]);
-    let mut reasons = Vec::new();
-    for file in &candidates {
-        match Nvrtc::open(file) {
-            Ok(nvrtc) if nvrtc.capabilities().contains(&capability) => return Ok(nvrtc),
-            Ok(nvrtc) => reasons.push(format!("{} is not for devices of sm_{capability}", nvrtc.version())),
-            Err(error) => reasons.push(error),
+impl Compiler {
+    /// That of devices of this compute capability, e.g. 90: what the operator named, else the system's. The process keeps it.
+    ///
+    /// # Errors
+    /// One line that says what is missing.
+    pub(crate) fn find(capability: u32) -> Result<Compiler, String> {
+        static FOUND: Mutex<BTreeMap<u32, Compiler>> = Mutex::new(BTreeMap::new());
+        let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(compiler) = found.get(&capability) {
+            return Ok(compiler.clone());
         }
+        let named = std::env::var_os("ANYFLEET_NVRTC").filter(|file| !file.is_empty());
+        let files = named.map_or_else(installed, |file| vec![file]);
+        let compiler = candidates::first(&files, |file| Compiler::open(file, capability)).map_err(|reason| {
+            format!(
+                "kernels must be compiled, and there is no NVRTC for it ({reason}): install CUDA's (or `pip install \
+                 nvidia-cuda-nvrtc-cu12`, and let ANYFLEET_NVRTC be the path of its libnvrtc.so.12), or use a build \
+                 with prebuilt kernels"
+            )
+        })?;
+        found.insert(capability, compiler.clone());
+        Ok(compiler)
     }
-    Err(format!(
-        "kernels must be compiled, and there is no NVRTC for it ({}): install CUDA's (or `pip install \
-         nvidia-cuda-nvrtc-cu12`, and let ANYFLEET_NVRTC be the path of its libnvrtc.so.12), or use a build with \
-         prebuilt kernels",
-        reasons.last().map_or("", |reason| reason.as_str())
-    ))
+
+    fn open(file: &OsStr, capability: u32) -> Result<Compiler, String> {
+        let nvrtc = Nvrtc::open(file)?;
+        let version = nvrtc.version();
+        let target = nearest_target(capability, &nvrtc.capabilities())
+            .ok_or_else(|| format!("{version} is not for devices of sm_{capability}"))?;
+        nvrtc.starts(&target).map_err(|said| short(&said))?;
+        Ok(Compiler { nvrtc, version, target })
+    }
+
+    /// Its name and version, e.g. "NVRTC 12.8".
+    pub(crate) fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// What it compiles for, e.g. "sm_80".
+    pub(crate) fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// Compiles a module into what a device's driver loads.
+    ///
+    /// # Errors
+    /// One line with what the compiler found.
+    pub(crate) fn compile(&self, module: &str) -> Result<Vec<u8>, String> {
+        let compiled = self.nvrtc.compile(module, &source(module), &self.target);
+        compiled.map(|compiled| compiled.code).map_err(|said| short(&said))
+    }
+
+    /// Where the module's code is kept in a folder.
+    pub(crate) fn kept(&self, module: &str, folder: &Path) -> Kept {
+        let parts = [&source(module), &FLAGS.join(" "), &self.version, &self.target];
+        Kept::new(folder.join(format!("{module}-{}.cubin", self.target)), parts.map(String::as_bytes))
+    }
+}
+
+/// A line of what the compiler said.
+fn short(said: &str) -> String {
+    said.lines().take(2).map(str::trim).collect::<Vec<_>>().join(" ")
 }
 
 /// Where CUDA's installers put it. Drivers of CUDA 12 and of 13 load what CUDA 12 compiles; only those of 13 what 13 does.
-fn installed() -> Vec<PathBuf> {
+fn installed() -> Vec<OsString> {
     let folders = ["", "/usr/local/cuda/lib64"];
     let names = ["libnvrtc.so.12", "libnvrtc.so.13", "libnvrtc.so"];
-    names.into_iter().flat_map(|name| folders.map(|folder| Path::new(folder).join(name))).collect()
+    names.into_iter().flat_map(|name| folders.map(|folder| Path::new(folder).join(name).into())).collect()
 }
 
 /// Code in a file: 32 bytes of a digest of what it was made from and of itself, then itself. A file that does not agree is
 /// damaged or was made from something else, and is written again.
-struct Kept {
+pub(crate) struct Kept {
     file: PathBuf,
     /// Of what the code is made from.
     hasher: Sha256,
@@ -69,7 +108,7 @@ impl Kept {
         Kept { file, hasher }
     }
 
-    fn get_or_make(&self, make: impl FnOnce() -> Result<Vec<u8>, String>) -> Result<Vec<u8>, String> {
+    pub(crate) fn get_or_make(&self, make: impl FnOnce() -> Result<Vec<u8>, String>) -> Result<Vec<u8>, String> {
         if let Some(code) = self.get() {
             return Ok(code);
         }
@@ -85,7 +124,7 @@ impl Kept {
         self.hasher.clone().chain_update(code).finalize().into()
     }
 
-    fn get(&self) -> Option<Vec<u8>> {
+    pub(crate) fn get(&self) -> Option<Vec<u8>> {
         let found = std::fs::metadata(&self.file).ok()?;
         if !found.is_file() || found.len() > LARGEST {
             return None;
@@ -95,7 +134,7 @@ impl Kept {
         (digest == self.digest(code)).then(|| code.to_vec())
     }
 
-    fn put(&self, code: &[u8]) -> std::io::Result<()> {
+    pub(crate) fn put(&self, code: &[u8]) -> std::io::Result<()> {
         // Two devices may be opened at once.
         static DRAFTS: AtomicU64 = AtomicU64::new(0);
         let draft = self.file.with_extension(format!("{}-{}.tmp", std::process::id(), DRAFTS.fetch_add(1, Relaxed)));
@@ -192,6 +231,7 @@ mod tests {
             return;
         }
         let folder = tempfile::tempdir().unwrap();
+        let compile = |module, capability, folder| crate::code::load(module, capability, folder);
         let code = compile("norm", 90, Some(folder.path())).unwrap();
         assert!(code.starts_with(b"\x7fELF"));
         assert!(code.windows(13).any(|window| window == b"anyfleet_norm"));
@@ -201,6 +241,10 @@ mod tests {
         assert_eq!(std::fs::metadata(&file).unwrap().modified().unwrap(), written);
         assert_eq!(compile("norm", 90, None).unwrap(), code, "the compiler gives the same bytes");
 
+        // As NVRTC of CUDA 12.8 knows none of them, and newer ones know them by name.
+        for capability in [103, 121] {
+            assert!(compile("norm", capability, None).unwrap().starts_with(b"\x7fELF"));
+        }
         let error = compile("norm", 999, None).unwrap_err();
         assert!(error.contains("is not for devices of sm_999") && error.lines().count() == 1, "{error}");
     }

@@ -9,8 +9,9 @@ use crate::driver::Description;
 /// Environment variable that chooses: `mma`, or `wgmma`, the instruction of warpgroups.
 const VARIABLE: &str = "ANYFLEET_CUDA";
 
-/// What devices have proven: of each line the first word is [`anyfleet_kernels::cuda::hash`] of the kernels with which the
-/// whole suite passed under `ANYFLEET_CUDA=wgmma`, the rest names the device. Lines that begin with `#` say what it is for.
+/// What devices have proven: a line begins with [`anyfleet_kernels::cuda::hash`] of the kernels with which the whole suite passed
+/// under `ANYFLEET_CUDA=wgmma` and the compiler that made their code, as [`crate::code::compiler`] has it: another makes other
+/// code. The rest names the device. Lines that begin with `#` say what it is for.
 const PROVEN: &str = include_str!("proven.txt");
 
 /// The compute capability that has them.
@@ -34,7 +35,9 @@ pub(crate) enum Warpgroups {
 /// One line: the variable has another value, or the device has no warpgroups.
 pub(crate) fn choose(wanted: Option<bool>, device: &Description) -> Result<Warpgroups, String> {
     let named = std::env::var(VARIABLE).ok().filter(|name| !name.is_empty());
-    chosen(wanted, named.as_deref(), device, is_proven(PROVEN, &anyfleet_kernels::cuda::hash()))
+    let compiler = device.compiler.as_deref();
+    let proven = compiler.is_some_and(|compiler| is_proven(PROVEN, &anyfleet_kernels::cuda::hash(), compiler));
+    chosen(wanted, named.as_deref(), device, proven)
 }
 
 fn chosen(wanted: Option<bool>, named: Option<&str>, device: &Description, proven: bool) -> Result<Warpgroups, String> {
@@ -61,10 +64,10 @@ fn chosen(wanted: Option<bool>, named: Option<&str>, device: &Description, prove
     }
 }
 
-/// Whether a device's record is of these kernels.
-fn is_proven(records: &str, hash: &str) -> bool {
+/// Whether a device's record is of these kernels as this compiler makes them.
+fn is_proven(records: &str, hash: &str, compiler: &str) -> bool {
     let lines = records.lines().filter(|line| !line.starts_with('#'));
-    lines.filter_map(|line| line.split_whitespace().next()).any(|proven| proven == hash)
+    lines.filter_map(|line| line.strip_prefix(&format!("{hash} {compiler}"))).any(|rest| rest.starts_with(' '))
 }
 
 #[cfg(test)]
@@ -84,7 +87,8 @@ mod tests {
         assert_eq!(pick(None, Some("wgmma"), 90, false), Ok(Warpgroups::Always));
         assert_eq!(pick(Some(false), Some("wgmma"), 90, true), Ok(Warpgroups::Never));
         // Newer devices have other instructions.
-        assert_eq!([80, 89, 100, 120].map(|capability| pick(None, None, capability, true)), [Ok(Warpgroups::Never); 4]);
+        let newer = [80, 89, 100, 120].map(|capability| pick(None, None, capability, true));
+        assert!(newer.iter().all(|choice| *choice == Ok(Warpgroups::Never)), "{newer:?}");
         let text = pick(None, Some("wgmma"), 100, true).unwrap_err();
         assert!(text.contains("9.0 (Hopper), and it has 10.0; use ANYFLEET_CUDA=mma"), "{text}");
         let text = pick(None, Some("wg\nmma"), 90, true).unwrap_err();
@@ -93,11 +97,14 @@ mod tests {
 
     #[test]
     fn a_record_is_of_the_kernels_that_ran() {
-        let records = "# kernels, device\nabc NVIDIA H200\ndef NVIDIA H100\n";
+        let records =
+            "# kernels, compiler, device\nabc NVRTC 12.8 NVIDIA H200\ndef NVRTC 12.81 NVIDIA H100\nold NVIDIA H100\n";
+        let proven = |hash| is_proven(records, hash, "NVRTC 12.8");
         assert_eq!(
-            ["abc", "def", "NVIDIA", "#", "ab", ""].map(|hash| is_proven(records, hash)),
-            [true, true, false, false, false, false]
+            ["abc", "def", "old", "NVIDIA", "#", "ab", ""].map(proven),
+            [true, false, false, false, false, false, false]
         );
+        assert!(is_proven(records, "def", "NVRTC 12.81") && !is_proven(records, "abc", "NVRTC 13.0"));
         // Records of kernels that are no more are taken out.
         let stale: Vec<_> = PROVEN.lines().filter(|line| !line.starts_with('#')).collect();
         let hash = anyfleet_kernels::cuda::hash();

@@ -10,7 +10,7 @@ use anyfleet_tensor::ops::{Linear, Norm};
 use anyfleet_tensor::{
     Backend, DType, Encoder, Error, HostPart, HostWeight, Live, Readback, Result, Tensor, WeightFormat,
 };
-use fake_driver::{Fake, again, compile, functions, on_fake};
+use fake_driver::{Fake, NVRTC, again, compile, fakes, functions, on_fake};
 use values::{filled, header, numbers, read, set_tokens, tensor};
 
 /// Launches that are made a graph.
@@ -133,8 +133,89 @@ on_fake! {
         assert_eq!(open().err().unwrap().to_string(), line);
     }
 
+    fn a_stub_of_the_toolkit_is_named(FAKE_CUDA_FAIL = "cuDriverGetVersion:1:34") {
+        let error = devices().unwrap_err();
+        assert!(error.starts_with("a stub of CUDA's toolkit (/") && error.contains("/libcuda.so) is found"), "{error}");
+    }
+
+    fn memory_of_the_system_counts_its_caches(FAKE_CUDA_INTEGRATED = "1", FAKE_CUDA_MEMORY = "50000000") {
+        let device = open().unwrap();
+        let _taken = device.alloc(30_000_000).unwrap();
+        // Of the machine of this test, of which that much is always free; the driver says 20 MB.
+        assert_eq!(open().unwrap().caps().memory.available, Some(50_000_000));
+    }
+
+    fn weights_take_the_memory_that_is_planned() {
+        let device = open().unwrap();
+        let free = || open().unwrap().caps().memory.available.unwrap() as usize;
+        for (format, stack, n, k) in [(WeightFormat::Q8, 1, 700, 1024), (WeightFormat::Float(DType::BF16), 1, 1024, 1024 + 64),
+            (WeightFormat::Q4, 3, 700, 1024), (WeightFormat::F8, 1, 1, 128), (WeightFormat::Float(DType::F32), 1, 256, 1024)]
+        {
+            let values = numbers(4, stack * n * k);
+            let bytes = bytemuck::cast_slice(&values);
+            let parts = vec![HostPart { dtype: DType::F32, rows: stack * n, bytes, scales: None }];
+            let before = free();
+            let weight = HostWeight { name: "w".into(), stack, cols: k, parts, store: format, gated: false };
+            let _weight = device.load(weight).unwrap();
+            let planned = device.buffer_bytes(stack * device.weight_bytes(n, k, format));
+            assert_eq!(before - free(), planned.next_multiple_of(256), "{format} {stack} x {n} x {k}");
+        }
+        assert_eq!([1, (1 << 20) - 1, 1 << 20, 2 << 20, (2 << 20) + 1].map(|n| device.buffer_bytes(n)),
+            [1, (1 << 20) - 1, 2 << 20, 2 << 20, 4 << 20]);
+    }
+
+    fn newer_devices_of_a_generation_take_older_code(FAKE_CUDA_CAPABILITY = "88") {
+        let device = open().unwrap();
+        assert_eq!(device.caps().numerics, "cuda-2 sm_88");
+        Normed::new(&device, 2, 64).unwrap().of(&device, &numbers(1, 128)).unwrap();
+    }
+
+    fn kernels_say_what_compiled_them() {
+        let hash = anyfleet_kernels::cuda::hash();
+        assert_eq!(open().unwrap().caps().identity.kernels, format!("{hash} NVRTC 12.8"));
+    }
+
+    fn missing_kernels_are_compiled_when_a_device_is_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = CudaOptions { compiled: Some(folder.path().to_owned()), ..Default::default() };
+        let files = || {
+            let all = std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap());
+            let mut all: Vec<_> = all.map(|file| (file.file_name(), file.metadata().unwrap().modified().unwrap())).collect();
+            all.sort();
+            all
+        };
+        let device = CudaBackend::new(&options).unwrap();
+        let first = files();
+        assert_eq!(first.len(), anyfleet_kernels::cuda::modules().count(), "all, and nothing else");
+        assert!(first.iter().all(|(name, _)| name.to_string_lossy().ends_with("-sm_90a.cubin")));
+        Normed::new(&device, 2, 64).unwrap().of(&device, &numbers(1, 128)).unwrap();
+        std::fs::write(folder.path().join("norm-sm_90a.cubin"), "damaged").unwrap();
+        CudaBackend::new(&options).unwrap();
+        let changed: Vec<_> = files().into_iter().zip(first).filter(|(now, before)| now != before).collect();
+        assert!(changed.len() == 1 && changed[0].0.0 == "norm-sm_90a.cubin", "{changed:?}");
+    }
+
+    fn kernels_that_cannot_be_kept_are_compiled_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let device = CudaBackend::new(&CudaOptions { compiled: Some(file.join("no")), ..Default::default() }).unwrap();
+        Normed::new(&device, 2, 64).unwrap().of(&device, &numbers(1, 128)).unwrap();
+    }
+
+    fn a_kernel_that_does_not_compile_is_a_line(FAKE_NVRTC_FAIL = "norm") {
+        let folder = tempfile::tempdir().unwrap();
+        let options = CudaOptions { compiled: Some(folder.path().to_owned()), ..Default::default() };
+        let line = "cuda:0 Fake H200 (CUDA 12.8): NVRTC 12.8 does not compile norm for sm_90a (code 6): \
+                    norm.cu(1): error: something a line of it";
+        assert_eq!(CudaBackend::new(&options).err().unwrap().to_string(), line);
+        let device = open().unwrap();
+        let error = Normed::new(&device, 2, 64).unwrap().of(&device, &numbers(1, 128)).unwrap_err();
+        assert_eq!(error.to_string(), line);
+    }
+
     fn code_of_another_architecture_is_a_line(FAKE_CUDA_CAPABILITY = "87") {
-        // The fake compiler knows no such device.
+        // The fake compiler knows no such device, and code of no other runs there.
         let device = open().unwrap();
         let normed = Normed::new(&device, 2, 64).unwrap();
         let error = normed.of(&device, &numbers(1, 128)).unwrap_err().to_string();
@@ -175,12 +256,42 @@ fn an_absent_or_ancient_driver_is_a_line() {
     again(NAME, &folder.path().join("nowhere"), &[(EXPECTED, absent)]);
 }
 
+/// A compiler that is there and lacks something is passed over where there is another, and named where there is none.
+#[test]
+fn a_compiler_without_its_builtins_is_passed_over() {
+    const NAME: &str = "a_compiler_without_its_builtins_is_passed_over";
+    const EXPECTED: &str = "ANYFLEET_TEST_EXPECTED";
+    let inside = on_fake(NAME, &[(EXPECTED, "NVRTC 12.8")], || {
+        let device = open().unwrap();
+        let outcome = Normed::new(&device, 2, 64).unwrap().of(&device, &numbers(1, 128));
+        let said = match &outcome {
+            Ok(_) => device.caps().identity.kernels.clone(),
+            Err(error) => error.to_string(),
+        };
+        let expected = std::env::var(EXPECTED).unwrap();
+        assert!(said.contains(&expected) && said.lines().count() == 1, "{said}");
+    });
+    let (Some(_), Some(fakes)) = (inside, fakes()) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let paths = format!("{}:{}", folder.path().display(), fakes.join("cuda").display());
+    let settings = |expected| [("LD_LIBRARY_PATH", &*paths), ("ANYFLEET_NVRTC", ""), (EXPECTED, expected)];
+    compile(&format!("#define WITHOUT_BUILTINS\n{NVRTC}"), &folder.path().join("libnvrtc.so.12")).unwrap();
+    // The last candidate, `libnvrtc.so`, is that of the other folder.
+    let found = settings("NVRTC 12.8");
+    again(NAME, &fakes.join("cuda"), &found).assert_clean();
+    // One of CUDA 13 that is not NVRTC at all comes before it, and says less.
+    let broken = "failed to open libnvrtc-builtins.so.12.8. Make sure that it is installed correctly";
+    std::fs::copy(folder.path().join("libnvrtc.so.12"), folder.path().join("libnvrtc.so")).unwrap();
+    again(NAME, &fakes.join("cuda"), &settings(broken)).assert_clean();
+}
+
 /// Everything is called, and all of it is known to be there before anything is: cudarc ends the process otherwise.
 #[test]
 fn all_that_is_listed_is_called() {
     let report = on_fake("all_that_is_listed_is_called", &[], || {
         everything().unwrap();
-        Fake::new().fail("cuLaunchKernel:1");
+        // What has failed for good is given back.
+        Fake::new().fail("cuLaunchKernel:1:sticky");
         everything().unwrap_err();
     });
     if let Some(report) = report {
@@ -364,6 +475,41 @@ on_fake! {
         assert_eq!(Normed::new(&third, 3, 64).unwrap().of(&third, &x).unwrap(), results[1]);
     }
 
+    fn a_context_stays_until_its_device_fails() {
+        let fake = Fake::new();
+        let calls = |name| fake.calls(&format!("cuDevicePrimaryCtx{name}"));
+        for _ in 0..3 {
+            let device = open().unwrap();
+            Normed::new(&device, 2, 64).unwrap().of(&device, &numbers(1, 128)).unwrap();
+            drop(device);
+            assert_eq!(fake.faults(), 0, "nothing is left in it");
+        }
+        assert_eq!((calls("Retain"), calls("Release_v2")), (1, 0));
+        for code in [700, 702, 714, 719, 214, 220] {
+            let (device, retained) = (open().unwrap(), calls("Retain"));
+            let other = open().unwrap();
+            fake.fail(&format!("cuMemAlloc_v2:1:{code}:sticky"));
+            let error = device.alloc(1).err().unwrap().to_string();
+            assert!(error.contains("start the program again"), "{code}: {error}");
+            drop(device);
+            assert!(other.alloc(1).is_err(), "all of the process have it");
+            drop(other);
+            drop(open().unwrap());
+            assert_eq!(calls("Retain"), retained + 1, "after {code}");
+        }
+        fake.fail("cuMemAlloc_v2:1:1");
+        let (device, retained) = (open().unwrap(), calls("Retain"));
+        assert!(device.alloc(1).err().unwrap().to_string().contains("build the engine again"));
+        drop((device, open().unwrap()));
+        assert_eq!(calls("Retain"), retained);
+    }
+
+    fn a_context_that_cannot_be_had_is_a_line(FAKE_CUDA_FAIL = "cuDevicePrimaryCtxRetain:1:2") {
+        let error = open().err().unwrap().to_string();
+        assert!(error.contains("the device cannot be opened: out of memory") && error.lines().count() == 1, "{error}");
+        open().unwrap();
+    }
+
     fn threads_share_a_backend() {
         let device = open().unwrap();
         let expected: Vec<_> =
@@ -458,7 +604,7 @@ on_fake! {
         let fake = Fake::new();
         let (expected, calls) = counted(&fake);
         let made = [
-            "cuDevicePrimaryCtxRetain", "cuStreamCreate", "cuEventCreate", "cuMemHostAlloc", "cuMemAlloc_v2",
+            "cuStreamCreate", "cuEventCreate", "cuMemHostAlloc", "cuMemAlloc_v2",
             "cuModuleLoadData", "cuModuleGetFunction", "cuGraphCreate", "cuGraphAddKernelNode_v2",
             "cuGraphInstantiateWithFlags", "cuGraphUpload",
         ];

@@ -212,6 +212,11 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// that.
     fn weight_bytes(&self, rows: usize, cols: usize, store: WeightFormat) -> usize;
 
+    /// Device bytes that a buffer of `bytes` bytes takes: as many, the default, or more where a device gives memory in pages.
+    fn buffer_bytes(&self, bytes: usize) -> usize {
+        bytes
+    }
+
     /// Device bytes the operations of a step of at most these sizes keep between their kernels; 0, the default,
     /// where they keep none.
     fn scratch_bytes(&self, sizes: &StepSizes) -> usize {

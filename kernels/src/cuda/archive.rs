@@ -20,7 +20,10 @@ const MAGIC: &[u8] = b"anyfleet-cubins 1\n";
 const LARGEST: usize = 64 << 20;
 
 /// An archive, read from bytes that hold it.
-pub struct Archive<'a>(Vec<Entry<'a>>);
+pub struct Archive<'a> {
+    compiler: &'a str,
+    entries: Vec<Entry<'a>>,
+}
 
 struct Entry<'a> {
     module: &'a str,
@@ -49,8 +52,10 @@ impl<'a> Archive<'a> {
             Some(_) => return Err("the archive of compiled kernels is of other sources than this program's".into()),
             None => return Err(damaged("it does not say what its sources are")),
         }
+        let compiler = lines.next().and_then(|line| line.strip_prefix("compiler "));
+        let compiler = compiler.ok_or_else(|| damaged("it does not say what compiled it"))?;
         let mut entries = Vec::new();
-        for line in lines.filter(|line| !line.starts_with("compiler ")) {
+        for line in lines {
             let words: Vec<&str> = line.split(' ').collect();
             let [module, target, packed, size] = words[..] else { return Err(damaged(line)) };
             let number = |word: &str| word.parse().ok().filter(|&n| n <= LARGEST);
@@ -59,12 +64,17 @@ impl<'a> Archive<'a> {
             entries.push(Entry { module, target, packed, size });
             code = rest;
         }
-        Ok(Archive(entries))
+        Ok(Archive { compiler, entries })
+    }
+
+    /// Name and version of what compiled it, e.g. "NVRTC 12.8".
+    pub fn compiler(&self) -> &'a str {
+        self.compiler
     }
 
     /// The code of a module that is nearest to a device's compute capability, e.g. 90.
     pub fn find(&self, module: &str, capability: u32) -> Option<Code> {
-        let of_module = self.0.iter().filter(|entry| entry.module == module);
+        let of_module = self.entries.iter().filter(|entry| entry.module == module);
         let runs = of_module.filter_map(|entry| nearness(entry.target, capability).map(|near| (near, entry)));
         let (_, entry) = runs.max_by_key(|(near, _)| *near)?;
         let code = miniz_oxide::inflate::decompress_to_vec_with_limit(entry.packed, entry.size).ok()?;
@@ -117,6 +127,7 @@ mod tests {
     fn what_was_packed_is_found() {
         let bytes = small();
         let archive = Archive::open(&bytes).unwrap();
+        assert_eq!(archive.compiler(), "none");
         assert_eq!(archive.find("norm", 86), Some(Code::Cubin(b"instructions".to_vec())));
         assert_eq!(archive.find("norm", 90), Some(Code::Ptx(b"text\0".to_vec())));
         assert_eq!(archive.find("norm", 75), None);
@@ -146,7 +157,7 @@ mod tests {
         let rest = &bytes[MAGIC.len() + 65..];
         let look = |rest: &[u8]| {
             if let Ok(archive) = Archive::open(&sealed(rest)) {
-                for entry in &archive.0 {
+                for entry in &archive.entries {
                     for capability in [75, 80, 90, 120] {
                         archive.find(entry.module, capability);
                     }
@@ -168,5 +179,8 @@ mod tests {
         let error = Archive::open(&sealed(b"sources 00\ncompiler none\n\n")).err().unwrap();
         assert_eq!(error, "the archive of compiled kernels is of other sources than this program's");
         assert!(Archive::open(&sealed(b"compiler none\n\n")).is_err());
+        let unknown = format!("sources {}\nnorm sm_80 0 0\n\n", super::super::hash());
+        let error = Archive::open(&sealed(unknown.as_bytes())).err().unwrap();
+        assert!(error.ends_with("it does not say what compiled it"), "{error}");
     }
 }

@@ -102,6 +102,16 @@ impl Nvrtc {
         all.into_iter().filter_map(|capability| u32::try_from(capability).ok()).collect()
     }
 
+    /// Compiles next to nothing for a target: what the library has beside it is opened only then.
+    ///
+    /// # Errors
+    /// What the compiler said.
+    pub fn starts(&self, target: &str) -> Result<(), String> {
+        // Text alone: the assembler is in the library itself.
+        let target = target.replace("sm_", "compute_");
+        self.compile("nothing", "extern \"C\" __global__ void nothing() {}", &target).map(drop)
+    }
+
     /// Compiles a module's whole source for a target, e.g. `sm_80`, or `compute_80`, which gives PTX.
     ///
     /// # Errors

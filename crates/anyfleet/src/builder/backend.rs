@@ -70,8 +70,9 @@ impl EngineBuilder {
             let options = CudaOptions { gemm: self.gemm, ..Default::default() };
             return CudaBackend::emulated_with(&options).map_err(|e| Error::Device(e.to_string()));
         }
-        let options =
-            CudaOptions { device, compiled: self.pack_cache.kernels(), gemm: Gemm::Invariant, warpgroups: None };
+        // A folder for kernels has all of them compiled at once: not for a plan.
+        let compiled = self.pack_cache.kernels().filter(|_| computes);
+        let options = CudaOptions { device, compiled, gemm: Gemm::Invariant, warpgroups: None };
         let missing = match self.gemm {
             Gemm::Invariant => None,
             Gemm::Fast => CudaBackend::missing_for_fast(&options).map_err(|e| Error::Device(e.to_string()))?,

@@ -1,5 +1,6 @@
 //! Verdicts on devices, kept between starts.
 use crate::{Error, Result};
+use anyfleet_conformance::case::{Outcome, Verdict};
 use anyfleet_conformance::suite;
 use anyfleet_tensor::{Backend, Caps};
 use anyfleet_weights::pack;
@@ -13,6 +14,8 @@ use std::time::Duration;
 const BUDGET: Duration = Duration::from_secs(5);
 /// Every start of a device asks the same questions, so that a verdict can be repeated.
 const SEED: u64 = 1;
+/// Changes when what is kept means something else.
+const FORM: &str = "2";
 
 /// Whether an adapter whose driver this program has not met yet is checked before it is used, and where the verdict is
 /// kept.
@@ -56,14 +59,15 @@ impl FromStr for SelfCheck {
 
 /// The first of some variants of a device, fastest first, that computes what it should.
 ///
-/// `open` opens a variant. A warning is added for each that was passed over.
+/// `open` opens a variant. A warning is added for each that was passed over. One that gives errors is passed over, too, but
+/// only this time: other programs may have the device's memory, and what is missing may be installed.
 pub(crate) fn checked<B: Backend, V: std::fmt::Display>(
     choice: &SelfCheck,
     variants: impl IntoIterator<Item = V>,
     mut open: impl FnMut(&V) -> anyfleet_tensor::Result<B>,
     warnings: &mut Vec<String>,
 ) -> Result<B> {
-    let mut refused = Vec::new();
+    let (mut refused, mut wrong) = (Vec::new(), false);
     for variant in variants {
         let device = open(&variant).map_err(|e| Error::Device(e.to_string()))?;
         match verdict(choice, &device) {
@@ -73,8 +77,18 @@ pub(crate) fn checked<B: Backend, V: std::fmt::Display>(
                 }
                 return Ok(device);
             }
-            Err(reason) => refused.push(format!("those for \"{variant}\" compute wrong results: {reason}")),
+            Err(Refusal::Wrong(reason)) => {
+                wrong = true;
+                refused.push(format!("those for \"{variant}\" compute wrong results: {reason}"));
+            }
+            Err(Refusal::Error(error)) => {
+                wrong = false;
+                refused.push(format!("{error} (when \"{variant}\" was checked before its first use)"));
+            }
         }
+    }
+    if let (false, Some(error)) = (wrong, refused.last()) {
+        return Err(Error::Device(error.clone()));
     }
     let reason = refused.pop().unwrap_or_else(|| "there is none".into());
     Err(Error::Device(format!(
@@ -83,32 +97,45 @@ pub(crate) fn checked<B: Backend, V: std::fmt::Display>(
     )))
 }
 
+/// Why a device is passed over.
+enum Refusal {
+    /// It computes what it should not.
+    Wrong(String),
+    /// It gave an error, so that nothing is known of what it computes.
+    Error(String),
+}
+
 /// What is known of a device, or found out now.
-fn verdict<B: Backend>(choice: &SelfCheck, device: &B) -> Result<(), String> {
+fn verdict<B: Backend>(choice: &SelfCheck, device: &B) -> Result<(), Refusal> {
     if *choice == SelfCheck::Off {
         return Ok(());
     }
     let caps = device.caps();
     let file = choice.folder().map(|folder| folder.join(format!("{}.json", key(caps))));
     if let Some(known) = file.as_deref().and_then(read) {
-        return known;
+        return known.map_err(Refusal::Wrong);
     }
     tracing::info!("{} is checked before its first use", caps.device);
     let report = suite::quick(device, SEED, |_| true, BUDGET);
-    let failure = report.failures().next().map(|o| format!("{} {} ({})", o.op, o.types, o.detail));
+    let first = |verdict| report.outcomes.iter().find(move |o| o.verdict == verdict);
+    let failure = first(Verdict::Fail).map(|Outcome { op, types, detail, .. }| format!("{op} {types} ({detail})"));
+    // What was computed wrong stays wrong, whatever failed besides.
+    if let (None, Some(error)) = (&failure, first(Verdict::Error)) {
+        return Err(Refusal::Error(error.detail.clone()));
+    }
     if let Some(file) = file
         && let Err(e) = keep(&file, caps, failure.as_deref())
     {
         tracing::warn!("the verdict on {} is not kept: {}: {e}", caps.device, file.display());
     }
-    failure.map_or(Ok(()), Err)
+    failure.map_or(Ok(()), |failure| Err(Refusal::Wrong(failure)))
 }
 
 /// Names everything that a verdict holds for.
 fn key(caps: &Caps) -> String {
     let mut hasher = sha2::Sha256::new();
     let id = &caps.identity;
-    for part in [env!("CARGO_PKG_VERSION"), &id.adapter, &id.driver, &id.kernels, &caps.numerics] {
+    for part in [FORM, env!("CARGO_PKG_VERSION"), &id.adapter, &id.driver, &id.kernels, &caps.numerics] {
         hasher.update(part.len().to_le_bytes());
         hasher.update(part);
     }
@@ -188,6 +215,29 @@ mod tests {
         std::fs::write(file(folder.path(), "safe"), "nothing").unwrap();
         assert!(checked(&choice, ["safe"], open, &mut warnings).is_err());
         assert_eq!(checked(&SelfCheck::Off, ["fast"], open, &mut warnings).unwrap().caps().numerics, "fast");
+    }
+
+    #[test]
+    fn an_error_is_said_and_not_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let choice = SelfCheck::Dir(folder.path().to_owned());
+        let broken = |variant: &&str| {
+            let device = NullBackend::with_numerics(variant);
+            device.break_down(*variant != "fast");
+            Ok(device)
+        };
+        let mut warnings = Vec::new();
+        let error = checked(&choice, ["safe"], broken, &mut warnings).err().expect("refused").to_string();
+        assert!(error.contains("told to fail") && error.lines().count() == 1, "{error}");
+        assert!(!error.contains("trusted") && !error.contains("wrong results"), "{error}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is kept");
+        // One that computes wrong results is remembered whatever comes after it.
+        let error = checked(&choice, ["fast", "safe"], broken, &mut warnings).err().expect("refused").to_string();
+        assert!(error.contains("told to fail"), "{error}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        // The device is taken as soon as it computes.
+        keep(&file(folder.path(), "safe"), NullBackend::with_numerics("safe").caps(), None).unwrap();
+        assert_eq!(checked(&choice, ["safe"], broken, &mut warnings).unwrap().caps().numerics, "safe");
     }
 
     #[test]

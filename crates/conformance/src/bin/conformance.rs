@@ -128,7 +128,7 @@ fn run_on<B: Backend>(device: &B, arguments: &Arguments) -> Report {
     let mut last = Instant::now();
     suite_with(device, &arguments.options, |outcome| {
         let seconds = last.elapsed().as_secs_f64();
-        if arguments.verbose || outcome.verdict == Verdict::Fail {
+        if arguments.verbose || matches!(outcome.verdict, Verdict::Fail | Verdict::Error) {
             println!("{:<12} {seconds:>6.2} s  {}", outcome.verdict, outcome.label);
         }
         last = Instant::now();

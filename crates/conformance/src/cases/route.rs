@@ -1,6 +1,6 @@
 //! Choice of experts, and the order of pairs.
 use super::act_mul::RELATIVE_ERROR;
-use crate::case::{Case, OpCase, Piece, Selection, Types, device, execute, live_of};
+use crate::case::{Case, Failure, OpCase, Piece, Selection, Types, execute, live_of};
 use crate::expect::{Errors, Expected, Tolerance, Want};
 use crate::rng::Rng;
 use crate::stage::{Placement, Stage, Staged};
@@ -298,10 +298,10 @@ impl<B: Backend> Case<B> for AnyLogits {
         0
     }
 
-    fn check(&self, backend: &B, rng: &mut Rng, errors: &mut Errors) -> Result<(), String> {
+    fn check(&self, backend: &B, rng: &mut Rng, errors: &mut Errors) -> Result<(), Failure> {
         let host = self.draw(rng);
         let selection = Selection::all(self.0.rows, self.0.padding);
-        let staged = self.0.stage(backend, &host, &selection, Placement::Scattered(rng.bits())).map_err(device)?;
+        let staged = self.0.stage(backend, &host, &selection, Placement::Scattered(rng.bits()))?;
         let after = execute(backend, &staged, self.0.rows, None)?;
         let lists: Vec<Vec<usize>> = staged
             .outputs(&after)
@@ -310,8 +310,10 @@ impl<B: Backend> Case<B> for AnyLogits {
                 words.map(|bytes| u32::from_le_bytes(bytes.try_into().expect("a word")) as usize).collect()
             })
             .collect();
-        let [_, places, order, offsets, hits] = &lists[..] else { return Err("a routing has five lists".into()) };
+        let [_, places, order, offsets, hits] = &lists[..] else {
+            return Err("a routing has five lists".to_owned().into());
+        };
         errors.compared += self.0.rows * self.0.per_token;
-        self.wrong([places, order, offsets, hits]).map_or(Ok(()), Err)
+        self.wrong([places, order, offsets, hits]).map_or(Ok(()), |wrong| Err(wrong.into()))
     }
 }

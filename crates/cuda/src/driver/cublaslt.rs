@@ -1,10 +1,11 @@
 //! cuBLASLt, NVIDIA's library of matrix products, loaded where the operator asks for products that need not be invariant.
 use super::gpu::Stream;
 use super::{Matmul, WORKSPACE, probe};
+use crate::candidates;
 use anyfleet_tensor::{Error, Result};
 use libloading::Library;
 use std::collections::HashMap;
-use std::ffi::{CStr, OsString, c_char, c_int, c_void};
+use std::ffi::{CStr, OsStr, OsString, c_char, c_int, c_void};
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -87,25 +88,18 @@ impl Functions {
         let folders = ["", "/usr/local/cuda/lib64/"];
         let installed =
             || names.iter().flat_map(|name| folders.map(|folder| OsString::from(format!("{folder}{name}"))));
-        let files: Vec<OsString> = match std::env::var_os("ANYFLEET_CUBLASLT") {
-            Some(file) => vec![file],
-            None => installed().collect(),
-        };
-        let mut last = String::new();
-        for file in &files {
-            match Functions::open(file) {
-                Ok(functions) => return Ok(functions),
-                Err(reason) => last = reason,
-            }
-        }
-        Err(format!(
-            "there is no {} ({last}): install CUDA's cuBLAS (or `pip install nvidia-cublas-cu12`, and let \
-             ANYFLEET_CUBLASLT be the path of its libcublasLt.so.12)",
-            names.join(" or ")
-        ))
+        let named = std::env::var_os("ANYFLEET_CUBLASLT").filter(|file| !file.is_empty());
+        let files: Vec<OsString> = named.map_or_else(|| installed().collect(), |file| vec![file]);
+        candidates::first(&files, Functions::open).map_err(|reason| {
+            format!(
+                "there is no {} ({reason}): install CUDA's cuBLAS (or `pip install nvidia-cublas-cu12`, and let \
+                 ANYFLEET_CUBLASLT be the path of its libcublasLt.so.12)",
+                names.join(" or ")
+            )
+        })
     }
 
-    fn open(file: &OsString) -> std::result::Result<Functions, String> {
+    fn open(file: &OsStr) -> std::result::Result<Functions, String> {
         // SAFETY: the operator's or the system's CUDA; nothing but its own initialisers runs.
         let library = unsafe { Library::new(file) }.map_err(|e| e.to_string())?;
         // Its functions are kept.

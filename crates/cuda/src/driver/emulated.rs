@@ -240,10 +240,9 @@ impl EmulatedDriver {
         let description = Description {
             name: "emulated".into(),
             driver: "host".into(),
-            index: 0,
-            capability: 0,
             // So that kernels for large grids are chosen for small ones.
             processors: 2,
+            ..Description::default()
         };
         let warpgroups = if options.warpgroups == Some(true) { Warpgroups::Always } else { Warpgroups::Never };
         Ok(EmulatedDriver { kernels, description, order: Arc::default(), gemm: options.gemm, warpgroups })

@@ -100,8 +100,8 @@ pub(crate) struct FakeDriver {
 
 impl FakeDriver {
     pub(crate) fn new(options: &CudaOptions) -> FakeDriver {
-        let description =
-            Description { name: "recording".into(), driver: "none".into(), index: 0, capability: 90, processors: 132 };
+        let (name, driver) = ("recording".into(), "none".into());
+        let description = Description { name, driver, capability: 90, processors: 132, ..Description::default() };
         let warpgroups = if options.warpgroups == Some(true) { Warpgroups::Filling } else { Warpgroups::Never };
         FakeDriver { recorded: Recorded::default(), description, gemm: options.gemm, warpgroups }
     }

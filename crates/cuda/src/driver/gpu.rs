@@ -6,19 +6,37 @@ use crate::warpgroups::{self, Warpgroups};
 use crate::{CudaDevice, CudaOptions};
 use anyfleet_tensor::{DeviceMemory, Error, Gemm, Result};
 use cudarc::driver::{DriverError, result, sys};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, c_void};
 use std::path::PathBuf;
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::pinned::{Pinned, Staging};
+
+/// The primary context of a device, which the process keeps from the first use on: it takes a while to make, and libraries
+/// keep something of their own for each, which they would lose with it. One whose device has failed goes with its last stream.
+struct Context {
+    raw: sys::CUcontext,
+    streams: usize,
+    failed: bool,
+}
+// SAFETY: a handle that any thread may use.
+unsafe impl Send for Context {}
+
+/// Those of this process.
+///
+/// CUDA's handles of devices are their numbers.
+static CONTEXTS: Mutex<BTreeMap<sys::CUdevice, Context>> = Mutex::new(BTreeMap::new());
 
 /// A device and its one stream.
 pub(super) struct Stream {
     pub(super) name: String,
     device: sys::CUdevice,
     context: sys::CUcontext,
+    /// The context is of no use any more.
+    failed: AtomicBool,
     pub(super) raw: sys::CUstream,
     /// Held while launches that belong together are given to the stream.
     order: Mutex<()>,
@@ -31,6 +49,16 @@ unsafe impl Sync for Stream {}
 
 impl Stream {
     pub(super) fn open(device: &CudaDevice) -> Result<Stream> {
+        let kept = || lock(&CONTEXTS).contains_key(&(device.index as sys::CUdevice));
+        let before = kept();
+        match Stream::on_context(device) {
+            // It has failed since its last stream, or while nobody looked.
+            Err(_) if before && !kept() => Stream::on_context(device),
+            outcome => outcome,
+        }
+    }
+
+    fn on_context(device: &CudaDevice) -> Result<Stream> {
         let name = format!("cuda:{} {} ({})", device.index, device.name, device.driver);
         let failed = |e: DriverError| {
             let reason = format!(
@@ -40,9 +68,21 @@ impl Stream {
             Error::Device { device: name.clone(), reason }
         };
         let device = result::device::get(device.index as i32).map_err(failed)?;
-        // SAFETY: the device exists. The context is released when the stream is dropped, or when it could not be made.
-        let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed)?;
-        let mut stream = Stream { name, device, context, raw: ptr::null_mut(), order: Mutex::default() };
+        let context = {
+            let mut contexts = lock(&CONTEXTS);
+            if let Some(context) = contexts.get_mut(&device) {
+                context.streams += 1;
+                context.raw
+            } else {
+                // SAFETY: the device exists. What is counted here is counted back when the stream is dropped, or when it
+                // could not be made.
+                let raw = unsafe { result::primary_ctx::retain(device) }.map_err(failed)?;
+                contexts.insert(device, Context { raw, streams: 1, failed: false });
+                raw
+            }
+        };
+        let (failed, order) = (AtomicBool::new(false), Mutex::default());
+        let mut stream = Stream { name, device, context, failed, raw: ptr::null_mut(), order };
         stream.raw = stream.with(|| result::stream::create(result::stream::StreamKind::NonBlocking))?;
         Ok(stream)
     }
@@ -73,7 +113,11 @@ impl Stream {
             | CUDA_ERROR_INVALID_PC
             | CUDA_ERROR_HARDWARE_STACK_ERROR
             | CUDA_ERROR_LAUNCH_FAILED
+            | CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUDA_ERROR_ECC_UNCORRECTABLE
+            | CUDA_ERROR_NVLINK_UNCORRECTABLE
             | CUDA_ERROR_ASSERT => {
+                self.failed.store(true, Relaxed);
                 format!("the device failed: {text}; start the program again, or use another --device")
             }
             _ => format!("the device failed: {text}; build the engine again, or use another --device"),
@@ -90,7 +134,15 @@ impl Drop for Stream {
             if !self.raw.is_null() {
                 let _ = result::stream::destroy(self.raw);
             }
-            let _ = result::primary_ctx::release(self.device);
+        }
+        let mut contexts = lock(&CONTEXTS);
+        let context = contexts.get_mut(&self.device).expect("a context has an entry as long as it has a stream");
+        context.streams -= 1;
+        context.failed |= self.failed.load(Relaxed);
+        if context.failed && context.streams == 0 {
+            contexts.remove(&self.device);
+            // SAFETY: it was retained once, and nobody has it any more.
+            let _ = unsafe { result::primary_ctx::release(self.device) };
         }
     }
 }
@@ -99,6 +151,8 @@ impl Drop for Stream {
 pub(crate) struct GpuDriver {
     description: Description,
     stream: Arc<Stream>,
+    /// Its memory is the system's.
+    integrated: bool,
     /// Where compiled kernels are kept.
     folder: Option<PathBuf>,
     staging: Mutex<Staging>,
@@ -112,6 +166,8 @@ pub(crate) struct GpuDriver {
 
 #[derive(Default)]
 struct Loaded {
+    /// Code of modules that were compiled and could not be kept.
+    code: HashMap<&'static str, Vec<u8>>,
     modules: HashMap<&'static str, Module>,
     functions: HashMap<Kernel, Function>,
 }
@@ -142,6 +198,7 @@ impl GpuDriver {
             index: device.index,
             capability: device.capability,
             processors: device.processors,
+            compiler: crate::code::compiler(device.capability),
         };
         let stream = Arc::new(Stream::open(device)?);
         let failed = |reason| Error::Device { device: stream.name.clone(), reason };
@@ -154,9 +211,12 @@ impl GpuDriver {
             })?),
         };
         let staging = Mutex::new(Staging::new(&stream)?);
-        let (readbacks, loaded) = (Arc::default(), Mutex::default());
         let folder = options.compiled.clone();
-        Ok(GpuDriver { description, stream, folder, staging, readbacks, loaded, library, warpgroups })
+        let code = folder.as_deref().map(|folder| crate::code::prepare(device.capability, folder));
+        let code = code.transpose().map_err(|reason| Error::Device { device: stream.name.clone(), reason })?;
+        let loaded = Mutex::new(Loaded { code: code.unwrap_or_default(), ..Loaded::default() });
+        let (readbacks, integrated) = (Arc::default(), device.integrated);
+        Ok(GpuDriver { description, stream, integrated, folder, staging, readbacks, loaded, library, warpgroups })
     }
 
     /// A kernel that may be launched with so much shared memory.
@@ -182,7 +242,10 @@ impl GpuDriver {
         let module = match loaded.modules.get(kernel.module) {
             Some(module) => module.0,
             None => {
-                let code = crate::code::load(kernel.module, self.description.capability, self.folder.as_deref());
+                let capability = self.description.capability;
+                let compiled = loaded.code.remove(kernel.module).map(Ok);
+                let code =
+                    compiled.unwrap_or_else(|| crate::code::load(kernel.module, capability, self.folder.as_deref()));
                 let code = code.map_err(|reason| Error::Device { device: self.stream.name.clone(), reason })?;
                 // SAFETY: the code is a cubin, or PTX with a zero at its end, as `code::load` gives it.
                 let module = self.stream.with(|| unsafe { result::module::load_data(code.as_ptr().cast()) })?;
@@ -216,7 +279,12 @@ impl Driver for GpuDriver {
 
     fn memory(&self) -> DeviceMemory {
         match self.stream.with(result::mem_get_info) {
-            Ok((free, total)) => DeviceMemory { total: Some(total as u64), available: Some(free as u64) },
+            Ok((free, total)) => {
+                // What the system keeps of files there is not free for CUDA, though it goes for who asks.
+                let system = if self.integrated { probe::system_memory() } else { None };
+                let available = system.map_or(free as u64, |system| system.min(total as u64));
+                DeviceMemory { total: Some(total as u64), available: Some(available) }
+            }
             Err(_) => DeviceMemory::default(),
         }
     }

@@ -26,6 +26,8 @@ pub(crate) struct Description {
     pub(crate) capability: u32,
     /// Multiprocessors.
     pub(crate) processors: u32,
+    /// Name and version of what compiles its kernels, where that is known.
+    pub(crate) compiler: Option<String>,
 }
 
 /// A kernel: the module (`kernels/cuda/<module>.cu`) and its name there.

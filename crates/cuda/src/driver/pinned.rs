@@ -3,6 +3,8 @@ use super::gpu::Stream;
 use anyfleet_tensor::Result;
 use cudarc::driver::{result, sys};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{Builder, Scope};
 
 /// Bytes of a piece that is copied at once: enough that a copy takes longer than starting one.
 const PIECE: usize = 8 << 20;
@@ -73,21 +75,15 @@ impl Pinned {
     }
 
     /// Starts a copy of `bytes` to the device, by way of the memory from `at` on.
-    fn send(&mut self, at: usize, address: u64, bytes: &[u8]) -> Result<()> {
-        // SAFETY: no copy of this range is under way, and nobody else has the memory.
+    fn send<'a>(&mut self, at: usize, address: u64, bytes: &'a [u8], helpers: &Helpers<'a>) -> Result<()> {
+        // SAFETY: no copy of this range is under way, and nobody else has the memory, which outlives the helpers.
         let room = unsafe { std::slice::from_raw_parts_mut(self.bytes.add(at), bytes.len()) };
-        let (first, rest) = bytes.split_at(bytes.len().min(SHARE));
-        let (first_room, rest_room) = room.split_at_mut(first.len());
-        // Not those of a pool: they may all be waiting for this memory.
-        std::thread::scope(|scope| {
-            for (to, from) in rest_room.chunks_mut(SHARE).zip(rest.chunks(SHARE)) {
-                scope.spawn(|| to.copy_from_slice(from));
-            }
-            first_room.copy_from_slice(first);
-        });
+        helpers.copy(room, bytes);
         self.stream.with(|| {
             // SAFETY: the tensor has room for the bytes; the memory stays until the event has passed.
-            unsafe { sys::cuMemcpyHtoDAsync_v2(address, room.as_ptr().cast(), bytes.len(), self.stream.raw).result() }
+            let from = unsafe { self.bytes.add(at) };
+            // SAFETY: as above.
+            unsafe { sys::cuMemcpyHtoDAsync_v2(address, from.cast(), bytes.len(), self.stream.raw).result() }
         })
     }
 
@@ -111,6 +107,62 @@ impl Drop for Pinned {
     }
 }
 
+/// Where to and what from.
+type Part<'a> = (&'a mut [u8], &'a [u8]);
+
+/// Threads that copy parts of a large write. Not those of a pool: they may all be waiting for the memory it goes through.
+struct Helpers<'a> {
+    parts: Vec<Sender<Part<'a>>>,
+    done: Receiver<()>,
+}
+
+impl<'a> Helpers<'a> {
+    /// Nobody.
+    fn none() -> Helpers<'a> {
+        Helpers { parts: Vec::new(), done: channel().1 }
+    }
+
+    /// At most `count`, fewer where the system gives no more. They end when this is dropped.
+    fn new<'scope>(scope: &'scope Scope<'scope, '_>, count: usize) -> Helpers<'a>
+    where
+        'a: 'scope,
+    {
+        let (finished, done) = channel();
+        let helper = || {
+            let (sender, parts) = channel::<Part<'a>>();
+            let finished = finished.clone();
+            let work = move || {
+                for (to, from) in parts {
+                    to.copy_from_slice(from);
+                    // Whoever asked waits for it.
+                    let _ = finished.send(());
+                }
+            };
+            Builder::new().name("write".into()).spawn_scoped(scope, work).ok().map(|_| sender)
+        };
+        Helpers { parts: (0..count).map_while(|_| helper()).collect(), done }
+    }
+
+    /// Copies `from` to `to`, a share each and the rest on this thread, and waits for all of it.
+    fn copy(&self, mut to: &'a mut [u8], mut from: &'a [u8]) {
+        let mut given = 0;
+        for helper in &self.parts {
+            if from.len() <= SHARE {
+                break;
+            }
+            let (own_to, rest_to) = std::mem::take(&mut to).split_at_mut(SHARE);
+            let (own_from, rest_from) = from.split_at(SHARE);
+            (to, from) = (rest_to, rest_from);
+            match helper.send((own_to, own_from)) {
+                Ok(()) => given += 1,
+                Err(error) => error.0.0.copy_from_slice(error.0.1),
+            }
+        }
+        to.copy_from_slice(from);
+        (0..given).for_each(|_| self.done.recv().expect("a helper copies what it was given"));
+    }
+}
+
 /// What writes go through: pieces in turn, small writes side by side in one.
 pub(super) struct Staging {
     pieces: Vec<Pinned>,
@@ -125,7 +177,15 @@ impl Staging {
     }
 
     /// Copies `bytes` to the device in call order; they may change when it returns.
-    pub(super) fn write(&mut self, mut address: u64, bytes: &[u8]) -> Result<()> {
+    pub(super) fn write(&mut self, address: u64, bytes: &[u8]) -> Result<()> {
+        if bytes.len() <= SHARE {
+            return self.write_with(address, bytes, &Helpers::none());
+        }
+        let most = bytes.len().min(PIECE).div_ceil(SHARE) - 1;
+        std::thread::scope(|scope| self.write_with(address, bytes, &Helpers::new(scope, most)))
+    }
+
+    fn write_with<'a>(&mut self, mut address: u64, bytes: &'a [u8], helpers: &Helpers<'a>) -> Result<()> {
         for part in bytes.chunks(PIECE) {
             if self.used + part.len() > PIECE {
                 // One event for all copies of a piece: most are small, and on the way of a step.
@@ -135,10 +195,33 @@ impl Staging {
                 // Its last copy may be under way.
                 self.pieces[self.current].wait()?;
             }
-            self.pieces[self.current].send(self.used, address, part)?;
+            self.pieces[self.current].send(self.used, address, part, helpers)?;
             self.used = (self.used + part.len()).next_multiple_of(ALIGN);
             address += part.len() as u64;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_are_whole_with_any_number_of_helpers() {
+        let sizes = [0, 1, SHARE - 1, SHARE, SHARE + 1, 2 * SHARE, 3 * SHARE + 7, PIECE - 1, PIECE];
+        let from: Vec<u8> = (0..PIECE as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let mut to: Vec<Vec<u8>> = sizes.iter().chain(&sizes).map(|&size| vec![0; size]).collect();
+        // Nobody is what is left where the system gives no thread.
+        let (alone, helped) = to.split_at_mut(sizes.len());
+        fn all<'a>(helpers: &Helpers<'a>, to: &'a mut [Vec<u8>], from: &'a [u8]) {
+            for to in to {
+                let len = to.len();
+                helpers.copy(to, &from[..len]);
+            }
+        }
+        all(&Helpers::none(), alone, &from);
+        std::thread::scope(|scope| all(&Helpers::new(scope, 3), helped, &from));
+        assert!(to.iter().all(|to| *to == from[..to.len()]));
     }
 }

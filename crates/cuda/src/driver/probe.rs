@@ -7,7 +7,7 @@ use crate::CudaOptions;
 use anyfleet_tensor::{Error, Result};
 use cudarc::driver::result;
 use cudarc::driver::sys::CUdevice_attribute::*;
-use cudarc::driver::sys::CUresult::CUDA_ERROR_NO_DEVICE;
+use cudarc::driver::sys::CUresult::{CUDA_ERROR_NO_DEVICE, CUDA_ERROR_STUB_LIBRARY};
 use libloading::Library;
 use std::sync::{Arc, OnceLock};
 
@@ -26,6 +26,8 @@ pub struct CudaDevice {
     pub processors: u32,
     /// Bytes of memory.
     pub memory: u64,
+    /// Its memory is the system's.
+    pub integrated: bool,
 }
 
 impl CudaDevice {
@@ -92,6 +94,7 @@ const SYMBOLS: [&str; 40] = [
 fn absent() -> Option<&'static str> {
     static ABSENT: OnceLock<Option<String>> = OnceLock::new();
     let look = || {
+        // The order is cudarc's: what is looked at must be what it calls.
         let names = if cfg!(windows) { ["nvcuda.dll", "nvcuda.dll"] } else { ["libcuda.so", "libcuda.so.1"] };
         // SAFETY: loading the driver runs its own initialisation only.
         let Some(library) = names.iter().find_map(|name| unsafe { Library::new(name) }.ok()) else {
@@ -110,6 +113,7 @@ fn absent() -> Option<&'static str> {
             }
             Ok(_) => result::init().err().map(|e| match e.0 {
                 CUDA_ERROR_NO_DEVICE => NO_DEVICES.to_owned(),
+                CUDA_ERROR_STUB_LIBRARY => stub(),
                 _ => format!("NVIDIA's driver does not start: {}", text(&e)),
             }),
             Err(reason) => Some(reason),
@@ -132,7 +136,28 @@ pub(super) fn version() -> Result<i32, String> {
     let mut version = 0;
     // SAFETY: the pointer is to a number that lives.
     let outcome = unsafe { cudarc::driver::sys::cuDriverGetVersion(&mut version) };
-    outcome.result().map(|()| version).map_err(|e| format!("NVIDIA's driver does not say its version: {}", text(&e)))
+    outcome.result().map(|()| version).map_err(|e| match e.0 {
+        CUDA_ERROR_STUB_LIBRARY => stub(),
+        _ => format!("NVIDIA's driver does not say its version: {}", text(&e)),
+    })
+}
+
+/// What is said where the toolkit's library for the linker is found in the driver's place.
+fn stub() -> String {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let files = maps.lines().filter_map(|line| line.find('/').map(|start| &line[start..]));
+    let file = files.filter(|file| file.contains("/libcuda.so")).map(|file| format!(" ({file})")).next();
+    format!(
+        "a stub of CUDA's toolkit{} is found before NVIDIA's driver; take its folder off LD_LIBRARY_PATH",
+        file.unwrap_or_default()
+    )
+}
+
+/// Bytes of the system's memory that programs may have, caches that would make room included.
+pub(super) fn system_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 fn dotted(version: i32) -> String {
@@ -167,6 +192,7 @@ pub fn devices() -> Result<Vec<CudaDevice>, String> {
             processors: attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
             // SAFETY: as above.
             memory: unsafe { result::device::total_mem(device)? } as u64,
+            integrated: attribute(CU_DEVICE_ATTRIBUTE_INTEGRATED)? != 0,
         })
     };
     (0..count).map(describe).collect::<Result<_, _>>().map_err(failed)
@@ -219,7 +245,8 @@ mod tests {
     use super::*;
 
     fn device(index: usize, name: &str, capability: u32) -> CudaDevice {
-        CudaDevice { index, name: name.into(), driver: "CUDA 12.8".into(), capability, processors: 1, memory: 1 << 30 }
+        let (name, driver, memory) = (name.into(), "CUDA 12.8".into(), 1 << 30);
+        CudaDevice { index, name, driver, capability, processors: 1, memory, integrated: false }
     }
 
     /// What the fake driver has is all that is called (`tests/driver.rs`).

@@ -1,12 +1,17 @@
 // A libnvrtc.so that compiles nothing: what it gives is what the libcuda.so beside it loads, a line with the module's name
 // and the architecture, and the source.
+//
+// Environment:
+//   FAKE_NVRTC_FAIL   a module that it does not compile
+// Macros:
+//   WITHOUT_BUILTINS  it lacks what it opens when it compiles
 #include <cstdlib>
 #include <cstring>
 #include <string>
 
 namespace {
 
-enum Code { OK = 0, INVALID_INPUT = 3, INVALID_PROGRAM = 4, INVALID_OPTION = 5, COMPILATION = 6 };
+enum Code { OK = 0, INVALID_INPUT = 3, INVALID_PROGRAM = 4, INVALID_OPTION = 5, COMPILATION = 6, BUILTIN_OPERATION_FAILURE = 7 };
 
 struct Program {
     std::string name, source, code, log;
@@ -71,6 +76,15 @@ API(nvrtcCompileProgram, Program* program, int count, const char* const* options
     if (architecture.compare(0, 3, "sm_") && architecture.compare(0, 8, "compute_")) return INVALID_OPTION;
     if (program->source.find("#include \"") != std::string::npos) {
         program->log = program->name + ".cu: error: cannot open source file";
+        return COMPILATION;
+    }
+#ifdef WITHOUT_BUILTINS
+    program->log = "nvrtc: error: failed to open libnvrtc-builtins.so.12.8.\n  Make sure that it is installed correctly.";
+    return BUILTIN_OPERATION_FAILURE;
+#endif
+    const char* fails = getenv("FAKE_NVRTC_FAIL");
+    if (fails && program->name == fails) {
+        program->log = program->name + ".cu(1): error: something\n  a line of it\n  and another";
         return COMPILATION;
     }
     program->code = "ANYFLEET FAKE CUBIN " + program->name + " " + architecture + "\n" + program->source;

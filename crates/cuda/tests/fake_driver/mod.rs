@@ -32,7 +32,7 @@ macro_rules! on_fake {
 
 const CUDA: &str = include_str!("libcuda.cpp");
 const STATE: &str = include_str!("state.h");
-const NVRTC: &str = include_str!("libnvrtc.cpp");
+pub const NVRTC: &str = include_str!("libnvrtc.cpp");
 const CUBLASLT: &str = include_str!("libcublasLt.cpp");
 const NCCL: &str = include_str!("libnccl.cpp");
 
@@ -138,7 +138,7 @@ pub fn again(test: &str, libraries: &Path, settings: &[(&str, &str)]) -> Report 
 }
 
 /// A folder with `cuda/lib*.so`; none, said loudly, where there is no C++ compiler.
-fn fakes() -> Option<&'static Path> {
+pub fn fakes() -> Option<&'static Path> {
     static FAKES: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let compiler = compiler();
     if let Err(e) = Command::new(&compiler).arg("--version").output() {

@@ -37,8 +37,11 @@ enum Code {
     NO_BINARY_FOR_GPU = 209,
     INVALID_HANDLE = 400,
     NOT_FOUND = 500,
+    ECC_UNCORRECTABLE = 214,
+    NVLINK_UNCORRECTABLE = 220,
     ILLEGAL_ADDRESS = 700,
     CONTEXT_IS_DESTROYED = 709,
+    LAUNCH_TIMEOUT = 702,
     LAUNCH_FAILED = 719,
     UNKNOWN = 999,
 };
@@ -60,6 +63,9 @@ const Text TEXTS[] = {
     {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
     {NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
     {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
+    {ECC_UNCORRECTABLE, "CUDA_ERROR_ECC_UNCORRECTABLE", "uncorrectable ECC error encountered"},
+    {NVLINK_UNCORRECTABLE, "CUDA_ERROR_NVLINK_UNCORRECTABLE", "uncorrectable NVLink error detected during the execution"},
+    {LAUNCH_TIMEOUT, "CUDA_ERROR_LAUNCH_TIMEOUT", "the launch timed out and was terminated"},
     {CONTEXT_IS_DESTROYED, "CUDA_ERROR_CONTEXT_IS_DESTROYED", "context is destroyed"},
     {LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
     {UNKNOWN, "CUDA_ERROR_UNKNOWN", "unknown error"},
@@ -68,11 +74,16 @@ const Text TEXTS[] = {
 const u64 PAGE = 4096;
 // Addresses and sizes of device memory are multiples of it.
 const u64 GRAIN = 256;
+// Pages of device memory, and the least allocation that has some of its own.
+const u64 DEVICE_PAGE = 2 << 20, OWN_PAGES = 1 << 20;
 // Shared memory of a block: what every kernel may have, and what there is.
 const u32 SHARED = 48 << 10, MOST_SHARED = 227 << 10;
 const u32 MOST_THREADS = 1024, MOST_BLOCKS = 65535;
 
 u64 rounded(u64 n, u64 to) { return (n + to - 1) / to * to; }
+
+// Bytes of the device that an allocation takes: large ones have pages of their own.
+u64 taken(u64 bytes) { return rounded(bytes, bytes >= OWN_PAGES ? DEVICE_PAGE : GRAIN); }
 
 u64 setting(const char* name, u64 otherwise) {
     const char* text = getenv(name);
@@ -109,8 +120,11 @@ struct Function {
 struct Launch {
     Function* function;
     u32 grid[3], block[3], shared;
-    // Words, so that the structure is aligned.
-    std::vector<u64> params;
+    // So that the structure is aligned, whatever is in it.
+    struct alignas(64) Line {
+        char bytes[64];
+    };
+    std::vector<Line> params;
 };
 
 // A product that libcublasLt.cpp asked for, in the words of crates/cuda/src/driver/mod.rs; its numbers are of 16 bits.
@@ -334,7 +348,7 @@ void unmap(std::map<char*, Memory>& all, std::map<char*, Memory>::iterator memor
 u64 used(int device) {
     u64 bytes = 0;
     for (auto& entry : state().device) {
-        if (entry.second.context->device == device) bytes += rounded(entry.second.bytes, GRAIN);
+        if (entry.second.context->device == device) bytes += taken(entry.second.bytes);
     }
     return bytes;
 }
@@ -542,7 +556,7 @@ bool checked(Call& call, Function* function, const u32* grid, const u32* block, 
         call.code = call.wrong(INVALID_VALUE, "%s: parameters are one pointer to one structure", name);
     } else {
         launch = {function, {grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, shared, {}};
-        launch.params.resize(rounded(function->params, 8) / 8);
+        launch.params.resize(rounded(function->params, sizeof(Launch::Line)) / sizeof(Launch::Line));
         memcpy(launch.params.data(), params[0], function->params);
         return true;
     }
@@ -567,6 +581,21 @@ u64 forget(std::map<char*, Memory>& all, Context* context) {
         it = next;
     }
     return count;
+}
+
+template <class T>
+u64 has(const std::set<T*>& all, Context* context) {
+    return u64(std::any_of(all.begin(), all.end(), [&](T* thing) { return thing->context == context; }));
+}
+u64 has(const std::map<char*, Memory>& all, Context* context) {
+    return u64(std::any_of(all.begin(), all.end(), [&](auto& entry) { return entry.second.context == context; }));
+}
+
+// Kinds of things that are in a context.
+u64 things(Context* context) {
+    State& s = state();
+    return has(s.streams, context) + has(s.events, context) + has(s.execs, context) + has(s.graphs, context) +
+           has(s.modules, context) + has(s.device, context) + has(s.host, context);
 }
 
 void leaked(u64 count, const char* what) {
