@@ -263,7 +263,9 @@ mod tests {
     fn who_waits_for_one_that_never_comes_is_stopped() {
         type Wait<'a> = Box<dyn FnOnce() -> Result<()> + Send + 'a>;
         let stopped = Barrier::new(2);
-        let stop = || drop(stopped.wait());
+        let stop = || {
+            stopped.wait();
+        };
         let fine = || Ok(());
         let waits = || -> Wait<'_> {
             Box::new(|| {
