@@ -43,7 +43,13 @@ const OPS: [&str; 17] = [
 ];
 
 fn passes(device: &CudaBackend, op: &str) -> Report {
-    let options = Options { op: Some(op.to_owned()), ..Options::new(Tier::Small, seed_from_env().unwrap()) };
+    passes_some(device, op, None)
+}
+
+/// Only cases whose label has `case` in it.
+fn passes_some(device: &CudaBackend, op: &str, case: Option<&str>) -> Report {
+    let (op_only, case) = (Some(op.to_owned()), case.map(str::to_owned));
+    let options = Options { op: op_only, case, ..Options::new(Tier::Small, seed_from_env().unwrap()) };
     let report = suite(device, &options);
     println!("{}, ANYFLEET_SEED={}\n{}", report.device, report.seed, report.table());
     assert!(report.passed(), "{}", report.failure_text());
@@ -89,7 +95,15 @@ fn the_host_passes_with_fast_products() {
 fn the_host_passes_with_warpgroups() {
     let Some(device) = &emulated_with(&CudaOptions { warpgroups: Some(true), ..Default::default() }) else { return };
     std::thread::scope(|scope| {
-        let started = ["linear", "linear_act_mul", "attention"].map(|op| scope.spawn(move || passes(device, op)));
+        // What warpgroups compute.
+        let all = [
+            ("linear", "weight: Float(BF16)"),
+            ("linear", "weight: Float(F16)"),
+            ("linear_act_mul", "weight: Float(BF16)"),
+            ("linear_act_mul", "weight: Float(F16)"),
+            ("attention", "kv: BF16"),
+        ];
+        let started = all.map(|(op, types)| scope.spawn(move || passes_some(device, op, Some(types))));
         for test in started {
             test.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         }
