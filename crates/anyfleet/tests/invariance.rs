@@ -4,7 +4,7 @@ mod common;
 
 use anyfleet::{DTypeSpec, DeviceSpec, Engine, EngineBuilder, KvDType, QuantizeSpec};
 use common::company::{alone, assert_same, requests, together};
-use common::{fixtures_dir, software_vulkan};
+use common::{everything, fixtures_dir, software_vulkan};
 
 /// Fixtures that cover: full attention, a window in every layer, windows mixed with full attention, experts, soft caps and
 /// norms of what a layer adds, QK-norm with everything else.
@@ -20,12 +20,6 @@ const KINDS: [(DTypeSpec, QuantizeSpec, KvDType); 7] = [
     (DTypeSpec::Bf16, QuantizeSpec::Q4, KvDType::I8),
     (DTypeSpec::Bf16, QuantizeSpec::None, KvDType::F8),
 ];
-
-/// A device that a test runs on, and how much of it: software Vulkan is slow, and what a model's windows and norms add is
-/// told apart on the CPU. `ANYFLEET_THOROUGH=1` runs all of it everywhere.
-fn everything(device: &DeviceSpec) -> bool {
-    *device == DeviceSpec::Cpu || std::env::var_os("ANYFLEET_THOROUGH").is_some()
-}
 
 fn builder(device: &DeviceSpec, model: &str) -> EngineBuilder {
     let dir = fixtures_dir().join(model);

@@ -41,6 +41,12 @@ pub fn software_vulkan() -> Option<DeviceSpec> {
     found.map(|device| device.spec)
 }
 
+/// Whether all of a test runs on a device: software Vulkan is slow, and what families add to each other is told apart on the
+/// CPU. `ANYFLEET_THOROUGH=1` runs all of it everywhere.
+pub fn everything(device: &DeviceSpec) -> bool {
+    *device == DeviceSpec::Cpu || std::env::var_os("ANYFLEET_THOROUGH").is_some()
+}
+
 /// CUDA's kernels on this machine's processor, where this build has them (feature `emulate`) and there is a C++ compiler.
 pub fn emulated_cuda() -> Option<DeviceSpec> {
     let device: DeviceSpec = "cuda:emulated".parse().expect("a device");
