@@ -3,6 +3,7 @@
 mod common;
 
 use anyfleet::{DTypeSpec, DeviceSpec, Engine, EngineBuilder, KvDType, QuantizeSpec};
+use anyfleet_conformance::require::brief;
 use common::company::{alone, assert_same, requests, together};
 use common::{everything, fixtures_dir, software_vulkan};
 
@@ -32,7 +33,7 @@ fn company(device: &DeviceSpec) {
         let (first, step) = match (device, everything(device)) {
             (DeviceSpec::Cpu, _) => (0, 1),
             (_, true) => (i % 2, 2),
-            (_, false) if i == MODELS.len() - 1 => (0, 5),
+            (_, false) if i == MODELS.len() - 1 => (0, if brief() { 7 } else { 5 }),
             (_, false) => continue,
         };
         for &(dtype, quantize, kv) in KINDS.iter().skip(first).step_by(step) {
@@ -61,7 +62,7 @@ fn chunk_and_page_size(device: &DeviceSpec) {
     let plain = |kv| MODELS.map(|model| (model, QuantizeSpec::None, kv));
     let cases: Vec<_> = plain(KvDType::Auto).into_iter().chain(quantized).chain(plain(KvDType::I8)).collect();
     for &(model, quantize, kv) in
-        if everything(device) { &cases[..] } else { &cases[MODELS.len() - 1..MODELS.len() + 1] }
+        if everything(device) { &cases[..] } else { &cases[MODELS.len() - 1..][..if brief() { 1 } else { 2 }] }
     {
         let builder = |model| builder(device, model).quantize(quantize).kv_dtype(kv);
         let requests = requests(12);
@@ -93,7 +94,7 @@ fn small_cache(base: EngineBuilder, most: u32) -> EngineBuilder {
 fn preemption_and_64_streams_on_16_pages(device: &DeviceSpec) {
     let kinds = MODELS.map(|model| (model, KvDType::Auto));
     let cases: Vec<_> = kinds.into_iter().chain([("qwen3-mixed", KvDType::I8)]).collect();
-    for &(model, kv) in if everything(device) { &cases[..] } else { &cases[5..] } {
+    for &(model, kv) in if everything(device) { &cases[..] } else { &cases[if brief() { 6 } else { 5 }..] } {
         let requests = requests(64);
         let builder = builder(device, model).kv_dtype(kv);
         let want = alone(&builder.clone().prefix_cache(false).build().expect("engine"), &requests);

@@ -5,6 +5,7 @@
 mod common;
 
 use anyfleet::{DTypeSpec, DeviceSpec, Engine, EngineBuilder, KvDType, QuantizeSpec};
+use anyfleet_conformance::require::brief;
 use common::reference::{F32_TOLERANCE, assert_bf16_sized, equal_greedy_ids, errors_of, name, worst};
 use common::{Driver, Errors, Expected, devices, everything, expected, fixtures, fixtures_dir, software_vulkan};
 use std::collections::HashMap;
@@ -18,21 +19,22 @@ fn builder(dir: &Path, device: &DeviceSpec, dtype: DTypeSpec) -> EngineBuilder {
 
 /// Fixtures that have every operation and option of one between them: what runs where a device does not run all.
 const FEW: [&str; 9] = [
-    "deepseek-v2",
     "deepseek-v3",
+    "llama-fp8",
+    "deepseek-v2",
     "gemma2",
     "gemma3",
     "llama-bias",
-    "llama-fp8",
     "llama-yarn",
     "qwen3-mixed",
     "qwen3-moe",
 ];
 
-/// Every fixture on the CPU, and every fixture or those of [`FEW`] on other devices.
+/// Every fixture on the CPU; on other devices every one, those of [`FEW`], or its first two.
 fn cases() -> Vec<(PathBuf, DeviceSpec)> {
     let on = |device: DeviceSpec| {
-        let runs = move |dir: &PathBuf| everything(&device) || FEW.contains(&name(dir).as_str());
+        let few = if brief() { &FEW[..2] } else { &FEW };
+        let runs = move |dir: &PathBuf| everything(&device) || few.contains(&name(dir).as_str());
         fixtures().into_iter().filter(runs)
     };
     let all = devices().into_iter();

@@ -35,12 +35,14 @@ pub struct Options {
     pub op: Option<String>,
     /// Only cases whose label contains this.
     pub case: Option<String>,
+    /// Of each op and its types only one of so many cases, and at least one; which ones follows from the seed. 1: all.
+    pub share: usize,
 }
 
 impl Options {
     /// Everything in a tier.
     pub fn new(tier: Tier, seed: u64) -> Self {
-        Options { tier, seed, op: None, case: None }
+        Options { tier, seed, op: None, case: None, share: 1 }
     }
 }
 
@@ -57,7 +59,24 @@ pub fn cases<B: Backend>(caps: &Caps, options: &Options) -> Cases<B> {
         options.op.as_ref().is_none_or(|op| op == case.op())
             && options.case.as_ref().is_none_or(|part| case.label().contains(part))
     };
-    cases.into_iter().filter(|case| wanted(case.as_ref())).collect()
+    let cases: Cases<B> = cases.into_iter().filter(|case| wanted(case.as_ref())).collect();
+    if options.share > 1 { drawn(cases, options) } else { cases }
+}
+
+/// The share of cases that the options ask for.
+fn drawn<B: Backend>(cases: Cases<B>, options: &Options) -> Cases<B> {
+    let kind = |case: &dyn Case<B>| (case.op(), case.types());
+    let mut groups = BTreeMap::<_, Vec<usize>>::new();
+    for (at, case) in cases.iter().enumerate() {
+        groups.entry(kind(case.as_ref())).or_default().push(at);
+    }
+    let mut rng = Rng::for_case(options.seed, "share");
+    let mut chosen = vec![false; cases.len()];
+    for group in groups.values() {
+        let first = rng.below(options.share.min(group.len()));
+        group.iter().skip(first).step_by(options.share).for_each(|&at| chosen[at] = true);
+    }
+    cases.into_iter().zip(chosen).filter_map(|(case, chosen)| chosen.then_some(case)).collect()
 }
 
 /// Runs a backend through a tier.

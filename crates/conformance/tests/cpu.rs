@@ -1,8 +1,11 @@
 //! The CPU backend against the suite, and the support matrix that follows from it.
+use anyfleet_conformance::case::Case;
 use anyfleet_conformance::rng::seed_from_env;
-use anyfleet_conformance::suite::{Options, Tier, agree, edges, narrow_caches_agree, suite};
+use anyfleet_conformance::suite::{Options, Tier, agree, cases, edges, narrow_caches_agree, suite};
 use anyfleet_conformance::support;
 use anyfleet_cpu::{CpuBackend, CpuOptions, Isa};
+use anyfleet_tensor::Backend;
+use std::collections::BTreeSet;
 
 fn cpu(threads: usize, isa: Option<Isa>) -> CpuBackend {
     CpuBackend::new(CpuOptions { threads: Some(threads), isa }).unwrap()
@@ -24,6 +27,23 @@ fn the_cpu_passes_and_the_support_matrix_is_current() {
         support::agrees(&text, "cpu", &[&report]),
         "kernels/README.md is stale; run: cargo run --release -p anyfleet-conformance --bin conformance -- --table"
     );
+}
+
+#[test]
+fn a_share_of_the_cases_has_every_op_and_type() {
+    let device = cpu(1, None);
+    let of = |share, seed| cases::<CpuBackend>(device.caps(), &Options { share, ..Options::new(Tier::Small, seed) });
+    let seed = seed_from_env().unwrap();
+    let [all, some] = [of(1, seed), of(4, seed)];
+    let kinds = |cases: &[Box<dyn Case<CpuBackend>>]| -> BTreeSet<_> {
+        cases.iter().map(|case| (case.op(), case.types())).collect()
+    };
+    assert_eq!(kinds(&all), kinds(&some));
+    assert!(some.len() * 3 < all.len(), "{} of {}", some.len(), all.len());
+    // Others with other seeds.
+    let labels = |cases: &[Box<dyn Case<CpuBackend>>]| cases.iter().map(|case| case.label()).collect::<Vec<_>>();
+    assert_eq!(labels(&some), labels(&of(4, seed)));
+    assert!((1..5).any(|more| labels(&of(4, seed ^ more)) != labels(&some)));
 }
 
 #[test]

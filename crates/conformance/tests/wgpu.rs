@@ -1,6 +1,6 @@
 //! The wgpu backend against the suite, on Mesa's software Vulkan where that is installed.
 use anyfleet_conformance::report::Report;
-use anyfleet_conformance::require::skipped;
+use anyfleet_conformance::require::{brief, skipped};
 use anyfleet_conformance::rng::{Rng, seed_from_env};
 use anyfleet_conformance::suite::{Options, Tier, narrow_caches_agree, suite};
 use anyfleet_conformance::support;
@@ -21,7 +21,8 @@ fn software(variant: Variant) -> Option<WgpuBackend> {
 
 fn passes(variant: Variant, op: Option<&str>, case: Option<&str>) -> Option<Report> {
     let [op, case] = [op, case].map(|text| text.map(str::to_owned));
-    let options = Options { op, case, ..Options::new(Tier::Small, seed_from_env().unwrap()) };
+    let share = if brief() { 4 } else { 1 };
+    let options = Options { op, case, share, ..Options::new(Tier::Small, seed_from_env().unwrap()) };
     let report = suite(&software(variant)?, &options);
     println!("{} {variant}, ANYFLEET_SEED={}\n{}", report.device, report.seed, report.table());
     assert!(report.passed(), "{}", report.failure_text());
