@@ -165,15 +165,19 @@ impl<B: Backend> HeadBuffers<B> {
         Ok(())
     }
 
-    /// Records all runs, and makes room for their results on the host.
+    /// Records all runs.
     pub fn warm_up(&mut self, device: &B, decoder: &Decoder<B>, x: &Tensor<B>) -> Result<()> {
         let first = CAPACITIES.into_iter().map(|rows| (0, rows));
         let later = (1..self.inputs.len()).map(|chunk| (chunk, LOGIT_ROWS));
-        first.chain(later).try_for_each(|key| self.plan(device, decoder, x, key))?;
-        for values in [&self.results, &self.logits.narrow(0, 1)] {
-            device.read(values)?.wait(&mut vec![0; values.bytes()])?;
-        }
-        Ok(())
+        first.chain(later).try_for_each(|key| self.plan(device, decoder, x, key))
+    }
+
+    /// Makes room for results on the host.
+    pub fn make_room(&self, device: &B) -> Result<()> {
+        let logits = self.logits.narrow(0, 1);
+        [&self.results, &logits]
+            .into_iter()
+            .try_for_each(|values| device.read(values)?.wait(&mut vec![0; values.bytes()]))
     }
 
     fn plan(&mut self, device: &B, decoder: &Decoder<B>, x: &Tensor<B>, key: (usize, usize)) -> Result<()> {
