@@ -82,7 +82,7 @@ fi
 if [[ $device == cuda* ]]; then
     step "warpgroups"
     export ANYFLEET_CUDA=wgmma
-    if timeout 120 "$BIN/serve" --check --device "$device" >"$folder/check-warpgroups.txt" 2>&1; then
+    if timeout 180 "$BIN/serve" --check --device "$device" >"$folder/check-warpgroups.txt" 2>"$folder/check-warpgroups.log"; then
         "$BIN/bench" device --device "$device" --json "$folder/device-warpgroups.json"
         run run-warpgroups "$small" "${cases[@]}"
         if [ -n "$large" ]; then
@@ -94,7 +94,7 @@ if [[ $device == cuda* ]]; then
             tee "$folder/proven.txt"
     else
         echo "SKIPPED: warpgroups do not pass on $device:"
-        tail -5 "$folder/check-warpgroups.txt"
+        tail -5 "$folder/check-warpgroups.txt" "$folder/check-warpgroups.log"
     fi
     unset ANYFLEET_CUDA
 fi
