@@ -170,12 +170,13 @@ impl<B: Backend> Stage for StageExecutor<B> {
         if let Some(head) = &mut self.head {
             head.warm_up(&*self.device, &self.decoder, &self.scratch.x)?;
         }
-        let Some(group) = &mut self.group else { return Ok(()) };
-        // Making room for a transfer or a way to a peer may wait for the devices of the whole group, and in a step one of
-        // them may wait for a sum that this rank has not come to.
-        if let Some(head) = &self.head {
-            head.make_room(&*self.device)?;
+        // Making room for a transfer or a way to a peer may wait for other devices of the machine, and in a step one of
+        // them may wait for a sum that its rank has not come to. One device alone makes room when it has results.
+        match &self.head {
+            Some(head) if step > 0 => head.make_room(&*self.device)?,
+            _ => {}
         }
+        let Some(group) = &mut self.group else { return Ok(()) };
         let rows = if self.head.is_none() && self.decoder.place().rank == 0 { self.scratch.x.rows() } else { 1 };
         residual::read(&*self.device, &self.scratch.x.narrow(0, rows), &mut Vec::new())?;
         group.all_reduce(&self.device, &self.scratch.x.narrow(0, 1))?;
