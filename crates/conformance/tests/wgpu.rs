@@ -21,7 +21,7 @@ fn software(variant: Variant) -> Option<WgpuBackend> {
 
 fn passes(variant: Variant, op: Option<&str>, case: Option<&str>) -> Option<Report> {
     let [op, case] = [op, case].map(|text| text.map(str::to_owned));
-    let share = if brief() { 4 } else { 1 };
+    let share = if brief() { 6 } else { 1 };
     let options = Options { op, case, share, ..Options::new(Tier::Small, seed_from_env().unwrap()) };
     let report = suite(&software(variant)?, &options);
     println!("{} {variant}, ANYFLEET_SEED={}\n{}", report.device, report.seed, report.table());
