@@ -1,7 +1,7 @@
 // Many rows of x on a Hopper: `linear_tile.cuh` with products of warpgroups. Sums are asked for in its order, so they have its
 // bits where a device adds sixteen products the same way in both.
 //
-// A block is three warpgroups: one copies tiles of weights and x to shared memory, a stage ahead of as many as there is room
+// A block is three warpgroups: one copies tiles of weights and x to shared memory, as many stages ahead as there is room
 // for, and two multiply, 64 output features each. Weights go through registers in whichever order products of few rows have
 // them; x has that order already, from the copy that is made of it (`turned`). Of a line of 128 bytes a fragment's row reads one
 // half before the other, even rows the first: sixteen bytes of eight lanes then lie in all banks. One warpgroup's products
@@ -36,7 +36,7 @@ const u32 READERS = 8;
 // Rows whose sums meet at a time, in lines four words longer than they are full.
 const u32 ROWS_OUT = 64;
 const u32 LINE_OUT = FEATURES + 4;
-// Crates/cuda/src/ops/linear_warpgroup.rs knows these, and asks for a block more to begin on a multiple of one.
+// crates/cuda/src/ops/linear_warpgroup.rs knows these, and asks for a block more to begin on a multiple of one.
 const u32 SHARED = STAGES * 2 * PART + 2 * ROWS_OUT * LINE_OUT * 4;
 
 struct Barriers {

@@ -1,6 +1,4 @@
 //! Launches kernels of `cuda/emulate/selftest*.cu`.
-// Each test program uses a part of it.
-#![allow(dead_code)]
 use libloading::Library;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
