@@ -28,6 +28,9 @@ struct LinearParams {
     u8* copy;
     u8* rests;
     RowScales* row_scales;
+    // Where parts of K that are blocks of their own leave their sums, and of each tile how many of them have ended.
+    u8* part_sums;
+    u32* ended;
     u32 rows;
     u32 width;
     // Output features, and panels of them.
@@ -51,6 +54,9 @@ struct LinearParams {
     u32 panel_multipliers;
     // Of 32 numbers of a row of `copy`, words 4t + s lie at piece s, place t: as products of warpgroups take sixteen columns.
     u32 turned;
+    // Parts of K, and tiles that are cut into such; none where a block has all of K.
+    u32 parts;
+    u32 cut_tiles;
 };
 
 // `layout`: output features as they are; with gates beside them; and the same where the activation is wanted.

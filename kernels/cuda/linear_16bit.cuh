@@ -91,9 +91,9 @@ SHARED_DEVICE void round_row(const P& p, u32 row, float up) {
     }
 }
 
-// `factor(row)` is what sums of a row are multiplied with.
+// `factor(row)` is what sums of a row are multiplied with; parts of K are segments.
 template <class T, class Word, class Weights = CopiedWeights<T>, class Factor>
-SHARED_DEVICE void tile_16bit(const LinearParams& p, u32 row_tile, u32 feature_tile, Factor factor) {
+SHARED_DEVICE void tile_16bit(const LinearParams& p, u32 row_tile, u32 feature_tile, u32 part, Factor factor) {
     SHARED_BYTES(stages);
     TilePlace<T> at = tile_place<T>(p, row_tile, feature_tile);
     if (at.rows == 0) return;
@@ -102,7 +102,8 @@ SHARED_DEVICE void tile_16bit(const LinearParams& p, u32 row_tile, u32 feature_t
     clear<T>(total);
     Weights weights(p, at);
     u32 segment = Weights::segment(p), left = segment;
-    tile_products<T, Word>(sum, p, at, weights, p.copy, true, stages, [&](bool last) {
+    Steps steps = steps_of<T>(p, part, segment);
+    tile_products<T, Word>(sum, p, at, weights, p.copy, true, stages, steps, [&](bool last) {
         if (--left > 0 && !last) return;
         left = segment;
 #pragma unroll
@@ -115,6 +116,12 @@ SHARED_DEVICE void tile_16bit(const LinearParams& p, u32 row_tile, u32 feature_t
         }
         clear<T>(sum);
     });
+    if (T::FLAT && p.parts > 1) {
+        Parts<T, 1> parts = {p, feature_tile, part};
+        parts.leave(total, 0);
+        if (!parts.ends()) return;
+        parts.collect(total, 0);
+    }
 #pragma unroll
     for (int n = 0; n < T::NT; n++) {
 #pragma unroll
@@ -132,8 +139,8 @@ SHARED_DEVICE void tile_16bit(const LinearParams& p, u32 row_tile, u32 feature_t
 }
 
 template <class T, class Weights = CopiedWeights<T>>
-SHARED_DEVICE void bf16_tile(const LinearParams& p, u32 row_tile, u32 feature_tile) {
-    tile_16bit<T, Bf16s, Weights>(p, row_tile, feature_tile, [](u32) { return 1.0f; });
+SHARED_DEVICE void bf16_tile(const LinearParams& p, u32 row_tile, u32 feature_tile, u32 part = 0) {
+    tile_16bit<T, Bf16s, Weights>(p, row_tile, feature_tile, part, [](u32) { return 1.0f; });
 }
 
 }

@@ -4,12 +4,14 @@
 using namespace linear_op;
 
 KERNEL(linear_bf16_x, 256, LinearParams) {
+    begin_parts(p);
     if (blockIdx.x < live_rows(p.live, p.rows)) round_row<Bf16s>(p, blockIdx.x, 1.0f);
 }
 
 KERNEL(linear_bf16_8, 256, LinearParams) { few_rows<Direct<Bf16s>, 1, 1>(p); }
 KERNEL(linear_bf16_16, 256, LinearParams) { few_rows<Copied<Bf16s>, 1, 2>(p); }
 KERNEL(linear_bf16_32, 256, LinearParams) { few_rows<Copied<Bf16s>, 2, 4>(p); }
-KERNEL(linear_bf16_64, 256, LinearParams) { few_rows<Copied<Bf16s>, 2, 8>(p); }
+KERNEL_OF_BLOCKS(linear_bf16_flat_32, 128, 3, LinearParams) { bf16_tile<FlatTile<4>>(p, 0, blockIdx.y, blockIdx.x); }
+KERNEL_OF_BLOCKS(linear_bf16_flat_64, 128, 2, LinearParams) { bf16_tile<FlatTile<8>>(p, 0, blockIdx.y, blockIdx.x); }
 KERNEL(linear_bf16_large, 256, LinearParams) { bf16_tile<LargeTile>(p, blockIdx.x, blockIdx.y); }
 KERNEL(linear_bf16_small, 128, LinearParams) { bf16_tile<SmallTile>(p, blockIdx.x, blockIdx.y); }

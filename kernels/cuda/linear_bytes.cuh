@@ -108,9 +108,9 @@ struct SpreadWeights {
         : p(params), first(at.first_panel * PANEL) {}
 
     // What was loaded a step before is spread; it is multiplied two steps later, when all threads have met again.
-    SHARED_DEVICE void fetch(u8* stages, u32 step, u32 steps) {
-        if (step > 0 && step - 1 < steps) spread(stages + (step - 1) % STAGES * T::STAGE);
-        if (step < steps) load_step(step);
+    SHARED_DEVICE void fetch(u8* stages, u32 step, Steps steps) {
+        if (step > steps.first && step - 1 < steps.end) spread(stages + (step - 1) % STAGES * T::STAGE);
+        if (step < steps.end) load_step(step);
     }
     SHARED_DEVICE void load_step(u32 step) {
 #pragma unroll
@@ -145,39 +145,68 @@ struct SpreadWeights {
     }
 };
 
+// What sums are as numbers: those of x, and then those of its rest.
+template <class T>
+SHARED_DEVICE void scale_sums(float (&value)[T::MT][T::NT][4], const int (&sum)[T::MT][T::NT][4], const LinearParams& p,
+                              const TilePlace<T>& at, u32 pass) {
+#pragma unroll
+    for (int n = 0; n < T::NT; n++) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            u32 row = (at.warp_n * T::NT + n) * 8 + at.t * 2 + i;
+            RowScales scales = p.row_scales[at.first_row + min_u32(row, at.rows - 1)];
+#pragma unroll
+            for (int m = 0; m < T::MT; m++) {
+#pragma unroll
+                for (int j = i; j < 4; j += 2) {
+                    float& v = value[m][n][j];
+                    v = pass == 0 ? float(sum[m][n][j]) * scales.scale : with_rest(v, sum[m][n][j], scales);
+                }
+            }
+        }
+    }
+}
+
+// Whether rows that this lane's warp has, those from its lane on in whole warps, have a rest.
+template <class T>
+SHARED_DEVICE bool lane_has_rest(const LinearParams& p, const TilePlace<T>& at) {
+    const u32 ROWS_OF_WARP = T::NT * 8;
+    bool rest = false;
+#pragma unroll
+    for (u32 i = threadIdx.x % WARP; i < ROWS_OF_WARP; i += WARP) {
+        u32 row = at.warp_n * ROWS_OF_WARP + i;
+        rest = rest || (row < at.rows && has_rest(p.row_scales[at.first_row + row]));
+    }
+    return rest;
+}
+
 template <class T, class Weights>
-SHARED_DEVICE void bytes_tile(const LinearParams& p, u32 row_tile, u32 feature_tile) {
+SHARED_DEVICE void bytes_tile(const LinearParams& p, u32 row_tile, u32 feature_tile, u32 part = 0) {
     SHARED_BYTES(stages);
     TilePlace<T> at = tile_place<T>(p, row_tile, feature_tile);
     if (at.rows == 0) return;
-    // The rows of a warp are as many as its lanes.
-    u32 own = at.warp_n * WARP + threadIdx.x % WARP;
-    bool rest = own < at.rows && has_rest(p.row_scales[at.first_row + own]);
+    bool rest = lane_has_rest(p, at);
     bool warp_rest = __any_sync(EVERY_LANE, rest);
     u32 passes = __syncthreads_or(rest) ? 2 : 1;
+    bool cut = T::FLAT && p.parts > 1;
+    Parts<T, 2> parts = {p, feature_tile, part};
+    Steps steps = steps_of<T>(p, part, ceil_div(ceil_div(p.copy_bytes, LINE), p.parts));
 
     float value[T::MT][T::NT][4];
+    int sum[T::MT][T::NT][4];
     for (u32 pass = 0; pass < passes; pass++) {
-        int sum[T::MT][T::NT][4];
         clear<T>(sum);
         Weights weights(p, at);
         const u8* x = pass == 0 ? p.copy : p.rests;
-        tile_products<T, Bytes>(sum, p, at, weights, x, pass == 0 || warp_rest, stages, [](bool) {});
-#pragma unroll
-        for (int n = 0; n < T::NT; n++) {
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                u32 row = (at.warp_n * T::NT + n) * 8 + at.t * 2 + i;
-                RowScales scales = p.row_scales[at.first_row + min_u32(row, at.rows - 1)];
-#pragma unroll
-                for (int m = 0; m < T::MT; m++) {
-#pragma unroll
-                    for (int j = i; j < 4; j += 2) {
-                        float& v = value[m][n][j];
-                        v = pass == 0 ? float(sum[m][n][j]) * scales.scale : with_rest(v, sum[m][n][j], scales);
-                    }
-                }
-            }
+        tile_products<T, Bytes>(sum, p, at, weights, x, pass == 0 || warp_rest, stages, steps, [](bool) {});
+        if (cut) parts.leave(sum, pass);
+        else scale_sums(value, sum, p, at, pass);
+    }
+    if (cut) {
+        if (!parts.ends()) return;
+        for (u32 pass = 0; pass < passes; pass++) {
+            parts.collect(sum, pass);
+            scale_sums(value, sum, p, at, pass);
         }
     }
     finish_tile<T>(value, p, at, stages);

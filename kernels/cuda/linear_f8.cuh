@@ -110,9 +110,9 @@ struct WidenedWeights {
     static SHARED_DEVICE u32 segment(const LinearParams& p) { return p.segment; }
 
     // What was loaded a step before is widened; it is multiplied two steps later, when all threads have met again.
-    SHARED_DEVICE void fetch(u8* stages, u32 step, u32 steps) {
-        if (step > 0 && step - 1 < steps) widen_step(stages + (step - 1) % STAGES * T::STAGE);
-        if (step < steps) load_step(step);
+    SHARED_DEVICE void fetch(u8* stages, u32 step, Steps steps) {
+        if (step > steps.first && step - 1 < steps.end) widen_step(stages + (step - 1) % STAGES * T::STAGE);
+        if (step < steps.end) load_step(step);
     }
     SHARED_DEVICE void load_step(u32 step) {
 #pragma unroll
@@ -140,8 +140,8 @@ struct WidenedWeights {
 };
 
 template <class T>
-SHARED_DEVICE void f8_tile(const LinearParams& p, u32 row_tile, u32 feature_tile) {
-    bf16_tile<T, WidenedWeights<T>>(p, row_tile, feature_tile);
+SHARED_DEVICE void f8_tile(const LinearParams& p, u32 row_tile, u32 feature_tile, u32 part = 0) {
+    bf16_tile<T, WidenedWeights<T>>(p, row_tile, feature_tile, part);
 }
 
 }

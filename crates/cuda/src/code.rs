@@ -16,6 +16,11 @@ pub(crate) fn load(module: &str, capability: u32, folder: Option<&Path>) -> Resu
     if let Some(Code::Cubin(code) | Code::Ptx(code)) = prebuilt(module, capability) {
         return Ok(code);
     }
+    compiled(module, capability, folder)
+}
+
+/// What NVRTC makes of a module; see [`load`].
+pub(crate) fn compiled(module: &str, capability: u32, folder: Option<&Path>) -> Result<Vec<u8>, String> {
     let compiler = Compiler::find(capability)?;
     match folder {
         Some(folder) => compiler.kept(module, folder).get_or_make(|| compiler.compile(module)),

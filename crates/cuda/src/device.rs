@@ -260,7 +260,7 @@ impl Backend for CudaBackend {
         let by_library = if self.0.driver.library().is_some() { ops::linear_library::scratch_bytes(sizes) } else { 0 };
         let bytes = [
             by_library,
-            ops::linear::scratch_bytes(sizes),
+            ops::linear::scratch_bytes(sizes, self.0.driver.description().processors as usize),
             ops::grouped_linear::scratch_bytes(sizes),
             ops::head_linear::scratch_bytes(sizes),
             ops::route::scratch_bytes(sizes),

@@ -231,7 +231,7 @@ mod tests {
             return;
         }
         let folder = tempfile::tempdir().unwrap();
-        let compile = |module, capability, folder| crate::code::load(module, capability, folder);
+        let compile = |module, capability, folder| crate::code::compiled(module, capability, folder);
         let code = compile("norm", 90, Some(folder.path())).unwrap();
         assert!(code.starts_with(b"\x7fELF"));
         assert!(code.windows(13).any(|window| window == b"anyfleet_norm"));

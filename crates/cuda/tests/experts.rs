@@ -122,15 +122,15 @@ fn products_are_given_lists_and_places() {
                 // Of `LinearParams`: out, x, no bias and residual, and as live count the last offset.
                 assert_eq!([of(0), of(1), of(5), of(6)], [at(out), at(&case.x), 0, 0]);
                 assert_eq!(of(7), at(&case.offsets) + 4 * experts as u64);
-                let word = |i: usize| launch.word(22 + i);
+                let word = |i: usize| launch.word(26 + i);
                 let panels = (2 * n).div_ceil(16) as u32;
                 assert_eq!([word(0), word(1), word(2), word(3)], [pairs as u32, k as u32, 2 * n as u32, panels]);
                 assert_eq!([word(7), word(8), word(9)], [k as u32, out.cols() as u32, 0]);
                 assert_eq!([word(10), word(11)], if gated { [2, 1] } else { [1, 0] });
                 // What follows it.
-                assert_eq!([19, 20, 21].map(of), [&case.rows, &case.offsets, &case.hits].map(at));
-                assert_eq!([launch.word(44), launch.word(45)], [experts as u32, 7]);
-                assert_eq!(launch.params.len(), 184);
+                assert_eq!([22, 23, 24].map(of), [&case.rows, &case.offsets, &case.hits].map(at));
+                assert_eq!([launch.word(50), launch.word(51)], [experts as u32, 7]);
+                assert_eq!(launch.params.len(), 208);
                 let copies = store != F32;
                 assert_eq!(of(8) != 0, copies, "{store}");
                 if copies {
@@ -142,7 +142,7 @@ fn products_are_given_lists_and_places() {
             }
             // Multipliers of panels, and of f8 scales of groups, lie behind the rows of all.
             let multipliers = if matches!(store, WeightFormat::F8 | WeightFormat::Q4) { 64 } else { 0 };
-            assert!(launches.iter().all(|launch| launch.word(36) == multipliers), "{store}");
+            assert!(launches.iter().all(|launch| launch.word(40) == multipliers), "{store}");
             if store == WeightFormat::F8 {
                 assert_eq!(launches[1].address(3), launches[1].address(2) + (experts * 48 * 128) as u64);
             }

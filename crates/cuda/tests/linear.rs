@@ -87,20 +87,20 @@ fn devices() -> Vec<CudaBackend> {
 }
 
 fn load(device: &CudaBackend, w: &[f32], k: usize, store: WeightFormat, gated: bool) -> CudaWeight {
-    let parts = vec![HostPart { dtype: DType::F32, rows: N, bytes: bytemuck::cast_slice(w), scales: None }];
+    let parts = vec![HostPart { dtype: DType::F32, rows: w.len() / k, bytes: bytemuck::cast_slice(w), scales: None }];
     device.load(HostWeight { name: "w".into(), stack: 1, cols: k, parts, store, gated }).unwrap()
 }
 
 /// Of `capacity` rows, of which those of `x` are live; with bias and residual where they are `added`.
 fn product(device: &CudaBackend, weight: &CudaWeight, x: &[f32], capacity: usize, added: bool) -> Vec<f32> {
-    let (_, k) = CudaBackend::weight_shape(weight);
+    let (n, k) = CudaBackend::weight_shape(weight);
     let rows = x.len() / k;
     let [bias, residual] =
-        [tensor(device, &[N], &noise(7, N)), tensor(device, &[capacity, N], &noise(8, capacity * N))];
+        [tensor(device, &[n], &noise(7, n)), tensor(device, &[capacity, n], &noise(8, capacity * n))];
     let header = Tensor::new(device, DType::U32, &[4]).unwrap();
     let counts = StepHeader { tokens: rows as u32, ..StepHeader::default() };
     device.write(&header, bytemuck::bytes_of(&counts)).unwrap();
-    let (x, out) = (tensor(device, &[capacity, k], x), tensor(device, &[capacity, N], &[]));
+    let (x, out) = (tensor(device, &[capacity, k], x), tensor(device, &[capacity, n], &[]));
     let [bias, residual] = [&bias, &residual].map(|tensor| added.then_some(tensor));
     device
         .run(|encoder| {
@@ -108,9 +108,9 @@ fn product(device: &CudaBackend, weight: &CudaWeight, x: &[f32], capacity: usize
             encoder.linear(Linear { out: &out, x: &x, weight, bias, residual, live: Live::Tokens });
         })
         .unwrap();
-    let mut got = vec![0.0f32; capacity * N];
+    let mut got = vec![0.0f32; capacity * n];
     device.read(&out).unwrap().wait(bytemuck::cast_slice_mut(&mut got)).unwrap();
-    got.truncate(rows * N);
+    got.truncate(rows * n);
     got
 }
 
@@ -129,7 +129,8 @@ fn products_of_bytes_have_the_bits_that_are_stated() {
         let weight = load(device, &w, k, format, false);
         let weights: Vec<_> = w.chunks(k).map(|w| integers(w, format)).collect();
         let (bias, rows) = (noise(7, N), rows(k));
-        let counts: &[usize] = if k > 1000 { &[40] } else { &[1, 3, 13, 40, 64, 65, 200] };
+        // Of the longest, parts of K are blocks of their own.
+        let counts: &[usize] = if k > 1000 { &[13, 40] } else { &[1, 3, 13, 40, 64, 65, 200] };
         for &count in counts {
             let x: Vec<f32> = rows.iter().cycle().skip(count).take(count).flatten().copied().collect();
             let got = product(device, &weight, &x, count, true);
@@ -215,9 +216,10 @@ fn a_row_has_the_same_bits_in_every_kernel() {
     let floats = [DType::F32, DType::BF16, DType::F16].map(WeightFormat::Float);
     for device in devices() {
         for format in floats.into_iter().chain([WeightFormat::Q8, WeightFormat::Q4, WeightFormat::F8]) {
-            // More than one turn of all rings, and segments that are not full.
-            for k in [998, 2052] {
-                let [weight, gated] = [false, true].map(|gated| load(&device, &noise(98, N * k), k, format, gated));
+            // More than one turn of all rings, and segments that are not full. One tile of features, which is cut into parts of
+            // K, and as many as fill the device.
+            for (n, k) in [(N, 998), (N, 2052), (300, 998)] {
+                let [weight, gated] = [false, true].map(|gated| load(&device, &noise(98, n * k), k, format, gated));
                 let x = noise(97, 200 * k);
                 let want = product(&device, &weight, &x, 200, false);
                 for (rows, capacity) in
@@ -226,7 +228,7 @@ fn a_row_has_the_same_bits_in_every_kernel() {
                     for weight in [&weight, &gated] {
                         let got = product(&device, weight, &x[..rows * k], capacity, false);
                         let differs = got.iter().zip(&want).position(|(&got, &want)| !same(got, want));
-                        assert_eq!(differs, None, "{format}, K {k}, {rows} rows of {capacity}");
+                        assert_eq!(differs, None, "{format}, {n}x{k}, {rows} rows of {capacity}");
                     }
                 }
             }
@@ -248,8 +250,9 @@ fn as_bf16(w: &[f32], k: usize) -> Vec<f32> {
 #[test]
 fn a_matrix_of_f8_has_the_bits_of_the_bf16_matrix_that_it_reads_as() {
     for device in devices() {
-        // Less than a group, odd numbers of blocks, of features, and segments that are not full or begin within a group.
-        for k in [37, 130, 2052] {
+        // Less than a group, odd numbers of blocks, of features, and segments that are not full or begin within a group, which
+        // are blocks of their own of nine rows.
+        for k in [37, 130, 3500] {
             // Groups of all sizes: a scale that is not its own shows.
             let mut w = noise(96, N * k);
             for (i, w) in w.iter_mut().enumerate() {

@@ -1,8 +1,8 @@
 //! `linear` and `linear_act_mul`.
 //!
-//! Few rows: a block takes a panel or two of output features and up to as many rows as its kernel is named for. Many:
-//! tiles. Which kernel runs is chosen by the capacity; a row's sum is the same in all of them, to the bit.
-use super::{function, linear_library, linear_warpgroup};
+//! Few rows: a block takes a panel or two of output features and up to as many rows as its kernel is named for, or a flat
+//! tile. Many: tiles. Which kernel runs is chosen by the capacity; a row's sum is the same in all of them, to the bit.
+use super::{function, linear_flat, linear_library, linear_warpgroup};
 use crate::weight::{BLOCK, Q4_BLOCK};
 use crate::{CudaBackend, CudaRecorder, CudaWeight};
 use anyfleet_tensor::ops::{Activation, Linear, LinearActMul};
@@ -13,7 +13,7 @@ use bytemuck::{Pod, Zeroable};
 pub(crate) const FEW: usize = 64;
 const FEW_FLOATS: usize = 32;
 /// Parts of K that are summed by themselves: `SEGMENTS` of `linear.cuh`.
-const SEGMENTS: usize = 8;
+pub(crate) const SEGMENTS: usize = 8;
 /// Bytes of a row's scales: `RowScales` of `linear.cuh`.
 const ROW_SCALES: usize = 8;
 /// Threads of all kernels but those of small tiles.
@@ -34,12 +34,14 @@ pub(crate) struct Params {
     pub(crate) copy: u64,
     pub(crate) rests: u64,
     pub(crate) row_scales: u64,
+    pub(crate) part_sums: u64,
+    pub(crate) ended: u64,
     pub(crate) rows: u32,
     width: u32,
     features: u32,
     pub(crate) panels: u32,
     pub(crate) blocks: u32,
-    segment: u32,
+    pub(crate) segment: u32,
     pub(crate) copy_bytes: u32,
     x_stride: u32,
     out_stride: u32,
@@ -50,6 +52,8 @@ pub(crate) struct Params {
     groups: u32,
     panel_multipliers: u32,
     pub(crate) turned: u32,
+    pub(crate) parts: u32,
+    pub(crate) cut_tiles: u32,
 }
 
 /// A kernel for few rows: the most of a block, and the panels of one.
@@ -96,19 +100,19 @@ const F32: Kernels =
 const BF16_DIRECT: Kernels = Kernels { module: "linear_bf16", few: &[few("linear_bf16_8", 8, 1)], tiles: &[] };
 const BF16: Kernels = Kernels {
     module: "linear_bf16",
-    few: &[few("linear_bf16_16", 16, 1), few("linear_bf16_32", 32, 2), few("linear_bf16_64", 64, 2)],
+    few: &[few("linear_bf16_16", 16, 1), few("linear_bf16_32", 32, 2)],
     tiles: &[large("linear_bf16_large"), small("linear_bf16_small")],
 };
 const F16_DIRECT: Kernels = Kernels { module: "linear_f16", few: &[few("linear_f16_8", 8, 1)], tiles: &[] };
 const F16: Kernels = Kernels {
     module: "linear_f16",
-    few: &[few("linear_f16_16", 16, 1), few("linear_f16_32", 32, 2), few("linear_f16_64", 64, 2)],
+    few: &[few("linear_f16_16", 16, 1), few("linear_f16_32", 32, 2)],
     tiles: &[large("linear_f16_large"), small("linear_f16_small")],
 };
 const F8_DIRECT: Kernels = Kernels { module: "linear_f8", few: &[few("linear_f8_8", 8, 1)], tiles: &[] };
 const F8: Kernels = Kernels {
     module: "linear_f8",
-    few: &[few("linear_f8_16", 16, 1), few("linear_f8_32", 32, 2), few("linear_f8_64", 64, 2)],
+    few: &[few("linear_f8_16", 16, 1), few("linear_f8_32", 32, 2)],
     tiles: &[large("linear_f8_large"), small("linear_f8_small")],
 };
 const Q8: Kernels = Kernels {
@@ -133,9 +137,10 @@ pub(crate) struct Product<'a> {
     pub(crate) live: Live,
 }
 
-/// The most that a product asks of scratch memory.
-pub(crate) fn scratch_bytes(sizes: &StepSizes) -> usize {
-    most_bytes(sizes.tokens.max(sizes.logit_rows), sizes.widest)
+/// The most that a product asks of scratch memory, on a device of so many multiprocessors.
+pub(crate) fn scratch_bytes(sizes: &StepSizes, processors: usize) -> usize {
+    let rows = sizes.tokens.max(sizes.logit_rows);
+    most_bytes(rows, sizes.widest).max(linear_flat::most_bytes(rows, sizes.widest, processors))
 }
 
 /// The most scratch memory of a product of these rows of x, whatever its weights are.
@@ -153,6 +158,11 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
+    /// Of rows as they meet `weight`.
+    pub(crate) fn of(weight: &CudaWeight, rows: usize) -> Scratch {
+        let of = if takes_16bit(weight) { Scratch::of_16bit } else { Scratch::of_bytes };
+        of(rows, weight.cols())
+    }
     /// Rows of bf16, and of f16 with their scales.
     pub(crate) fn of_16bit(rows: usize, width: usize) -> Scratch {
         let row = width.next_multiple_of(64) * 2;
@@ -201,6 +211,9 @@ fn product(recorder: &mut CudaRecorder, op: &Product<'_>) -> Result<()> {
             if rows > FEW && recorder.device.driver().library().is_some() {
                 return linear_library::record(recorder, (kernels.module, x), weight, params);
             }
+            if let Some(flat) = linear_flat::Flat::of(recorder, weight, &params) {
+                return flat.record(recorder, (kernels.module, x), weight, params);
+            }
             params.take_copy(recorder, weight, rows)?;
             if linear_warpgroup::computes(recorder, format, &params) {
                 return linear_warpgroup::record(recorder, (kernels.module, x), format, params);
@@ -210,6 +223,9 @@ fn product(recorder: &mut CudaRecorder, op: &Product<'_>) -> Result<()> {
         }
         format => {
             let (kernels, x) = if format == WeightFormat::Q8 { (&Q8, "linear_q8_x") } else { (&Q4, "linear_q4_x") };
+            if let Some(flat) = linear_flat::Flat::of(recorder, weight, &params) {
+                return flat.record(recorder, (kernels.module, x), weight, params);
+            }
             params.take_copy(recorder, weight, rows)?;
             recorder.launch((kernels.module, x), [rows, 1, 1], THREADS, 0, &params)?;
             launch(recorder, kernels, FEW, params)
@@ -220,8 +236,7 @@ fn product(recorder: &mut CudaRecorder, op: &Product<'_>) -> Result<()> {
 impl Params {
     /// Gives `rows` rows of x their place in scratch memory, in the form in which they meet `weight`.
     pub(crate) fn take_copy(&mut self, recorder: &mut CudaRecorder, weight: &CudaWeight, rows: usize) -> Result<()> {
-        let of = if takes_16bit(weight) { Scratch::of_16bit } else { Scratch::of_bytes };
-        let scratch = of(rows, weight.cols());
+        let scratch = Scratch::of(weight, rows);
         let at = recorder.scratch(scratch.bytes)?;
         self.place_copy(at, &scratch, weight);
         Ok(())
@@ -244,7 +259,7 @@ impl Params {
 }
 
 /// Whether x is multiplied as numbers of sixteen bits, where it is not taken as it is; else as bytes.
-fn takes_16bit(weight: &CudaWeight) -> bool {
+pub(crate) fn takes_16bit(weight: &CudaWeight) -> bool {
     matches!(weight.format(), WeightFormat::Float(_) | WeightFormat::F8)
 }
 
@@ -274,6 +289,8 @@ pub(crate) fn params(recorder: &mut CudaRecorder, op: &Product<'_>) -> Result<Pa
         copy: 0,
         rests: 0,
         row_scales: 0,
+        part_sums: 0,
+        ended: 0,
         rows: op.out.rows() as u32,
         width: weight.cols() as u32,
         features: weight.rows() as u32,
@@ -290,6 +307,8 @@ pub(crate) fn params(recorder: &mut CudaRecorder, op: &Product<'_>) -> Result<Pa
         groups: 1,
         panel_multipliers: weight.panel_multipliers() as u32,
         turned: 0,
+        parts: 1,
+        cut_tiles: 0,
     })
 }
 

@@ -24,7 +24,7 @@ struct WarpgroupParams {
     linear: Params,
     row_tiles: u32,
     tiles: u32,
-    reserved: [u64; 4],
+    reserved: u64,
     weights: TileMap,
     x: TileMap,
 }
@@ -68,7 +68,7 @@ pub(crate) fn record(
         linear,
         row_tiles: row_tiles as u32,
         tiles: tiles as u32,
-        reserved: [0; 4],
+        reserved: 0,
         weights,
         x: map(linear.copy, rows, linear.copy_bytes as usize)?,
     };

@@ -8,6 +8,7 @@ pub(crate) mod grouped_linear;
 pub(crate) mod head_linear;
 pub(crate) mod latent_kv;
 pub(crate) mod linear;
+pub(crate) mod linear_flat;
 pub(crate) mod linear_library;
 pub(crate) mod linear_warpgroup;
 pub(crate) mod norm;

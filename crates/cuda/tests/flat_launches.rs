@@ -1,0 +1,131 @@
+//! When products of few rows are flat tiles, how many blocks these are, and what they share. Nothing is computed.
+use anyfleet_cuda::{CudaBackend, CudaOptions, CudaWeight, Recorded, RecordedLaunch};
+use anyfleet_tensor::ops::Linear;
+use anyfleet_tensor::{Backend, DType, HostPart, HostWeight, Live, StepSizes, Tensor, WeightFormat};
+
+const BF16: WeightFormat = WeightFormat::Float(DType::BF16);
+
+/// Addresses of `LinearParams` of kernels/cuda/linear.cuh: the copy of x, the sums of parts, and their count.
+const COPY: usize = 8;
+const SUMS: usize = 11;
+const ENDED: usize = 12;
+/// Words: parts, and tiles that are cut.
+const PARTS: usize = 26 + 16;
+const CUT_TILES: usize = 26 + 17;
+
+fn weight(device: &CudaBackend, n: usize, k: usize, store: WeightFormat) -> CudaWeight {
+    let values = vec![1.0f32; n * k];
+    let parts = vec![HostPart { dtype: DType::F32, rows: n, bytes: bytemuck::cast_slice(&values), scales: None }];
+    device.load(HostWeight { name: "w".into(), stack: 1, cols: k, parts, store, gated: false }).unwrap()
+}
+
+fn product((device, recorded): &(CudaBackend, Recorded), rows: usize, weight: &CudaWeight) -> Vec<RecordedLaunch> {
+    let (n, k) = CudaBackend::weight_shape(weight);
+    let tensor = |columns| Tensor::new(device, DType::F32, &[rows, columns]).unwrap();
+    let (x, out) = (&tensor(k), &tensor(n));
+    device.run(|enc| enc.linear(Linear { out, x, weight, bias: None, residual: None, live: Live::All })).unwrap();
+    recorded.take()
+}
+
+/// The device that is recorded has 132 multiprocessors.
+fn device() -> (CudaBackend, Recorded) {
+    CudaBackend::recording_with(&CudaOptions::default())
+}
+
+#[test]
+fn a_product_is_flat_where_its_tiles_fill_the_device_or_its_rows_are_long() {
+    let device = device();
+    // Features, input features and rows; the kernel and its grid.
+    for (n, k, rows, kernel, grid) in [
+        // 99 tiles are three quarters of the multiprocessors.
+        (99 * 128, 64, 8, "linear_bf16_8", [99 * 8, 1, 1]),
+        (99 * 128, 64, 9, "linear_bf16_flat_32", [1, 99, 1]),
+        (99 * 128, 64, 32, "linear_bf16_flat_32", [1, 99, 1]),
+        (99 * 128, 64, 33, "linear_bf16_flat_64", [1, 99, 1]),
+        (99 * 128, 64, 64, "linear_bf16_flat_64", [1, 99, 1]),
+        (98 * 128, 64, 9, "linear_bf16_16", [98 * 8, 1, 1]),
+        (98 * 128, 64, 17, "linear_bf16_32", [98 * 4, 1, 1]),
+        (98 * 128 - 127, 64, 33, "linear_bf16_flat_64", [1, 98, 1]),
+        // 64 blocks of K, six for each row.
+        (250, 2048, 10, "linear_bf16_flat_32", [8, 2, 1]),
+        (250, 2048, 11, "linear_bf16_16", [16, 1, 1]),
+        // Five segments of two blocks, the last half full; one of all.
+        (250, 290, 40, "linear_bf16_flat_64", [5, 2, 1]),
+        (250, 30, 40, "linear_bf16_flat_64", [1, 2, 1]),
+    ] {
+        let launches = product(&device, rows, &weight(&device.0, n, k, BF16));
+        let launch = &launches[launches.len() - 1];
+        assert_eq!((launch.kernel, launch.grid), (kernel, grid), "{rows} rows, {n}x{k}");
+        if kernel.contains("flat") {
+            let lines = if rows > 32 { 192 } else { 160 };
+            assert_eq!((launch.threads, launch.shared), (128, 3 * lines * 128), "three stages of lines");
+            assert_eq!((launches[0].kernel, launches[0].grid), ("linear_bf16_x", [rows as u32, 1, 1]));
+            assert_eq!(launches[0].params, launch.params, "both know where parts are counted");
+            assert_eq!(launch.word(PARTS), grid[0]);
+            assert_eq!(launch.word(CUT_TILES), if grid[0] > 1 { grid[1] } else { 0 });
+        }
+    }
+}
+
+#[test]
+fn parts_leave_their_sums_in_memory_that_was_reserved() {
+    for (store, rows, sets) in
+        [(BF16, 64, 1), (BF16, 20, 1), (WeightFormat::F8, 64, 1), (WeightFormat::Q8, 64, 2), (WeightFormat::Q4, 33, 2)]
+    {
+        let device = device();
+        let k = 8192;
+        let sizes = StepSizes {
+            tokens: rows,
+            query_width: 64,
+            head_size: 64,
+            widest: k,
+            grouped_rows: 0,
+            grouped_widest: 0,
+            head_rows: 0,
+            head_widest: 0,
+            positions: 1,
+            logit_rows: 1,
+            vocab_size: 1,
+        };
+        device.0.reserve(&sizes).unwrap();
+        let w = weight(&device.0, 200, k, store);
+        let before = device.1.bytes();
+        let launches = product(&device, rows, &w);
+        assert_eq!(device.1.bytes(), before, "{store}: no scratch memory but what was reserved");
+        let launch = &launches[1];
+        assert_eq!(launch.grid, [8, 2, 1], "{store}");
+        // Tiles of two parts by eight, of 128 features by 32 or 64 rows; of bytes those of rests, too.
+        let (tile_rows, sums) = (if rows > 32 { 64 } else { 32 }, launch.address(SUMS));
+        assert_eq!(launch.address(ENDED) - sums, (sets * 2 * 8 * tile_rows * 128 * 4) as u64, "{store}");
+        // Behind x, whose rows are of two bytes a number, or one and another for rests, with their scales.
+        let copied = rows * (k * 2 + 8);
+        assert_eq!(sums - launch.address(COPY), copied.next_multiple_of(128) as u64, "{store}");
+        assert_eq!([PARTS, CUT_TILES].map(|i| launch.word(i)), [8, 2]);
+    }
+}
+
+#[test]
+fn the_most_that_is_reserved_grows_with_the_device_and_its_rows() {
+    let device = device().0;
+    let bytes = |tokens| {
+        device.scratch_bytes(&StepSizes {
+            tokens,
+            query_width: 64,
+            head_size: 64,
+            widest: 64,
+            grouped_rows: 0,
+            grouped_widest: 0,
+            head_rows: 0,
+            head_widest: 0,
+            positions: 1,
+            logit_rows: 1,
+            vocab_size: 1,
+        })
+    };
+    // 98 tiles do not fill 132 multiprocessors: eight parts each, of sums and rests.
+    let parts = |rows: usize| 98 * 8 * 2 * rows * 128 * 4;
+    assert!(bytes(8) < parts(1));
+    assert!((parts(32)..parts(33)).contains(&bytes(9)));
+    assert!((parts(64)..parts(65)).contains(&bytes(33)));
+    assert!(bytes(64) == bytes(65));
+}
