@@ -7,7 +7,7 @@ use anyfleet_tensor::quant::{self, ByteRow};
 use anyfleet_tensor::{Backend, DType, HostPart, HostWeight, Live, Readback, StepHeader, Tensor, WeightFormat, halves};
 use half::f16;
 
-const N: usize = 88;
+const N: usize = 150;
 
 /// Numbers that look random, between -1 and 1.
 fn noise(seed: u32, n: usize) -> Vec<f32> {

@@ -240,8 +240,8 @@ impl EmulatedDriver {
         let description = Description {
             name: "emulated".into(),
             driver: "host".into(),
-            // So that kernels for large grids are chosen for small ones.
-            processors: 2,
+            // So that kernels for large grids are chosen for small ones, and two tiles are cut into parts.
+            processors: 3,
             ..Description::default()
         };
         let warpgroups = if options.warpgroups == Some(true) { Warpgroups::Always } else { Warpgroups::Never };
