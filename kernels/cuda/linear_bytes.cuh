@@ -98,7 +98,7 @@ SHARED_DEVICE u32 times(u32 nibbles, int multiplier) {
 
 // q4 weights, which become bytes on their way: of a step in the order in which `linear_bytes_x` has x.
 template <class T>
-struct SpreadWeights {
+struct SpreadWeights : LinesOfWeights {
     static const u32 PIECES = T::FEATURES * 4 / T::THREADS;
     const LinearParams& p;
     u32 first;
@@ -140,6 +140,29 @@ struct SpreadWeights {
                     words.v[j * 2 + 1] = times(nibbles[i].v[group] >> 4, multiplier);
                 }
                 store(stage + place_in_stage(at / 4, at % 4 * 2 + pair), words);
+            }
+        }
+    }
+};
+
+// The same of a flat tile, behind shared memory. A lane's sixteen bytes are of two groups.
+template <class T>
+struct NarrowQ4 : NarrowWeights<T> {
+    using NarrowWeights<T>::NarrowWeights;
+    SHARED_DEVICE void fetch(u8* stages, u32 step, Steps steps) const {
+        u32 blocks = this->p.blocks;
+        this->copy(stages, step, steps, [=](u32 panel, u32 block) { return q4_multipliers(panel * PANEL, block, blocks); });
+    }
+    SHARED_DEVICE void load_rows(Words4 (&to)[2], const u8* stage, u32 line, u32 half, u32 t) const {
+        Words2 nibbles[2], multipliers;
+        this->load_narrow(nibbles, multipliers, stage, line, (half * 4 + t) * 8);
+#pragma unroll
+        for (u32 r = 0; r < 2; r++) {
+#pragma unroll
+            for (u32 j = 0; j < 2; j++) {
+                int multiplier = i8(multipliers.v[r] >> (8 * (t % 2 * 2 + j)));
+                to[r].v[j * 2] = times(nibbles[r].v[j], multiplier);
+                to[r].v[j * 2 + 1] = times(nibbles[r].v[j] >> 4, multiplier);
             }
         }
     }

@@ -85,9 +85,18 @@ SHARED_DEVICE Steps steps_of(const LinearParams& p, u32 part, u32 part_steps) {
     return {min_u32(part * part_steps, all), min_u32((part + 1) * part_steps, all)};
 }
 
+// Weights that lie in a stage as they are multiplied.
+struct LinesOfWeights {
+    // What a lane has of rows `line` and line + 8 of the half of a step.
+    SHARED_DEVICE void load_rows(Words4 (&to)[2], const u8* stage, u32 line, u32 half, u32 t) const {
+        to[0] = load(stage + place_in_stage(line, half * 4 + t));
+        to[1] = load(stage + place_in_stage(line + 8, half * 4 + t));
+    }
+};
+
 // Weights that are multiplied as they lie.
 template <class T>
-struct CopiedWeights {
+struct CopiedWeights : LinesOfWeights {
     const u8* from;
     u32 row_bytes;
     u32 rows;
@@ -134,8 +143,7 @@ SHARED_DEVICE void tile_products(typename Word::Sum (&sum)[T::MT][T::NT][4], con
                 Words4 w[T::MT][2], rows[T::NT];
 #pragma unroll
                 for (int m = 0; m < T::MT; m++) {
-                    w[m][0] = load(stage + place_in_stage(w_line + m * 16, half * 4 + at.t));
-                    w[m][1] = load(stage + place_in_stage(w_line + m * 16 + 8, half * 4 + at.t));
+                    weights.load_rows(w[m], stage, w_line + m * 16, half, at.t);
                 }
 #pragma unroll
                 for (int n = 0; n < T::NT; n++) rows[n] = load(stage + place_in_stage(x_line + n * 8, half * 4 + at.t));
@@ -151,6 +159,45 @@ SHARED_DEVICE void tile_products(typename Word::Sum (&sum)[T::MT][T::NT][4], con
     copy_wait<0>();
     __syncthreads();
 }
+
+// Weights of fewer bits than are multiplied, of flat tiles: they lie in a stage as they do in memory, lines of a block each, and
+// behind them what each panel's are multiplied with, 64 bytes (f8: for two blocks, and so twice). The one warp that has a
+// panel spreads them, so that two steps are on their way.
+template <class T>
+struct NarrowWeights {
+    static const u32 OF_PANEL = 64;
+    const LinearParams& p;
+    u32 first_panel;
+    SHARED_DEVICE NarrowWeights(const LinearParams& params, const TilePlace<T>& at)
+        : p(params), first_panel(at.first_panel) {}
+    static SHARED_DEVICE u32 segment(const LinearParams& p) { return p.segment; }
+
+    // `of_block(panel, block)` is where a panel's multipliers are in memory.
+    template <class OfBlock>
+    SHARED_DEVICE void copy(u8* stages, u32 step, Steps steps, OfBlock of_block) const {
+        const u32 PIECES = BLOCK / 16, PANELS = T::FEATURES / PANEL;
+        static_assert(T::FLAT && PANELS * PIECES <= T::THREADS, "a piece of multipliers for some threads");
+        if (step >= steps.end) return;
+        u8* stage = stages + step % STAGES * T::STAGE;
+#pragma unroll
+        for (u32 i = 0; i < T::FEATURES * PIECES / T::THREADS; i++) {
+            u32 at = threadIdx.x + i * T::THREADS, row = first_panel * PANEL + at / PIECES;
+            const u8* from = p.weight + (u64(row) * p.blocks + step) * BLOCK + at % PIECES * 16;
+            copy_async(stage + at * 16, from, row < p.panels * PANEL);
+        }
+        u32 panel = first_panel + threadIdx.x / PIECES;
+        if (threadIdx.x < PANELS * PIECES) {
+            const u8* from = p.multipliers + of_block(panel, step) + threadIdx.x % PIECES * 16;
+            copy_async(stage + T::FEATURES * BLOCK + threadIdx.x * 16, from, panel < p.panels);
+        }
+    }
+    // Eight bytes of rows `line` and line + 8, from byte `at` on, and what they are multiplied with.
+    SHARED_DEVICE void load_narrow(Words2 (&to)[2], Words2& with, const u8* stage, u32 line, u32 at) const {
+        to[0] = load_two(stage + line * BLOCK + at);
+        to[1] = load_two(stage + (line + 8) * BLOCK + at);
+        with = load_two(stage + T::FEATURES * BLOCK + line / PANEL * OF_PANEL + line % 8 * 8);
+    }
+};
 
 template <class T, class Sum>
 SHARED_DEVICE void clear(Sum (&sum)[T::MT][T::NT][4]) {
