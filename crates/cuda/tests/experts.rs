@@ -1,9 +1,12 @@
 //! Operations on experts: which kernels are launched with what, and that a row has the bits of a product by itself.
+mod common;
+
 use anyfleet_cuda::{CudaBackend, CudaWeight, Recorded, RecordedLaunch};
 use anyfleet_tensor::ops::{
     Activation, Combine, ExpertGroups, GroupScore, GroupedLinear, GroupedLinearActMul, Route, Routing, Scoring,
 };
 use anyfleet_tensor::{Backend, DType, HostPart, HostWeight, Live, StepSizes, Tensor, WeightFormat};
+use common::{names, sizes};
 
 const BF16: WeightFormat = WeightFormat::Float(DType::BF16);
 const F16: WeightFormat = WeightFormat::Float(DType::F16);
@@ -18,10 +21,6 @@ fn load(device: &CudaBackend, w: &[f32], stack: usize, cols: usize, store: Weigh
 /// Where a tensor begins.
 fn at(tensor: &Tensor<CudaBackend>) -> u64 {
     tensor.buffer().address() + tensor.offset() as u64
-}
-
-fn names(launches: &[RecordedLaunch]) -> Vec<&str> {
-    launches.iter().map(|launch| launch.kernel).collect()
 }
 
 /// Tensors of a product.
@@ -167,19 +166,7 @@ fn weights_without_gates_beside_them_take_two_operations() {
 #[test]
 fn scratch_memory_is_that_of_the_largest_product() {
     let (pairs, k) = (300, 1000);
-    let sizes = StepSizes {
-        tokens: 1,
-        query_width: 64,
-        head_size: 64,
-        widest: 64,
-        grouped_rows: pairs,
-        grouped_widest: k,
-        head_rows: 0,
-        head_widest: 0,
-        positions: 1,
-        logit_rows: 1,
-        vocab_size: 64,
-    };
+    let sizes = StepSizes { grouped_rows: pairs, grouped_widest: k, ..sizes(1, 64) };
     for store in [BF16, F16, WeightFormat::F8, WeightFormat::Q8, WeightFormat::Q4, F32] {
         let case = Grouped::new(pairs, 3, 8, k, store, true);
         case.backend.reserve(&sizes).unwrap();
@@ -296,35 +283,11 @@ mod emulated {
     use super::*;
     use anyfleet_tensor::Readback;
     use anyfleet_tensor::ops::{Linear, LinearActMul};
+    use common::{emulated, noise};
 
     const N: usize = 44;
     const EXPERTS: usize = 4;
     const TOKENS: usize = 37;
-
-    /// The device, unless the machine has no C++ compiler.
-    fn emulated() -> Option<CudaBackend> {
-        let reason = match CudaBackend::emulated() {
-            Ok(device) => return Some(device),
-            Err(reason) => reason.to_string(),
-        };
-        let required = std::env::var("ANYFLEET_REQUIRE").unwrap_or_default();
-        let skips = reason.contains("need a C++ compiler") && !required.split(',').any(|name| name.trim() == "cuda");
-        assert!(skips, "{reason}");
-        eprintln!("SKIPPED on cuda: {reason} (ANYFLEET_REQUIRE=cuda makes this a failure)");
-        None
-    }
-
-    /// Numbers that look random, between -1 and 1.
-    fn noise(seed: u32, n: usize) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(2_654_435_761) | 1;
-        let next = |_| {
-            state ^= state << 13;
-            state ^= state >> 17;
-            state ^= state << 5;
-            state as i32 as f32 / i32::MAX as f32
-        };
-        (0..n).map(next).collect()
-    }
 
     fn tensor(device: &CudaBackend, dtype: DType, shape: &[usize], bytes: &[u8]) -> Tensor<CudaBackend> {
         let tensor = Tensor::new(device, dtype, shape).unwrap();
@@ -357,7 +320,7 @@ mod emulated {
 
     #[test]
     fn a_row_has_the_bits_of_a_product_by_itself_in_every_kernel() {
-        let Some(device) = emulated() else { return };
+        let Some(device) = emulated(CudaBackend::emulated) else { return };
         let k = 998;
         let x_values = noise(96, TOKENS * k);
         let x = tensor(&device, DType::F32, &[TOKENS, k], bytemuck::cast_slice(&x_values));
@@ -468,7 +431,7 @@ mod emulated {
 
     #[test]
     fn a_row_has_the_same_experts_among_few_rows_and_many() {
-        let Some(device) = emulated() else { return };
+        let Some(device) = emulated(CudaBackend::emulated) else { return };
         let (rows, per_token) = (34, 5);
         for experts in [100, 130, 600, 2048] {
             let mut logits = noise(95, rows * experts);

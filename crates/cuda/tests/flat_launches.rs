@@ -1,7 +1,9 @@
 //! When products of few rows are flat tiles, how many blocks these are, and what they share. Nothing is computed.
-use anyfleet_cuda::{CudaBackend, CudaOptions, CudaWeight, Recorded, RecordedLaunch};
-use anyfleet_tensor::ops::Linear;
-use anyfleet_tensor::{Backend, DType, HostPart, HostWeight, Live, StepSizes, Tensor, WeightFormat};
+mod common;
+
+use anyfleet_cuda::{CudaBackend, CudaOptions, Recorded};
+use anyfleet_tensor::{Backend, DType, WeightFormat};
+use common::{ones, recorded_product, sizes};
 
 const BF16: WeightFormat = WeightFormat::Float(DType::BF16);
 
@@ -12,20 +14,6 @@ const ENDED: usize = 12;
 /// Words: parts, and tiles that are cut.
 const PARTS: usize = 26 + 16;
 const CUT_TILES: usize = 26 + 17;
-
-fn weight(device: &CudaBackend, n: usize, k: usize, store: WeightFormat) -> CudaWeight {
-    let values = vec![1.0f32; n * k];
-    let parts = vec![HostPart { dtype: DType::F32, rows: n, bytes: bytemuck::cast_slice(&values), scales: None }];
-    device.load(HostWeight { name: "w".into(), stack: 1, cols: k, parts, store, gated: false }).unwrap()
-}
-
-fn product((device, recorded): &(CudaBackend, Recorded), rows: usize, weight: &CudaWeight) -> Vec<RecordedLaunch> {
-    let (n, k) = CudaBackend::weight_shape(weight);
-    let tensor = |columns| Tensor::new(device, DType::F32, &[rows, columns]).unwrap();
-    let (x, out) = (&tensor(k), &tensor(n));
-    device.run(|enc| enc.linear(Linear { out, x, weight, bias: None, residual: None, live: Live::All })).unwrap();
-    recorded.take()
-}
 
 /// The device that is recorded has 132 multiprocessors.
 fn device() -> (CudaBackend, Recorded) {
@@ -53,7 +41,7 @@ fn a_product_is_flat_where_its_tiles_fill_the_device_or_its_rows_are_long() {
         (250, 290, 40, "linear_bf16_flat_64", [5, 2, 1]),
         (250, 30, 40, "linear_bf16_flat_64", [1, 2, 1]),
     ] {
-        let launches = product(&device, rows, &weight(&device.0, n, k, BF16));
+        let launches = recorded_product(&device, rows, &ones(&device.0, (n, k), BF16));
         let launch = &launches[launches.len() - 1];
         assert_eq!((launch.kernel, launch.grid), (kernel, grid), "{rows} rows, {n}x{k}");
         if kernel.contains("flat") {
@@ -74,23 +62,10 @@ fn parts_leave_their_sums_in_memory_that_was_reserved() {
     {
         let device = device();
         let k = 8192;
-        let sizes = StepSizes {
-            tokens: rows,
-            query_width: 64,
-            head_size: 64,
-            widest: k,
-            grouped_rows: 0,
-            grouped_widest: 0,
-            head_rows: 0,
-            head_widest: 0,
-            positions: 1,
-            logit_rows: 1,
-            vocab_size: 1,
-        };
-        device.0.reserve(&sizes).unwrap();
-        let w = weight(&device.0, 200, k, store);
+        device.0.reserve(&sizes(rows, k)).unwrap();
+        let w = ones(&device.0, (200, k), store);
         let before = device.1.bytes();
-        let launches = product(&device, rows, &w);
+        let launches = recorded_product(&device, rows, &w);
         assert_eq!(device.1.bytes(), before, "{store}: no scratch memory but what was reserved");
         let launch = &launches[1];
         assert_eq!(launch.grid, [8, 2, 1], "{store}");
@@ -107,21 +82,7 @@ fn parts_leave_their_sums_in_memory_that_was_reserved() {
 #[test]
 fn the_most_that_is_reserved_grows_with_the_device_and_its_rows() {
     let device = device().0;
-    let bytes = |tokens| {
-        device.scratch_bytes(&StepSizes {
-            tokens,
-            query_width: 64,
-            head_size: 64,
-            widest: 64,
-            grouped_rows: 0,
-            grouped_widest: 0,
-            head_rows: 0,
-            head_widest: 0,
-            positions: 1,
-            logit_rows: 1,
-            vocab_size: 1,
-        })
-    };
+    let bytes = |tokens| device.scratch_bytes(&sizes(tokens, 64));
     // 98 tiles do not fill 132 multiprocessors: eight parts each, of sums and rests.
     let parts = |rows: usize| 98 * 8 * 2 * rows * 128 * 4;
     assert!(bytes(8) < parts(1));

@@ -1,8 +1,11 @@
 //! Attention over latents: a token that is not a number is one to those alone who see it.
 #![cfg(feature = "emulate")]
-use anyfleet_cuda::{CudaBackend, CudaOptions};
+mod common;
+
+use anyfleet_cuda::CudaBackend;
 use anyfleet_tensor::ops::LatentAttention;
 use anyfleet_tensor::{Backend, DType, Live, Readback, SeqMeta, Tensor, f8};
+use common::devices;
 use half::bf16;
 
 const HEADS: usize = 3;
@@ -11,17 +14,6 @@ const ROWS: usize = 5;
 /// More than a chunk.
 const CONTEXT: usize = 70;
 const PAGE: usize = 16;
-
-/// The devices there are: the emulated one, and a GPU.
-fn devices() -> Vec<CudaBackend> {
-    let emulated = CudaBackend::emulated();
-    if let Err(reason) = &emulated {
-        let required = std::env::var("ANYFLEET_REQUIRE").unwrap_or_default();
-        assert!(!required.split(',').any(|name| name.trim() == "cuda"), "ANYFLEET_REQUIRE={required}: {reason}");
-        eprintln!("SKIPPED on cuda: {reason} (ANYFLEET_REQUIRE=cuda makes this a failure)");
-    }
-    emulated.into_iter().chain(CudaBackend::new(&CudaOptions::default())).collect()
-}
 
 /// Numbers that E4M3 holds, and look random.
 fn numbers(seed: usize, count: usize) -> Vec<f32> {

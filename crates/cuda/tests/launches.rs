@@ -1,7 +1,10 @@
 //! What operations ask of a device: which kernels, how many blocks, and what each is given. Nothing is computed.
+mod common;
+
 use anyfleet_cuda::{CudaBackend, Recorded, RecordedLaunch};
 use anyfleet_tensor::ops::{ActMul, Activation, Gather, Norm, Sample, Softcap};
 use anyfleet_tensor::{Backend, DType, Encoder, Error, Live, StepSizes, TOP_LOGPROBS, Tensor};
+use common::{names, sizes};
 
 /// A device that writes down launches, and a step's header on it.
 struct Device {
@@ -84,10 +87,6 @@ fn given(launch: &RecordedLaunch, addresses: &[u64], words: &[u32]) {
 fn covers(blocks: u32, columns: usize, width: usize) {
     let blocks = blocks as usize;
     assert!(blocks * columns >= width && (blocks - 1) * columns < width, "{blocks} blocks of {columns} for {width}");
-}
-
-fn names(launches: &[RecordedLaunch]) -> Vec<&str> {
-    launches.iter().map(|launch| launch.kernel).collect()
 }
 
 /// What [`Sample`] takes, for a number of rows and a vocabulary.
@@ -228,19 +227,7 @@ fn scratch_memory_is_what_was_reserved() {
     let device = Device::new();
     let (rows, vocab) = (5, 32_001);
     let s = Sampled::new(&device, rows, vocab);
-    let sizes = StepSizes {
-        tokens: 1,
-        query_width: 64,
-        head_size: 64,
-        widest: 64,
-        grouped_rows: 0,
-        grouped_widest: 0,
-        head_rows: 0,
-        head_widest: 0,
-        positions: 1,
-        logit_rows: rows,
-        vocab_size: vocab,
-    };
+    let sizes = StepSizes { logit_rows: rows, vocab_size: vocab, ..sizes(1, 64) };
     let before = device.recorded.bytes();
     device.backend.reserve(&sizes).unwrap();
     let bytes = device.backend.scratch_bytes(&sizes) as u64;

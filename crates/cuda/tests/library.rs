@@ -1,7 +1,10 @@
 //! What products ask of a device that has a library for them. Nothing is computed.
-use anyfleet_cuda::{CudaBackend, CudaOptions, CudaWeight, Recorded, RecordedLaunch};
+mod common;
+
+use anyfleet_cuda::{CudaBackend, CudaOptions, Recorded, RecordedLaunch};
 use anyfleet_tensor::ops::{Activation, Linear, LinearActMul};
-use anyfleet_tensor::{Backend, DType, Gemm, HostPart, HostWeight, Live, StepSizes, Tensor, WeightFormat};
+use anyfleet_tensor::{Backend, DType, Gemm, Live, Tensor, WeightFormat};
+use common::{load, names, sizes};
 
 const BF16: WeightFormat = WeightFormat::Float(DType::BF16);
 const F16: WeightFormat = WeightFormat::Float(DType::F16);
@@ -10,19 +13,13 @@ const F32: WeightFormat = WeightFormat::Float(DType::F32);
 const WEIGHT: usize = 2;
 const COPY: usize = 8;
 const SCALES: usize = 10;
-const SUMS: usize = 19;
-const FIRST: usize = 40;
+const SUMS: usize = 22;
+const FIRST: usize = 46;
 /// What the library may write to beside its output.
 const WORKSPACE: u64 = 32 << 20;
 
 fn fast() -> CudaOptions {
     CudaOptions { gemm: Gemm::Fast, ..Default::default() }
-}
-
-fn weight(device: &CudaBackend, n: usize, k: usize, store: WeightFormat, gated: bool) -> CudaWeight {
-    let values = vec![1.0f32; n * k];
-    let parts = vec![HostPart { dtype: DType::F32, rows: n, bytes: bytemuck::cast_slice(&values), scales: None }];
-    device.load(HostWeight { name: "w".into(), stack: 1, cols: k, parts, store, gated }).unwrap()
 }
 
 /// The launches of a product of `rows` rows of capacity.
@@ -33,7 +30,7 @@ fn launches(
     store: WeightFormat,
     activation: Option<Activation>,
 ) -> Vec<RecordedLaunch> {
-    let weight = &weight(device, n, k, store, activation.is_some());
+    let weight = &load(device, &vec![1.0; n * k], k, store, activation.is_some());
     let tensor = |columns| Tensor::new(device, DType::F32, &[rows, columns]).unwrap();
     let (x, wide, narrow) = (tensor(k), tensor(n), tensor(n / 2));
     device
@@ -48,10 +45,6 @@ fn launches(
         })
         .unwrap();
     recorded.take()
-}
-
-fn names(launches: &[RecordedLaunch]) -> Vec<&str> {
-    launches.iter().map(|launch| launch.kernel).collect()
 }
 
 #[test]
@@ -76,10 +69,10 @@ fn many_rows_are_rounded_multiplied_and_finished() {
         assert!((x + 100 * 256..=sums - 100 * 8).contains(&scales));
         assert_eq!(finish.address(SCALES), if store == F16 { scales } else { 0 });
         assert_eq!((finish.address(SUMS), finish.word(FIRST), finish.word(FIRST + 1)), (sums, 0, 3));
-        assert_eq!((finish.grid, finish.threads, finish.params.len()), ([rows as u32, 1, 1], 256, 168));
+        assert_eq!((finish.grid, finish.threads, finish.params.len()), ([rows as u32, 1, 1], 256, 192));
         // What it is besides is what the first was given.
         assert_eq!(finish.params[..80], rounded.params[..80]);
-        assert_eq!(finish.params[88..152], rounded.params[88..]);
+        assert_eq!(finish.params[88..176], rounded.params[88..]);
     }
 }
 
@@ -148,23 +141,12 @@ fn what_the_library_is_not_asked_for() {
 fn scratch_memory_is_what_was_reserved() {
     for tokens in [65, 200, 512, 70_000] {
         let device = CudaBackend::recording_with(&fast());
-        let sizes = StepSizes {
-            tokens,
-            query_width: 64,
-            head_size: 64,
-            widest: 70,
-            grouped_rows: 0,
-            grouped_widest: 0,
-            head_rows: 0,
-            head_widest: 0,
-            positions: 1,
-            logit_rows: 1,
-            vocab_size: 1,
-        };
-        let plain = CudaBackend::recording().0.scratch_bytes(&sizes) as u64;
+        let sizes = sizes(tokens, 70);
+        // Rows of 128 numbers of sixteen bits, and what belongs to a row.
+        let copy = tokens as u64 * (2 * 128 + 8);
         let bytes = device.0.scratch_bytes(&sizes) as u64;
         // Sums, widened weights and a workspace are all that is more.
-        let more = plain + WORKSPACE + (64 << 20);
+        let more = copy + WORKSPACE + (64 << 20);
         assert!((more + (64 << 20)..=more + (128 << 20)).contains(&bytes), "{bytes}");
         device.0.reserve(&sizes).unwrap();
         let before = device.1.allocations();

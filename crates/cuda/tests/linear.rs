@@ -1,25 +1,16 @@
 //! Products of bytes have the bits that `quant.rs` states, those of f16 weights take x as `halves.rs` states, and all products
 //! have the same bits in every kernel.
 #![cfg(feature = "emulate")]
-use anyfleet_cuda::{CudaBackend, CudaOptions, CudaWeight};
+mod common;
+
+use anyfleet_cuda::{CudaBackend, CudaWeight};
 use anyfleet_tensor::ops::Linear;
 use anyfleet_tensor::quant::{self, ByteRow};
-use anyfleet_tensor::{Backend, DType, HostPart, HostWeight, Live, Readback, StepHeader, Tensor, WeightFormat, halves};
+use anyfleet_tensor::{Backend, DType, Live, Readback, StepHeader, Tensor, WeightFormat, halves};
+use common::{devices, load, noise, tensor};
 use half::f16;
 
 const N: usize = 150;
-
-/// Numbers that look random, between -1 and 1.
-fn noise(seed: u32, n: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(2_654_435_761) | 1;
-    let next = |_| {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        state as i32 as f32 / i32::MAX as f32
-    };
-    (0..n).map(next).collect()
-}
 
 /// Rows whose scales are hard to find.
 fn rows(k: usize) -> Vec<Vec<f32>> {
@@ -67,28 +58,6 @@ fn expected(x: &[f32], weights: &[(Vec<i64>, f32)], bias: &[f32], residual: &[f3
         value * scale + bias[n] + residual[n]
     };
     weights.iter().enumerate().map(value).collect()
-}
-
-fn tensor(device: &CudaBackend, shape: &[usize], values: &[f32]) -> Tensor<CudaBackend> {
-    let tensor = Tensor::new(device, DType::F32, shape).unwrap();
-    device.write(&tensor, bytemuck::cast_slice(values)).unwrap();
-    tensor
-}
-
-/// The devices there are: the emulated one, and a GPU.
-fn devices() -> Vec<CudaBackend> {
-    let emulated = CudaBackend::emulated();
-    if let Err(reason) = &emulated {
-        let required = std::env::var("ANYFLEET_REQUIRE").unwrap_or_default();
-        assert!(!required.split(',').any(|name| name.trim() == "cuda"), "ANYFLEET_REQUIRE={required}: {reason}");
-        eprintln!("SKIPPED on cuda: {reason} (ANYFLEET_REQUIRE=cuda makes this a failure)");
-    }
-    emulated.into_iter().chain(CudaBackend::new(&CudaOptions::default())).collect()
-}
-
-fn load(device: &CudaBackend, w: &[f32], k: usize, store: WeightFormat, gated: bool) -> CudaWeight {
-    let parts = vec![HostPart { dtype: DType::F32, rows: w.len() / k, bytes: bytemuck::cast_slice(w), scales: None }];
-    device.load(HostWeight { name: "w".into(), stack: 1, cols: k, parts, store, gated }).unwrap()
 }
 
 /// Of `capacity` rows, of which those of `x` are live; with bias and residual where they are `added`.

@@ -1,19 +1,15 @@
 //! Sums over ranks: their bits, what a rank that fails does to the others, and what devices are asked for.
+mod common;
+
 use anyfleet_cuda::{CudaBackend, RecordedLaunch};
-use anyfleet_tensor::{Backend, Communicator, DType, Error, Readback, Result, Tensor};
+use anyfleet_tensor::{Backend, Communicator, DType, Error, Readback, Tensor};
+use common::emulated;
 
 type Ends = Vec<Box<dyn Communicator<CudaBackend>>>;
 
 /// Emulated devices, where there is a compiler for them.
-fn emulated(ranks: usize) -> Option<Vec<CudaBackend>> {
-    let devices: Result<Vec<_>> = (0..ranks).map(|_| CudaBackend::emulated()).collect();
-    devices
-        .map_err(|reason| {
-            let required = std::env::var("ANYFLEET_REQUIRE").unwrap_or_default();
-            assert!(!required.split(',').any(|name| name.trim() == "cuda"), "ANYFLEET_REQUIRE={required}: {reason}");
-            eprintln!("SKIPPED on cuda: {reason} (ANYFLEET_REQUIRE=cuda makes this a failure)");
-        })
-        .ok()
+fn devices(ranks: usize) -> Option<Vec<CudaBackend>> {
+    emulated(|| (0..ranks).map(|_| CudaBackend::emulated()).collect())
 }
 
 fn ends(devices: &[CudaBackend], most: usize) -> Ends {
@@ -62,7 +58,7 @@ fn expected(parts: &[Vec<f32>], sums: usize) -> Vec<u32> {
 #[test]
 fn all_ranks_have_the_sum_in_the_order_of_ranks() {
     for ranks in [2, 3, 5] {
-        let Some(devices) = emulated(ranks) else { return };
+        let Some(devices) = devices(ranks) else { return };
         let mut ends = ends(&devices, 5000);
         let mut differ = false;
         for (step, count) in [(1, 1), (2, 3), (3, 1024), (4, 1027), (5, 5000)] {
@@ -82,7 +78,7 @@ fn all_ranks_have_the_sum_in_the_order_of_ranks() {
 
 #[test]
 fn a_rank_that_fails_stops_those_that_wait_and_the_next_step_goes_on() {
-    let Some(devices) = emulated(2) else { return };
+    let Some(devices) = devices(2) else { return };
     let mut ends = ends(&devices, 8);
     let error = Error::Device { device: "second".into(), reason: "is gone".into() };
     for step in [1, 3] {
@@ -107,7 +103,7 @@ fn a_rank_that_fails_stops_those_that_wait_and_the_next_step_goes_on() {
 
 #[test]
 fn what_was_not_planned_is_refused() {
-    let Some(devices) = emulated(2) else { return };
+    let Some(devices) = devices(2) else { return };
     let mut ends = ends(&devices, 8);
     let x = Tensor::new(&devices[0], DType::F32, &[1, 9]).unwrap();
     ends[0].begin(1);

@@ -1,7 +1,10 @@
 //! When products and attention are of warpgroups, and what they ask of a device then. Nothing is computed.
-use anyfleet_cuda::{CudaBackend, CudaOptions, CudaWeight, Recorded, RecordedLaunch};
-use anyfleet_tensor::ops::{Attention, Linear};
-use anyfleet_tensor::{Backend, DType, HostPart, HostWeight, Live, StepSizes, Tensor, WeightFormat};
+mod common;
+
+use anyfleet_cuda::{CudaBackend, CudaOptions, Recorded};
+use anyfleet_tensor::ops::Attention;
+use anyfleet_tensor::{Backend, DType, Live, Tensor, WeightFormat};
+use common::{names, ones, recorded_product, sizes};
 
 /// Words of `WarpgroupParams` of kernels/cuda/linear_warpgroup.cuh: `turned`, the tiles, and what the recording device
 /// puts into its two maps.
@@ -16,49 +19,18 @@ fn device(warpgroups: bool) -> (CudaBackend, Recorded) {
     CudaBackend::recording_with(&CudaOptions { warpgroups: Some(warpgroups), ..Default::default() })
 }
 
-fn weight(device: &CudaBackend, n: usize, k: usize, store: WeightFormat) -> CudaWeight {
-    let values = vec![1.0f32; n * k];
-    let parts = vec![HostPart { dtype: DType::F32, rows: n, bytes: bytemuck::cast_slice(&values), scales: None }];
-    device.load(HostWeight { name: "w".into(), stack: 1, cols: k, parts, store, gated: false }).unwrap()
-}
-
-fn product((device, recorded): &(CudaBackend, Recorded), rows: usize, weight: &CudaWeight) -> Vec<RecordedLaunch> {
-    let (n, k) = CudaBackend::weight_shape(weight);
-    let tensor = |columns| Tensor::new(device, DType::F32, &[rows, columns]).unwrap();
-    let (x, out) = (&tensor(k), &tensor(n));
-    device.run(|enc| enc.linear(Linear { out, x, weight, bias: None, residual: None, live: Live::All })).unwrap();
-    recorded.take()
-}
-
-fn names(launches: &[RecordedLaunch]) -> Vec<&str> {
-    launches.iter().map(|launch| launch.kernel).collect()
-}
-
 #[test]
 fn products_that_fill_the_device_are_of_warpgroups() {
     let device = device(true);
-    let sizes = StepSizes {
-        tokens: 1000,
-        query_width: 64,
-        head_size: 64,
-        widest: 300,
-        grouped_rows: 0,
-        grouped_widest: 0,
-        head_rows: 0,
-        head_widest: 0,
-        positions: 1,
-        logit_rows: 1,
-        vocab_size: 1,
-    };
-    device.0.reserve(&sizes).unwrap();
+    device.0.reserve(&sizes(1000, 300)).unwrap();
     let scratch = device.1.bytes();
     for (dtype, round, kernel) in
         [(DType::BF16, "linear_bf16_x", "linear_bf16_warpgroup"), (DType::F16, "linear_f16_x", "linear_f16_warpgroup")]
     {
         let (n, k, rows) = (2500, 300, 1000);
-        let w = weight(&device.0, n, k, WeightFormat::Float(dtype));
+        let w = ones(&device.0, (n, k), WeightFormat::Float(dtype));
         let before = device.1.bytes();
-        let all = product(&device, rows, &w);
+        let all = recorded_product(&device, rows, &w);
         assert!(before >= scratch && device.1.bytes() == before, "no scratch memory but what was reserved");
         assert_eq!(names(&all), [round, kernel]);
         assert!(all.iter().all(|launch| launch.word(TURNED) == 1), "both agree where x lies");
@@ -80,22 +52,22 @@ fn products_that_fill_the_device_are_of_warpgroups() {
 #[test]
 fn other_products_are_not() {
     let on = device(true);
-    let large = weight(&on.0, 2500, 64, WeightFormat::Float(DType::BF16));
+    let large = ones(&on.0, (2500, 64), WeightFormat::Float(DType::BF16));
     // Too few rows, too few tiles, other types.
-    assert_eq!(names(&product(&on, 64, &large)), ["linear_bf16_x", "linear_bf16_flat_64"]);
-    assert_eq!(names(&product(&on, 700, &large)), ["linear_bf16_x", "linear_bf16_small"]);
-    assert_eq!(names(&product(&on, 1000, &large)), ["linear_bf16_x", "linear_bf16_warpgroup"]);
+    assert_eq!(names(&recorded_product(&on, 64, &large)), ["linear_bf16_x", "linear_bf16_flat_64"]);
+    assert_eq!(names(&recorded_product(&on, 700, &large)), ["linear_bf16_x", "linear_bf16_small"]);
+    assert_eq!(names(&recorded_product(&on, 1000, &large)), ["linear_bf16_x", "linear_bf16_warpgroup"]);
     for (store, kernel) in [
         (WeightFormat::Q8, "linear_q8_large"),
         (WeightFormat::F8, "linear_f8_large"),
         (WeightFormat::Float(DType::F32), "linear_f32_small"),
     ] {
-        let other = weight(&on.0, 2500, 64, store);
-        assert_eq!(names(&product(&on, 1000, &other)).last(), Some(&kernel));
+        let other = ones(&on.0, (2500, 64), store);
+        assert_eq!(names(&recorded_product(&on, 1000, &other)).last(), Some(&kernel));
     }
     let off = device(false);
-    let large = weight(&off.0, 2500, 64, WeightFormat::Float(DType::BF16));
-    let all = product(&off, 1000, &large);
+    let large = ones(&off.0, (2500, 64), WeightFormat::Float(DType::BF16));
+    let all = recorded_product(&off, 1000, &large);
     assert_eq!(names(&all), ["linear_bf16_x", "linear_bf16_large"]);
     assert!(all.iter().all(|launch| launch.word(TURNED) == 0));
 }

@@ -1,42 +1,17 @@
 //! Warpgroups have the bits of the kernels in whose place they stand.
 #![cfg(feature = "emulate")]
+mod common;
+
 use anyfleet_cuda::{CudaBackend, CudaOptions};
 use anyfleet_tensor::ops::{Activation, Attention, Linear, LinearActMul};
-use anyfleet_tensor::{
-    Backend, DType, HostPart, HostWeight, Live, Readback, SeqMeta, StepHeader, Tensor, WeightFormat,
-};
+use anyfleet_tensor::{Backend, DType, Live, Readback, SeqMeta, StepHeader, Tensor, WeightFormat};
+use common::{emulated, load, noise, tensor};
 use half::bf16;
 
 /// Without warpgroups and with them; nothing where kernels cannot be compiled.
 fn devices() -> Option<[CudaBackend; 2]> {
     let open = |warpgroups| CudaBackend::emulated_with(&CudaOptions { warpgroups, ..Default::default() });
-    match (open(None), open(Some(true))) {
-        (Ok(without), Ok(with)) => Some([without, with]),
-        (Err(reason), _) | (_, Err(reason)) => {
-            let required = std::env::var("ANYFLEET_REQUIRE").unwrap_or_default();
-            assert!(!required.split(',').any(|name| name.trim() == "cuda"), "ANYFLEET_REQUIRE={required}: {reason}");
-            eprintln!("SKIPPED on cuda: {reason} (ANYFLEET_REQUIRE=cuda makes this a failure)");
-            None
-        }
-    }
-}
-
-/// Numbers that look random, between -1 and 1.
-fn noise(seed: u32, n: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(2_654_435_761) | 1;
-    let next = |_| {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        state as i32 as f32 / i32::MAX as f32
-    };
-    (0..n).map(next).collect()
-}
-
-fn tensor(device: &CudaBackend, shape: &[usize], values: &[f32]) -> Tensor<CudaBackend> {
-    let tensor = Tensor::new(device, DType::F32, shape).unwrap();
-    device.write(&tensor, bytemuck::cast_slice(values)).unwrap();
-    tensor
+    emulated(|| Ok([open(None)?, open(Some(true))?]))
 }
 
 struct Case {
@@ -51,10 +26,7 @@ struct Case {
 
 fn product(device: &CudaBackend, case: &Case) -> Vec<u32> {
     let &Case { rows, live, features, width, store, gated, added } = case;
-    let values = noise(1, features * width);
-    let parts =
-        vec![HostPart { dtype: DType::F32, rows: features, bytes: bytemuck::cast_slice(&values), scales: None }];
-    let weight = &device.load(HostWeight { name: "w".into(), stack: 1, cols: width, parts, store, gated }).unwrap();
+    let weight = &load(device, &noise(1, features * width), width, store, gated);
     let columns = if gated { features / 2 } else { features };
     let header = Tensor::new(device, DType::U32, &[4]).unwrap();
     let counts = StepHeader { tokens: live as u32, ..StepHeader::default() };
