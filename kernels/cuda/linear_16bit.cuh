@@ -4,7 +4,7 @@
 // 32 input features lane t has 8t..8t+7, the first four in one product and the others in the next; blocks ascend; and
 // each segment of K begins at zero.
 #include "linear_few.cuh"
-#include "linear_tile.cuh"
+#include "linear_flat.cuh"
 
 namespace linear_op {
 
@@ -91,9 +91,9 @@ SHARED_DEVICE void round_row(const P& p, u32 row, float up) {
     }
 }
 
-// `factor(row)` is what sums of a row are multiplied with; parts of K are segments.
+// `factor(row)` is what sums of a row are multiplied with.
 template <class T, class Word, class Weights = CopiedWeights<T>, class Factor>
-SHARED_DEVICE void tile_16bit(const LinearParams& p, u32 row_tile, u32 feature_tile, u32 part, Factor factor) {
+SHARED_DEVICE void tile_16bit(const LinearParams& p, u32 row_tile, u32 feature_tile, Factor factor) {
     SHARED_BYTES(stages);
     TilePlace<T> at = tile_place<T>(p, row_tile, feature_tile);
     if (at.rows == 0) return;
@@ -102,8 +102,7 @@ SHARED_DEVICE void tile_16bit(const LinearParams& p, u32 row_tile, u32 feature_t
     clear<T>(total);
     Weights weights(p, at);
     u32 segment = Weights::segment(p), left = segment;
-    Steps steps = steps_of<T>(p, part, segment);
-    tile_products<T, Word>(sum, p, at, weights, p.copy, true, stages, steps, [&](bool last) {
+    tile_products<T, Word>(sum, p, at, weights, p.copy, true, stages, [&](bool last) {
         if (--left > 0 && !last) return;
         left = segment;
 #pragma unroll
@@ -116,31 +115,13 @@ SHARED_DEVICE void tile_16bit(const LinearParams& p, u32 row_tile, u32 feature_t
         }
         clear<T>(sum);
     });
-    if (T::FLAT && p.parts > 1) {
-        Parts<T, 1> parts = {p, feature_tile, part};
-        parts.leave(total, 0);
-        if (!parts.ends()) return;
-        parts.collect(total, 0);
-    }
-#pragma unroll
-    for (int n = 0; n < T::NT; n++) {
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            u32 row = (at.warp_n * T::NT + n) * 8 + at.t * 2 + i;
-            float down = factor(at.first_row + min_u32(row, at.rows - 1));
-#pragma unroll
-            for (int m = 0; m < T::MT; m++) {
-                total[m][n][i] *= down;
-                total[m][n][i + 2] *= down;
-            }
-        }
-    }
+    scale_totals<T>(total, at, factor);
     finish_tile<T>(total, p, at, stages);
 }
 
 template <class T, class Weights = CopiedWeights<T>>
-SHARED_DEVICE void bf16_tile(const LinearParams& p, u32 row_tile, u32 feature_tile, u32 part = 0) {
-    tile_16bit<T, Bf16s, Weights>(p, row_tile, feature_tile, part, [](u32) { return 1.0f; });
+SHARED_DEVICE void bf16_tile(const LinearParams& p, u32 row_tile, u32 feature_tile) {
+    tile_16bit<T, Bf16s, Weights>(p, row_tile, feature_tile, [](u32) { return 1.0f; });
 }
 
 }

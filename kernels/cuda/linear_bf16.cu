@@ -11,7 +11,11 @@ KERNEL(linear_bf16_x, 256, LinearParams) {
 KERNEL(linear_bf16_8, 256, LinearParams) { few_rows<Direct<Bf16s>, 1, 1>(p); }
 KERNEL(linear_bf16_16, 256, LinearParams) { few_rows<Copied<Bf16s>, 1, 2>(p); }
 KERNEL(linear_bf16_32, 256, LinearParams) { few_rows<Copied<Bf16s>, 2, 4>(p); }
-KERNEL_OF_BLOCKS(linear_bf16_flat_32, 128, 3, LinearParams) { bf16_tile<FlatTile<4>>(p, 0, blockIdx.y, blockIdx.x); }
-KERNEL_OF_BLOCKS(linear_bf16_flat_64, 128, 2, LinearParams) { bf16_tile<FlatTile<8>>(p, 0, blockIdx.y, blockIdx.x); }
+KERNEL_OF_BLOCKS(linear_bf16_flat_32, 128, 2, LinearParams) {
+    flat_floats<WholeWeights<Bf16s, false>, 4>(p, [](u32) { return 1.0f; });
+}
+KERNEL_OF_BLOCKS(linear_bf16_flat_64, 128, 2, LinearParams) {
+    flat_floats<WholeWeights<Bf16s, false>, 8>(p, [](u32) { return 1.0f; });
+}
 KERNEL(linear_bf16_large, 256, LinearParams) { bf16_tile<LargeTile>(p, blockIdx.x, blockIdx.y); }
 KERNEL(linear_bf16_small, 128, LinearParams) { bf16_tile<SmallTile>(p, blockIdx.x, blockIdx.y); }

@@ -15,23 +15,15 @@ KERNEL(linear_q4_x, 256, LinearParams) {
 KERNEL(linear_q8_8, 256, LinearParams) { few_rows<Q8, 1, 1>(p); }
 KERNEL(linear_q8_16, 256, LinearParams) { few_rows<Q8, 1, 2>(p); }
 KERNEL(linear_q8_32, 256, LinearParams) { few_rows<Q8, 2, 4>(p); }
-KERNEL_OF_BLOCKS(linear_q8_flat_32, 128, 3, LinearParams) {
-    bytes_tile<FlatTile<4>, CopiedWeights<FlatTile<4>>>(p, 0, blockIdx.y, blockIdx.x);
-}
-KERNEL_OF_BLOCKS(linear_q8_flat_64, 128, 2, LinearParams) {
-    bytes_tile<FlatTile<8>, CopiedWeights<FlatTile<8>>>(p, 0, blockIdx.y, blockIdx.x);
-}
+KERNEL_OF_BLOCKS(linear_q8_flat_32, 128, 3, LinearParams) { flat_bytes<FlatQ8, 4>(p); }
+KERNEL_OF_BLOCKS(linear_q8_flat_64, 128, 2, LinearParams) { flat_bytes<FlatQ8, 8>(p); }
 KERNEL(linear_q8_large, 256, LinearParams) { bytes_tile<LargeTile, CopiedWeights<LargeTile>>(p, blockIdx.x, blockIdx.y); }
 KERNEL(linear_q8_small, 128, LinearParams) { bytes_tile<SmallTile, CopiedWeights<SmallTile>>(p, blockIdx.x, blockIdx.y); }
 
 KERNEL(linear_q4_8, 256, LinearParams) { few_rows<Q4, 1, 1>(p); }
 KERNEL(linear_q4_16, 256, LinearParams) { few_rows<Q4, 1, 2>(p); }
 KERNEL(linear_q4_32, 256, LinearParams) { few_rows<Q4, 2, 4>(p); }
-KERNEL_OF_BLOCKS(linear_q4_flat_32, 128, 3, LinearParams) {
-    bytes_tile<FlatTile<4>, NarrowQ4<FlatTile<4>>>(p, 0, blockIdx.y, blockIdx.x);
-}
-KERNEL_OF_BLOCKS(linear_q4_flat_64, 128, 2, LinearParams) {
-    bytes_tile<FlatTile<8>, NarrowQ4<FlatTile<8>>>(p, 0, blockIdx.y, blockIdx.x);
-}
+KERNEL_OF_BLOCKS(linear_q4_flat_32, 128, 3, LinearParams) { flat_bytes<FlatQ4, 4>(p); }
+KERNEL_OF_BLOCKS(linear_q4_flat_64, 128, 2, LinearParams) { flat_bytes<FlatQ4, 8>(p); }
 KERNEL(linear_q4_large, 256, LinearParams) { bytes_tile<LargeTile, SpreadWeights<LargeTile>>(p, blockIdx.x, blockIdx.y); }
 KERNEL(linear_q4_small, 128, LinearParams) { bytes_tile<SmallTile, SpreadWeights<SmallTile>>(p, blockIdx.x, blockIdx.y); }

@@ -1,7 +1,7 @@
 // Products with q8 and q4 weights: x becomes bytes, as crates/tensor/src/quant.rs states, and sums are exact in i32, in
 // whatever order.
 #include "linear_few.cuh"
-#include "linear_tile.cuh"
+#include "linear_flat.cuh"
 
 namespace linear_op {
 
@@ -98,7 +98,7 @@ SHARED_DEVICE u32 times(u32 nibbles, int multiplier) {
 
 // q4 weights, which become bytes on their way: of a step in the order in which `linear_bytes_x` has x.
 template <class T>
-struct SpreadWeights : LinesOfWeights {
+struct SpreadWeights {
     static const u32 PIECES = T::FEATURES * 4 / T::THREADS;
     const LinearParams& p;
     u32 first;
@@ -108,9 +108,9 @@ struct SpreadWeights : LinesOfWeights {
         : p(params), first(at.first_panel * PANEL) {}
 
     // What was loaded a step before is spread; it is multiplied two steps later, when all threads have met again.
-    SHARED_DEVICE void fetch(u8* stages, u32 step, Steps steps) {
-        if (step > steps.first && step - 1 < steps.end) spread(stages + (step - 1) % STAGES * T::STAGE);
-        if (step < steps.end) load_step(step);
+    SHARED_DEVICE void fetch(u8* stages, u32 step, u32 steps) {
+        if (step > 0 && step - 1 < steps) spread(stages + (step - 1) % STAGES * T::STAGE);
+        if (step < steps) load_step(step);
     }
     SHARED_DEVICE void load_step(u32 step) {
 #pragma unroll
@@ -145,30 +145,32 @@ struct SpreadWeights : LinesOfWeights {
     }
 };
 
-// The same of a flat tile, behind shared memory. A lane's sixteen bytes are of two groups.
-template <class T>
-struct NarrowQ4 : NarrowWeights<T> {
-    using NarrowWeights<T>::NarrowWeights;
-    SHARED_DEVICE void fetch(u8* stages, u32 step, Steps steps) const {
-        u32 blocks = this->p.blocks;
-        this->copy(stages, step, steps, [=](u32 panel, u32 block) { return q4_multipliers(panel * PANEL, block, blocks); });
-    }
-    SHARED_DEVICE void load_rows(Words4 (&to)[2], const u8* stage, u32 line, u32 half, u32 t) const {
-        Words2 nibbles[2], multipliers;
-        this->load_narrow(nibbles, multipliers, stage, line, (half * 4 + t) * 8);
+// q4 weights of flat tiles, which become bytes behind shared memory. A lane's sixteen bytes are of all four groups: two and
+// two of them are of pieces of x that lie beside each other.
+struct FlatQ4 : NarrowWeights {
+    typedef Bytes Word;
+    static const bool RESTS = true;
+    static SHARED_DEVICE u64 multipliers_at(u32 row, u32 step, u32 blocks) { return q4_multipliers(row, step, blocks); }
+    static SHARED_DEVICE u32 x_piece(u32 half, u32 t) { return 2 * t + half; }
+    struct Rows : NarrowWeights::Rows {
+        using NarrowWeights::Rows::Rows;
+        SHARED_DEVICE void half(Words4 (&to)[2], u32 half) const {
 #pragma unroll
-        for (u32 r = 0; r < 2; r++) {
+            for (u32 r = 0; r < 2; r++) {
 #pragma unroll
-            for (u32 j = 0; j < 2; j++) {
-                int multiplier = i8(multipliers.v[r] >> (8 * (t % 2 * 2 + j)));
-                to[r].v[j * 2] = times(nibbles[r].v[j], multiplier);
-                to[r].v[j * 2 + 1] = times(nibbles[r].v[j] >> 4, multiplier);
+                for (u32 j = 0; j < 2; j++) {
+                    u32 group = half * 2 + j;
+                    int multiplier = i8(multipliers.v[r] >> (8 * group));
+                    to[r].v[j * 2] = times(bytes[r].v[group], multiplier);
+                    to[r].v[j * 2 + 1] = times(bytes[r].v[group] >> 4, multiplier);
+                }
             }
         }
-    }
+    };
 };
+typedef WholeWeights<Bytes, true> FlatQ8;
 
-// What sums are as numbers: those of x, and then those of its rest.
+// What sums are as numbers: those of x (pass 0), and then those of its rest.
 template <class T>
 SHARED_DEVICE void scale_sums(float (&value)[T::MT][T::NT][4], const int (&sum)[T::MT][T::NT][4], const LinearParams& p,
                               const TilePlace<T>& at, u32 pass) {
@@ -190,48 +192,55 @@ SHARED_DEVICE void scale_sums(float (&value)[T::MT][T::NT][4], const int (&sum)[
     }
 }
 
-// Whether rows that this lane's warp has, those from its lane on in whole warps, have a rest.
-template <class T>
-SHARED_DEVICE bool lane_has_rest(const LinearParams& p, const TilePlace<T>& at) {
-    const u32 ROWS_OF_WARP = T::NT * 8;
-    bool rest = false;
-#pragma unroll
-    for (u32 i = threadIdx.x % WARP; i < ROWS_OF_WARP; i += WARP) {
-        u32 row = at.warp_n * ROWS_OF_WARP + i;
-        rest = rest || (row < at.rows && has_rest(p.row_scales[at.first_row + row]));
-    }
-    return rest;
-}
-
 template <class T, class Weights>
-SHARED_DEVICE void bytes_tile(const LinearParams& p, u32 row_tile, u32 feature_tile, u32 part = 0) {
+SHARED_DEVICE void bytes_tile(const LinearParams& p, u32 row_tile, u32 feature_tile) {
     SHARED_BYTES(stages);
     TilePlace<T> at = tile_place<T>(p, row_tile, feature_tile);
     if (at.rows == 0) return;
-    bool rest = lane_has_rest(p, at);
+    // The rows of a warp are as many as its lanes.
+    u32 own = at.warp_n * WARP + threadIdx.x % WARP;
+    bool rest = own < at.rows && has_rest(p.row_scales[at.first_row + own]);
     bool warp_rest = __any_sync(EVERY_LANE, rest);
     u32 passes = __syncthreads_or(rest) ? 2 : 1;
-    bool cut = T::FLAT && p.parts > 1;
-    Parts<T, 2> parts = {p, feature_tile, part};
-    Steps steps = steps_of<T>(p, part, ceil_div(ceil_div(p.copy_bytes, LINE), p.parts));
 
     float value[T::MT][T::NT][4];
-    int sum[T::MT][T::NT][4];
     for (u32 pass = 0; pass < passes; pass++) {
+        int sum[T::MT][T::NT][4];
         clear<T>(sum);
         Weights weights(p, at);
         const u8* x = pass == 0 ? p.copy : p.rests;
-        tile_products<T, Bytes>(sum, p, at, weights, x, pass == 0 || warp_rest, stages, steps, [](bool) {});
-        if (cut) parts.leave(sum, pass);
-        else scale_sums(value, sum, p, at, pass);
+        tile_products<T, Bytes>(sum, p, at, weights, x, pass == 0 || warp_rest, stages, [](bool) {});
+        scale_sums(value, sum, p, at, pass);
     }
-    if (cut) {
+    finish_tile<T>(value, p, at, stages);
+}
+
+// As `flat_floats`. Parts are of as many lines each, but for the last.
+template <class W, int N>
+SHARED_DEVICE void flat_bytes(const LinearParams& p) {
+    typedef typename Flat<W, N>::T T;
+    SHARED_BYTES(stages);
+    TilePlace<T> at = tile_place<T>(p, 0, blockIdx.y);
+    if (at.rows == 0) return;
+    // There are as many threads as rows, and more.
+    u32 own = threadIdx.x;
+    bool rests = __syncthreads_or(own < at.rows && has_rest(p.row_scales[own]));
+    int sum[T::MT][T::NT][4], rest_sum[T::MT][T::NT][4];
+    clear<T>(sum);
+    clear<T>(rest_sum);
+    Steps steps = steps_of(p, blockIdx.x, ceil_div(ceil_div(p.copy_bytes, LINE), p.parts));
+    flat_products<W, N>(sum, rest_sum, p, at, rests, stages, steps, [](bool) {});
+    if (p.parts > 1) {
+        Parts<T, 2> parts = {p, blockIdx.y, blockIdx.x, at.rows};
+        parts.leave(sum, 0);
+        if (rests) parts.leave(rest_sum, 1);
         if (!parts.ends()) return;
-        for (u32 pass = 0; pass < passes; pass++) {
-            parts.collect(sum, pass);
-            scale_sums(value, sum, p, at, pass);
-        }
+        parts.collect(sum, 0);
+        if (rests) parts.collect(rest_sum, 1);
     }
+    float value[T::MT][T::NT][4];
+    scale_sums(value, sum, p, at, 0);
+    if (rests) scale_sums(value, rest_sum, p, at, 1);
     finish_tile<T>(value, p, at, stages);
 }
 

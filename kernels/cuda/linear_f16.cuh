@@ -67,8 +67,8 @@ struct F16Direct : Direct<Halves> {
 };
 
 template <class T>
-SHARED_DEVICE void f16_tile(const LinearParams& p, u32 row_tile, u32 feature_tile, u32 part = 0) {
-    tile_16bit<T, Halves>(p, row_tile, feature_tile, part, [&](u32 row) { return p.row_scales[row].scale; });
+SHARED_DEVICE void f16_tile(const LinearParams& p, u32 row_tile, u32 feature_tile) {
+    tile_16bit<T, Halves>(p, row_tile, feature_tile, [&](u32 row) { return p.row_scales[row].scale; });
 }
 
 // A row for each block of 256 threads.

@@ -11,8 +11,12 @@ KERNEL(linear_f8_x, 256, LinearParams) {
 KERNEL(linear_f8_8, 256, LinearParams) { few_rows<DirectF8, 1, 1>(p); }
 KERNEL(linear_f8_16, 256, LinearParams) { few_rows<CopiedF8, 1, 2>(p); }
 KERNEL(linear_f8_32, 256, LinearParams) { few_rows<CopiedF8, 2, 4>(p); }
-KERNEL_OF_BLOCKS(linear_f8_flat_32, 128, 3, LinearParams) { f8_flat<FlatTile<4>>(p); }
-KERNEL_OF_BLOCKS(linear_f8_flat_64, 128, 2, LinearParams) { f8_flat<FlatTile<8>>(p); }
+KERNEL_OF_BLOCKS(linear_f8_flat_32, 128, 3, LinearParams) {
+    flat_floats<FlatF8, 4>(p, [](u32) { return 1.0f; });
+}
+KERNEL_OF_BLOCKS(linear_f8_flat_64, 128, 2, LinearParams) {
+    flat_floats<FlatF8, 8>(p, [](u32) { return 1.0f; });
+}
 KERNEL(linear_f8_large, 256, LinearParams) { f8_tile<LargeTile>(p, blockIdx.x, blockIdx.y); }
 KERNEL(linear_f8_small, 128, LinearParams) { f8_tile<SmallTile>(p, blockIdx.x, blockIdx.y); }
 

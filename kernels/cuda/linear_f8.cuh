@@ -98,7 +98,7 @@ struct DirectF8 : CopiedF8 {
 // Weights of a tile, which become bf16 on their way to shared memory: once for the block there, where each of the warps
 // that share a panel would have to do it for itself behind it.
 template <class T>
-struct WidenedWeights : LinesOfWeights {
+struct WidenedWeights {
     static const u32 PIECES = T::FEATURES * 4 / T::THREADS;
     const LinearParams& p;
     u32 first;
@@ -110,9 +110,9 @@ struct WidenedWeights : LinesOfWeights {
     static SHARED_DEVICE u32 segment(const LinearParams& p) { return p.segment; }
 
     // What was loaded a step before is widened; it is multiplied two steps later, when all threads have met again.
-    SHARED_DEVICE void fetch(u8* stages, u32 step, Steps steps) {
-        if (step > steps.first && step - 1 < steps.end) widen_step(stages + (step - 1) % STAGES * T::STAGE);
-        if (step < steps.end) load_step(step);
+    SHARED_DEVICE void fetch(u8* stages, u32 step, u32 steps) {
+        if (step > 0 && step - 1 < steps) widen_step(stages + (step - 1) % STAGES * T::STAGE);
+        if (step < steps) load_step(step);
     }
     SHARED_DEVICE void load_step(u32 step) {
 #pragma unroll
@@ -139,33 +139,24 @@ struct WidenedWeights : LinesOfWeights {
     }
 };
 
-// Of a flat tile: behind shared memory.
-template <class T>
-struct NarrowF8 : NarrowWeights<T> {
-    using NarrowWeights<T>::NarrowWeights;
-    SHARED_DEVICE void fetch(u8* stages, u32 step, Steps steps) const {
-        u32 blocks = this->p.blocks;
-        this->copy(stages, step, steps, [=](u32 panel, u32 block) { return f8_scale(panel * PANEL, block, blocks); });
-    }
-    SHARED_DEVICE void load_rows(Words4 (&to)[2], const u8* stage, u32 line, u32 half, u32 t) const {
-        Words2 bytes[2], scales;
-        this->load_narrow(bytes, scales, stage, line, t * 16 + half * 8);
+// Of flat tiles: a lane widens them behind shared memory.
+struct FlatF8 : NarrowWeights {
+    typedef Bf16s Word;
+    static const bool RESTS = false;
+    static SHARED_DEVICE u64 multipliers_at(u32 row, u32 step, u32 blocks) { return f8_scale(row, step, blocks); }
+    static SHARED_DEVICE u32 x_piece(u32 half, u32 t) { return half * 4 + t; }
+    struct Rows : NarrowWeights::Rows {
+        using NarrowWeights::Rows::Rows;
+        SHARED_DEVICE void half(Words4 (&to)[2], u32 half) const {
 #pragma unroll
-        for (u32 r = 0; r < 2; r++) {
-            float scale = bits_float(scales.v[r]);
-            widen(to[r].v[0], to[r].v[1], bytes[r].v[0], scale);
-            widen(to[r].v[2], to[r].v[3], bytes[r].v[1], scale);
+            for (u32 r = 0; r < 2; r++) to[r] = widened(bytes[r], half, bits_float(multipliers.v[r]));
         }
-    }
+    };
 };
 
 template <class T>
 SHARED_DEVICE void f8_tile(const LinearParams& p, u32 row_tile, u32 feature_tile) {
     bf16_tile<T, WidenedWeights<T>>(p, row_tile, feature_tile);
-}
-template <class T>
-SHARED_DEVICE void f8_flat(const LinearParams& p) {
-    bf16_tile<T, NarrowF8<T>>(p, 0, blockIdx.y, blockIdx.x);
 }
 
 }

@@ -89,6 +89,7 @@ const HEADERS: &[File] = files![
     "linear_f16.cuh",
     "linear_f8.cuh",
     "linear_few.cuh",
+    "linear_flat.cuh",
     "linear_float.cuh",
     "linear_tile.cuh",
     "grouped_linear.cuh",

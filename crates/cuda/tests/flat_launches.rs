@@ -33,13 +33,16 @@ fn a_product_is_flat_where_its_tiles_fill_the_device_or_its_rows_are_long() {
         (99 * 128, 64, 64, "linear_bf16_flat_64", [1, 99, 1]),
         (98 * 128, 64, 9, "linear_bf16_16", [98 * 8, 1, 1]),
         (98 * 128, 64, 17, "linear_bf16_32", [98 * 4, 1, 1]),
-        (98 * 128 - 127, 64, 33, "linear_bf16_flat_64", [1, 98, 1]),
-        // 64 blocks of K, six for each row.
-        (250, 2048, 10, "linear_bf16_flat_32", [8, 2, 1]),
-        (250, 2048, 11, "linear_bf16_16", [16, 1, 1]),
-        // Five segments of two blocks, the last half full; one of all.
-        (250, 290, 40, "linear_bf16_flat_64", [5, 2, 1]),
-        (250, 30, 40, "linear_bf16_flat_64", [1, 2, 1]),
+        (98 * 128, 64, 33, "linear_bf16_32", [98 * 4 * 2, 1, 1]),
+        // Rows of weights that are long, of enough features: what x is read for less pays for what parts cost.
+        (640, 8192, 64, "linear_bf16_flat_64", [8, 5, 1]),
+        (512, 8192, 64, "linear_bf16_32", [512 / 32 * 2, 1, 1]),
+        (768, 8192, 16, "linear_bf16_flat_32", [8, 6, 1]),
+        (640, 8192, 16, "linear_bf16_16", [640 / 16, 1, 1]),
+        (1400, 8192, 32, "linear_bf16_flat_32", [8, 11, 1]),
+        (1280, 8192, 32, "linear_bf16_32", [1280 / 32, 1, 1]),
+        // Twenty steps of 64 input features are segments of three.
+        (9300, 1280, 64, "linear_bf16_flat_64", [7, 73, 1]),
     ] {
         let launches = recorded_product(&device, rows, &ones(&device.0, (n, k), BF16));
         let launch = &launches[launches.len() - 1];
@@ -61,21 +64,21 @@ fn parts_leave_their_sums_in_memory_that_was_reserved() {
         [(BF16, 64, 1), (BF16, 20, 1), (WeightFormat::F8, 64, 1), (WeightFormat::Q8, 64, 2), (WeightFormat::Q4, 33, 2)]
     {
         let device = device();
-        let k = 8192;
+        let (n, k) = (1800, 8192);
         device.0.reserve(&sizes(rows, k)).unwrap();
-        let w = ones(&device.0, (200, k), store);
+        let w = ones(&device.0, (n, k), store);
         let before = device.1.bytes();
         let launches = recorded_product(&device, rows, &w);
         assert_eq!(device.1.bytes(), before, "{store}: no scratch memory but what was reserved");
         let launch = &launches[1];
-        assert_eq!(launch.grid, [8, 2, 1], "{store}");
-        // Tiles of two parts by eight, of 128 features by 32 or 64 rows; of bytes those of rests, too.
+        assert_eq!(launch.grid, [8, 15, 1], "{store}");
+        // Tiles of eight parts, of 128 features by 32 or 64 rows; of bytes those of rests, too.
         let (tile_rows, sums) = (if rows > 32 { 64 } else { 32 }, launch.address(SUMS));
-        assert_eq!(launch.address(ENDED) - sums, (sets * 2 * 8 * tile_rows * 128 * 4) as u64, "{store}");
+        assert_eq!(launch.address(ENDED) - sums, (sets * 15 * 8 * tile_rows * 128 * 4) as u64, "{store}");
         // Behind x, whose rows are of two bytes a number, or one and another for rests, with their scales.
         let copied = rows * (k * 2 + 8);
         assert_eq!(sums - launch.address(COPY), copied.next_multiple_of(128) as u64, "{store}");
-        assert_eq!([PARTS, CUT_TILES].map(|i| launch.word(i)), [8, 2]);
+        assert_eq!([PARTS, CUT_TILES].map(|i| launch.word(i)), [8, 15]);
     }
 }
 

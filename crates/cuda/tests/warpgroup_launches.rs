@@ -54,7 +54,7 @@ fn other_products_are_not() {
     let on = device(true);
     let large = ones(&on.0, (2500, 64), WeightFormat::Float(DType::BF16));
     // Too few rows, too few tiles, other types.
-    assert_eq!(names(&recorded_product(&on, 64, &large)), ["linear_bf16_x", "linear_bf16_flat_64"]);
+    assert_eq!(names(&recorded_product(&on, 64, &large)), ["linear_bf16_x", "linear_bf16_32"]);
     assert_eq!(names(&recorded_product(&on, 700, &large)), ["linear_bf16_x", "linear_bf16_small"]);
     assert_eq!(names(&recorded_product(&on, 1000, &large)), ["linear_bf16_x", "linear_bf16_warpgroup"]);
     for (store, kernel) in [

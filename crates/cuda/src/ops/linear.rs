@@ -94,6 +94,16 @@ pub(crate) struct Kernels {
     pub(crate) tiles: &'static [Tile],
 }
 
+impl Kernels {
+    /// The kernel for `rows` rows that are few, and how many blocks have the same weights: where all rows do not fit one,
+    /// others take these at the same time.
+    pub(crate) fn few_of(&self, rows: usize) -> (&'static Few, usize) {
+        let largest = &self.few[self.few.len() - 1];
+        let few = self.few.iter().find(|few| rows <= few.rows).unwrap_or(largest);
+        (few, rows.div_ceil(few.rows))
+    }
+}
+
 const F32: Kernels =
     Kernels { module: "linear_float", few: &[few("linear_f32_8", 8, 2)], tiles: &[floats("linear_f32_small")] };
 /// What rounds x where it is multiplied, from whole vectors.
@@ -211,7 +221,7 @@ fn product(recorder: &mut CudaRecorder, op: &Product<'_>) -> Result<()> {
             if rows > FEW && recorder.device.driver().library().is_some() {
                 return linear_library::record(recorder, (kernels.module, x), weight, params);
             }
-            if let Some(flat) = linear_flat::Flat::of(recorder, weight, &params) {
+            if let Some(flat) = linear_flat::Flat::of(recorder, kernels, weight, &params) {
                 return flat.record(recorder, (kernels.module, x), weight, params);
             }
             params.take_copy(recorder, weight, rows)?;
@@ -223,7 +233,7 @@ fn product(recorder: &mut CudaRecorder, op: &Product<'_>) -> Result<()> {
         }
         format => {
             let (kernels, x) = if format == WeightFormat::Q8 { (&Q8, "linear_q8_x") } else { (&Q4, "linear_q4_x") };
-            if let Some(flat) = linear_flat::Flat::of(recorder, weight, &params) {
+            if let Some(flat) = linear_flat::Flat::of(recorder, kernels, weight, &params) {
                 return flat.record(recorder, (kernels.module, x), weight, params);
             }
             params.take_copy(recorder, weight, rows)?;
@@ -259,7 +269,7 @@ impl Params {
 }
 
 /// Whether x is multiplied as numbers of sixteen bits, where it is not taken as it is; else as bytes.
-pub(crate) fn takes_16bit(weight: &CudaWeight) -> bool {
+fn takes_16bit(weight: &CudaWeight) -> bool {
     matches!(weight.format(), WeightFormat::Float(_) | WeightFormat::F8)
 }
 
@@ -339,10 +349,7 @@ fn choose(
 ) -> ((&'static str, &'static str), [usize; 3], usize, usize) {
     let (rows, panels) = (params.rows as usize, params.panels as usize);
     if rows <= most {
-        // Where all rows do not fit a block, others take the same weights at the same time.
-        let largest = &kernels.few[kernels.few.len() - 1];
-        let few = kernels.few.iter().find(|few| rows <= few.rows).unwrap_or(largest);
-        let groups = rows.div_ceil(few.rows);
+        let (few, groups) = kernels.few_of(rows);
         params.groups = groups as u32;
         let grid = [panels.div_ceil(few.panels) * groups, 1, layers];
         return ((kernels.module, few.name), grid, THREADS, 0);

@@ -1,35 +1,70 @@
-//! Products of `linear` and `linear_act_mul` with few rows, as flat tiles: 128 output features by all rows.
+//! Products of `linear` and `linear_act_mul` with a few dozen rows, as flat tiles: 128 output features by all rows.
 //!
-//! A block of the kernels for few rows reads all of x for one or two panels of weights, from the second cache, and from about
-//! sixteen rows on that is more than the weights. A flat tile reads it for eight. Where that leaves too few blocks, K is cut
-//! into the parts that are summed by themselves anyway, and the last block of a tile adds them: what they write and
-//! read is 64 bytes a row and output feature, which pays where rows of weights are long.
-use super::linear::{FEW, Params, SEGMENTS, Scratch, THREADS, most_bytes as copy_bytes, takes_16bit};
+//! A block of the kernels for few rows reads all of x for one or two panels of weights, from the second cache: soon more than
+//! the weights. A flat tile reads it for eight. Where that leaves too few blocks, K is cut into parts (of floats its
+//! segments, of bytes even ones), and the last block of a tile adds their sums, where that takes less time than it saves.
+use super::linear::{FEW, Kernels, Params, SEGMENTS, Scratch, THREADS, most_bytes as copy_bytes};
 use crate::weight::BLOCK;
 use crate::{CudaRecorder, CudaWeight};
 use anyfleet_tensor::{DType, Result, WeightFormat};
 
-/// `FlatTile` of `linear_tile.cuh`: output features, threads, bytes of a line, and stages.
+/// `Flat` of `linear_flat.cuh`: output features, threads, bytes of a line, and of what a panel of narrow weights is
+/// multiplied with.
 const TILE: usize = 128;
 const TILE_THREADS: usize = 128;
 const LINE: usize = 128;
-const STAGES: usize = 3;
+const OF_PANEL: usize = 64;
 const PANEL: usize = 16;
 /// Rows of the smaller kernel; the larger has `FEW`.
 const SMALL: usize = 32;
 /// Up to so many, a block's weights are more than its x.
 const FEWEST: usize = 8;
 const ALIGN: usize = 128;
+/// What a multiprocessor reads from the second cache, 47 bytes a nanosecond, while a tile's last block works alone: it begins
+/// about a microsecond after the others have ended, and reads eight parts of 128 sums of a row in 39 ns.
+const LAST: usize = 47_000;
+const LAST_OF_ROW: usize = 1_800;
+
+/// How a format is multiplied.
+struct Format {
+    small: &'static str,
+    large: &'static str,
+    /// Bytes of weights of a line.
+    line: usize,
+    rests: bool,
+}
+
+impl Format {
+    /// Nothing of f32, which is multiplied by no matrix unit.
+    fn of(weight: &CudaWeight) -> Option<Format> {
+        let format = |small, large, line, rests| Some(Format { small, large, line, rests });
+        match weight.format() {
+            WeightFormat::Float(DType::BF16) => format("linear_bf16_flat_32", "linear_bf16_flat_64", LINE, false),
+            WeightFormat::Float(DType::F16) => format("linear_f16_flat_32", "linear_f16_flat_64", LINE, false),
+            WeightFormat::F8 => format("linear_f8_flat_32", "linear_f8_flat_64", BLOCK, false),
+            WeightFormat::Q8 => format("linear_q8_flat_32", "linear_q8_flat_64", LINE, true),
+            WeightFormat::Q4 => format("linear_q4_flat_32", "linear_q4_flat_64", BLOCK, true),
+            _ => None,
+        }
+    }
+
+    /// Bytes of shared memory for `rows` rows: stages of weights, what they are multiplied with, x and its rests.
+    fn shared(&self, rows: usize) -> usize {
+        let of_panels = if self.line == LINE { 0 } else { TILE / PANEL * OF_PANEL };
+        let x = if self.rests { 2 * rows * LINE } else { rows * LINE };
+        let stage = TILE * self.line + of_panels + x;
+        let stages = if self.line == LINE || stage > 24 << 10 { 3 } else { 4 };
+        stages * stage
+    }
+}
 
 /// How a product is computed.
 pub(crate) struct Flat {
-    kernel: &'static str,
+    format: Format,
     /// Of a tile.
     rows: usize,
     tiles: usize,
     parts: usize,
-    /// Bytes of a tile's sums of a part.
-    sum_bytes: usize,
 }
 
 /// Whether tiles without parts keep the device's memory busy.
@@ -41,9 +76,9 @@ fn rows_of_tile(rows: usize) -> usize {
     if rows <= SMALL { SMALL } else { FEW }
 }
 
-/// Sums of a part, of bytes those of rests, too.
-fn sum_bytes(rows: usize, takes_16bit: bool) -> usize {
-    let sets = if takes_16bit { 1 } else { 2 };
+/// Bytes of a tile's sums of a part, with those of rests.
+fn sum_bytes(rows: usize, rests: bool) -> usize {
+    let sets = if rests { 2 } else { 1 };
     sets * rows_of_tile(rows) * TILE * 4
 }
 
@@ -54,49 +89,60 @@ fn places(copy: usize, sums: usize, tiles: usize) -> (usize, usize, usize) {
     (sums_at, ended_at, ended_at + 4 * tiles)
 }
 
-/// The most scratch memory of products of up to `rows` rows.
+/// The most scratch memory of products of up to `rows` rows: sizes of steps do not say which formats there are, so it is that
+/// of sums with rests.
 pub(crate) fn most_bytes(rows: usize, width: usize, processors: usize) -> usize {
     let rows = rows.min(FEW);
     let tiles = (1..processors).take_while(|&tiles| !fill(tiles, processors)).count();
     if rows <= FEWEST || tiles == 0 {
         return 0;
     }
-    places(copy_bytes(rows, width), tiles * SEGMENTS * sum_bytes(rows, false), tiles).2
+    places(copy_bytes(rows, width), tiles * SEGMENTS * sum_bytes(rows, true), tiles).2
+}
+
+/// Whether parts save more than they cost, against the kernels for few rows: both by what is read from the second cache.
+fn parts_pay(kernels: &Kernels, format: &Format, weight: &CudaWeight, rows: usize, processors: usize) -> bool {
+    let (features, row_bytes) = (weight.panels() * PANEL, weight.blocks() * BLOCK);
+    let (few, groups) = kernels.few_of(rows);
+    let rows = rows.next_multiple_of(8);
+    let x = rows * row_bytes.div_ceil(format.line) * LINE;
+    let by_few = (groups - 1) * row_bytes + x / (few.panels * PANEL);
+    // Eight sums of four bytes are written and read.
+    let flat = x / TILE + 2 * SEGMENTS * 4 * rows;
+    by_few > flat && (by_few - flat) * features >= processors * (LAST + LAST_OF_ROW * rows)
+}
+
+/// Parts of K that all have something: of floats those that are summed by themselves.
+fn parts(format: &Format, weight: &CudaWeight, segment: usize) -> usize {
+    if !format.rests {
+        return weight.blocks().div_ceil(segment);
+    }
+    even_parts((weight.blocks() * BLOCK).div_ceil(format.line))
+}
+
+/// Parts of the same number of lines, but for the last, of which none is empty: `flat_bytes` cuts so.
+fn even_parts(lines: usize) -> usize {
+    lines.div_ceil(lines.div_ceil(SEGMENTS))
 }
 
 impl Flat {
-    /// Nothing where other kernels are better.
-    pub(crate) fn of(recorder: &CudaRecorder, weight: &CudaWeight, params: &Params) -> Option<Flat> {
-        let (rows, blocks) = (params.rows as usize, weight.blocks());
+    /// Nothing where `kernels` for few rows or many are better.
+    pub(crate) fn of(recorder: &CudaRecorder, kernels: &Kernels, weight: &CudaWeight, params: &Params) -> Option<Flat> {
+        let rows = params.rows as usize;
         if rows <= FEWEST || rows > FEW {
             return None;
         }
-        let [small, large] = match weight.format() {
-            WeightFormat::Float(DType::BF16) => ["linear_bf16_flat_32", "linear_bf16_flat_64"],
-            WeightFormat::Float(DType::F16) => ["linear_f16_flat_32", "linear_f16_flat_64"],
-            WeightFormat::F8 => ["linear_f8_flat_32", "linear_f8_flat_64"],
-            WeightFormat::Q8 => ["linear_q8_flat_32", "linear_q8_flat_64"],
-            WeightFormat::Q4 => ["linear_q4_flat_32", "linear_q4_flat_64"],
-            _ => return None,
-        };
-        let tiles = (params.panels as usize * PANEL).div_ceil(TILE);
+        let format = Format::of(weight)?;
+        let tiles = (weight.panels() * PANEL).div_ceil(TILE);
         let processors = recorder.device.driver().description().processors as usize;
-        let parts = if fill(tiles, processors) {
-            1
-        } else if rows > SMALL || blocks >= 6 * rows {
-            // Of bytes as many as there are lines of x; else segments, some of which may be empty.
-            let most = match weight.format() {
-                WeightFormat::Q8 => (blocks * BLOCK).div_ceil(LINE),
-                WeightFormat::Q4 => blocks,
-                _ => blocks.div_ceil(params.segment as usize),
-            };
-            most.min(SEGMENTS)
-        } else {
-            return None;
+        let parts = match fill(tiles, processors) {
+            true => 1,
+            false if parts_pay(kernels, &format, weight, rows, processors) => {
+                parts(&format, weight, params.segment as usize)
+            }
+            false => return None,
         };
-        let kernel = if rows <= SMALL { small } else { large };
-        let sum_bytes = sum_bytes(rows, takes_16bit(weight));
-        Some(Flat { kernel, rows: rows_of_tile(rows), tiles, parts, sum_bytes })
+        Some(Flat { format, rows: rows_of_tile(rows), tiles, parts })
     }
 
     /// Rounds x with kernel `x`, and multiplies.
@@ -110,7 +156,8 @@ impl Flat {
         let rows = params.rows as usize;
         let copy = Scratch::of(weight, rows);
         if self.parts > 1 {
-            let (sums, ended, bytes) = places(copy.bytes, self.tiles * self.parts * self.sum_bytes, self.tiles);
+            let sum_bytes = sum_bytes(rows, self.format.rests);
+            let (sums, ended, bytes) = places(copy.bytes, self.tiles * self.parts * sum_bytes, self.tiles);
             let at = recorder.scratch(bytes)?;
             params.place_copy(at, &copy, weight);
             (params.part_sums, params.ended) = (at + sums as u64, at + ended as u64);
@@ -119,8 +166,24 @@ impl Flat {
             params.take_copy(recorder, weight, rows)?;
         }
         recorder.launch(x, [rows, 1, 1], THREADS, 0, &params)?;
-        let shared = STAGES * (TILE + self.rows) * LINE;
+        let kernel = if self.rows == SMALL { self.format.small } else { self.format.large };
         let grid = [self.parts, self.tiles, 1];
-        recorder.launch((x.0, self.kernel), grid, TILE_THREADS, shared, &params)
+        recorder.launch((x.0, kernel), grid, TILE_THREADS, self.format.shared(self.rows), &params)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_part_is_empty() {
+        for lines in 1..200usize {
+            let parts = even_parts(lines);
+            // What kernels make of the number of parts.
+            let each = lines.div_ceil(parts);
+            assert!(parts <= SEGMENTS && (parts - 1) * each < lines && parts * each >= lines, "{lines}: {parts}");
+        }
+        assert_eq!([1, 8, 9, 12, 16, 20, 28].map(even_parts), [1, 8, 5, 6, 8, 7, 7]);
     }
 }
