@@ -3,7 +3,7 @@
 //
 // W is how weights lie in a stage and become what is multiplied. What is behind a stage's weights: what panels of weights
 // are multiplied with, x in lines of 128 bytes of K, and where bytes have rests, these, so that weights are read once for
-// both. Several stages are on their way while one is multiplied: 26 to 32 KiB of weights a block.
+// both. Several stages are on their way while one is multiplied: 26 to 32 KiB of weights a block, 17 of q4 for 64 rows.
 #include "block.cuh"
 #include "linear_tile.cuh"
 
@@ -98,6 +98,9 @@ SHARED_DEVICE void copy_weights(u8* stage, const LinearParams& p, u32 first_pane
     }
 }
 
+// Fragments of rows that are loaded, and multiplied if one of them may be live, at a time.
+const int TOGETHER = 4;
+
 // Adds to `sum` the products of a tile over `steps`, and to `rest_sum` those of rests where there are some. `ended` is
 // called after each step, with whether it was the last.
 template <class W, int N, class Ended>
@@ -133,17 +136,29 @@ SHARED_DEVICE void flat_products(typename Flat<W, N>::Sums& sum, typename Flat<W
 #pragma unroll
             for (int m = 0; m < T::MT; m++) rows[m].half(w[m], half);
 #pragma unroll
-            for (int n = 0; n < T::NT; n++) {
-                // Of rows that are live, the same in every block.
-                if (u32(n) * 8 >= at.rows) continue;
-                u32 place = place_in_stage(n * 8 + at.g, W::x_piece(half, at.t));
-                Words4 x = load(stage + F::X_AT + place);
+            for (int first = 0; first < T::NT; first += TOGETHER) {
+                // The same in every block. A branch for each fragment would have its products wait for its x.
+                if (u32(first) * 8 >= at.rows) continue;
+                Words4 x[TOGETHER];
+                u32 place[TOGETHER];
 #pragma unroll
-                for (int m = 0; m < T::MT; m++) multiply<typename W::Word>(sum[m][n], w[m], x);
+                for (int i = 0; i < TOGETHER; i++) {
+                    place[i] = place_in_stage((first + i) * 8 + at.g, W::x_piece(half, at.t));
+                    x[i] = load(stage + F::X_AT + place[i]);
+                }
+#pragma unroll
+                for (int i = 0; i < TOGETHER; i++) {
+#pragma unroll
+                    for (int m = 0; m < T::MT; m++) multiply<typename W::Word>(sum[m][first + i], w[m], x[i]);
+                }
                 if (W::RESTS && rests) {
-                    Words4 rest = load(stage + F::RESTS_AT + place);
 #pragma unroll
-                    for (int m = 0; m < T::MT; m++) multiply<typename W::Word>(rest_sum[m][n], w[m], rest);
+                    for (int i = 0; i < TOGETHER; i++) x[i] = load(stage + F::RESTS_AT + place[i]);
+#pragma unroll
+                    for (int i = 0; i < TOGETHER; i++) {
+#pragma unroll
+                        for (int m = 0; m < T::MT; m++) multiply<typename W::Word>(rest_sum[m][first + i], w[m], x[i]);
+                    }
                 }
             }
         }
@@ -176,24 +191,20 @@ struct Parts {
         u64 sums = (u64(tile) * p.parts + of) * SETS + set;
         return p.part_sums + (sums * (T::MT * T::NT) + m * T::NT + n) * (T::THREADS * 16) + threadIdx.x * 16;
     }
-    // Calls use(m, n) with each fragment that has live rows.
-    template <class Use>
-    SHARED_DEVICE void each(Use use) const {
-#pragma unroll
-        for (int n = 0; n < T::NT; n++) {
-            if (u32(n) * 8 >= rows) continue;
-#pragma unroll
-            for (int m = 0; m < T::MT; m++) use(m, n);
-        }
-    }
+    SHARED_DEVICE bool is_live(int n) const { return u32(n) * 8 < rows; }
     template <class Sum>
     SHARED_DEVICE void leave(const Sum (&sum)[T::MT][T::NT][4], u32 set) const {
-        each([&](int m, int n) {
-            Words4 words;
 #pragma unroll
-            for (int i = 0; i < 4; i++) words.v[i] = sum_word(sum[m][n][i]);
-            store(place(part, set, m, n), words);
-        });
+        for (int n = 0; n < T::NT; n++) {
+            if (!is_live(n)) continue;
+#pragma unroll
+            for (int m = 0; m < T::MT; m++) {
+                Words4 words;
+#pragma unroll
+                for (int i = 0; i < 4; i++) words.v[i] = sum_word(sum[m][n][i]);
+                store(place(part, set, m, n), words);
+            }
+        }
     }
     // Whether all have left theirs, and this block is to go on with them.
     SHARED_DEVICE bool ends() const {
@@ -204,11 +215,21 @@ struct Parts {
     SHARED_DEVICE void collect(Sum (&sum)[T::MT][T::NT][4], u32 set) const {
         clear<T>(sum);
         for (u32 of = 0; of < p.parts; of++) {
-            each([&](int m, int n) {
-                Words4 words = load(place(of, set, m, n));
+            // All of a part at once: nobody else is at work on the tile.
+            Words4 words[T::MT][T::NT];
 #pragma unroll
-                for (int i = 0; i < 4; i++) add_word(sum[m][n][i], words.v[i]);
-            });
+            for (int n = 0; n < T::NT; n++) {
+#pragma unroll
+                for (int m = 0; m < T::MT; m++) words[m][n] = load_if(place(of, set, m, n), is_live(n));
+            }
+#pragma unroll
+            for (int n = 0; n < T::NT; n++) {
+#pragma unroll
+                for (int m = 0; m < T::MT; m++) {
+#pragma unroll
+                    for (int i = 0; i < 4; i++) add_word(sum[m][n][i], words[m][n].v[i]);
+                }
+            }
         }
     }
 };

@@ -35,14 +35,14 @@ fn a_product_is_flat_where_its_tiles_fill_the_device_or_its_rows_are_long() {
         (98 * 128, 64, 17, "linear_bf16_32", [98 * 4, 1, 1]),
         (98 * 128, 64, 33, "linear_bf16_32", [98 * 4 * 2, 1, 1]),
         // Rows of weights that are long, of enough features: what x is read for less pays for what parts cost.
-        (640, 8192, 64, "linear_bf16_flat_64", [8, 5, 1]),
-        (512, 8192, 64, "linear_bf16_32", [512 / 32 * 2, 1, 1]),
-        (768, 8192, 16, "linear_bf16_flat_32", [8, 6, 1]),
-        (640, 8192, 16, "linear_bf16_16", [640 / 16, 1, 1]),
-        (1400, 8192, 32, "linear_bf16_flat_32", [8, 11, 1]),
-        (1280, 8192, 32, "linear_bf16_32", [1280 / 32, 1, 1]),
-        // Twenty steps of 64 input features are segments of three.
-        (9300, 1280, 64, "linear_bf16_flat_64", [7, 73, 1]),
+        (1200, 8192, 64, "linear_bf16_flat_64", [8, 10, 1]),
+        (1152, 8192, 64, "linear_bf16_32", [1152 / 32 * 2, 1, 1]),
+        (1360, 8192, 16, "linear_bf16_flat_32", [8, 11, 1]),
+        (1280, 8192, 16, "linear_bf16_16", [1280 / 16, 1, 1]),
+        (2600, 8192, 32, "linear_bf16_flat_32", [8, 21, 1]),
+        (2560, 8192, 32, "linear_bf16_32", [2560 / 32, 1, 1]),
+        // Forty-nine steps of 64 input features are segments of seven.
+        (3800, 3136, 64, "linear_bf16_flat_64", [7, 30, 1]),
     ] {
         let launches = recorded_product(&device, rows, &ones(&device.0, (n, k), BF16));
         let launch = &launches[launches.len() - 1];
@@ -61,24 +61,24 @@ fn a_product_is_flat_where_its_tiles_fill_the_device_or_its_rows_are_long() {
 #[test]
 fn parts_leave_their_sums_in_memory_that_was_reserved() {
     for (store, rows, sets) in
-        [(BF16, 64, 1), (BF16, 20, 1), (WeightFormat::F8, 64, 1), (WeightFormat::Q8, 64, 2), (WeightFormat::Q4, 33, 2)]
+        [(BF16, 64, 1), (BF16, 16, 1), (WeightFormat::F8, 64, 1), (WeightFormat::Q8, 64, 2), (WeightFormat::Q4, 33, 2)]
     {
         let device = device();
-        let (n, k) = (1800, 8192);
+        let (n, k) = (1500, 16_384);
         device.0.reserve(&sizes(rows, k)).unwrap();
         let w = ones(&device.0, (n, k), store);
         let before = device.1.bytes();
         let launches = recorded_product(&device, rows, &w);
         assert_eq!(device.1.bytes(), before, "{store}: no scratch memory but what was reserved");
         let launch = &launches[1];
-        assert_eq!(launch.grid, [8, 15, 1], "{store}");
+        assert_eq!(launch.grid, [8, 12, 1], "{store}");
         // Tiles of eight parts, of 128 features by 32 or 64 rows; of bytes those of rests, too.
         let (tile_rows, sums) = (if rows > 32 { 64 } else { 32 }, launch.address(SUMS));
-        assert_eq!(launch.address(ENDED) - sums, (sets * 15 * 8 * tile_rows * 128 * 4) as u64, "{store}");
+        assert_eq!(launch.address(ENDED) - sums, (sets * 12 * 8 * tile_rows * 128 * 4) as u64, "{store}");
         // Behind x, whose rows are of two bytes a number, or one and another for rests, with their scales.
         let copied = rows * (k * 2 + 8);
         assert_eq!(sums - launch.address(COPY), copied.next_multiple_of(128) as u64, "{store}");
-        assert_eq!([PARTS, CUT_TILES].map(|i| launch.word(i)), [8, 15]);
+        assert_eq!([PARTS, CUT_TILES].map(|i| launch.word(i)), [8, 12]);
     }
 }
 

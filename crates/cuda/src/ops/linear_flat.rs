@@ -20,10 +20,10 @@ const SMALL: usize = 32;
 /// Up to so many, a block's weights are more than its x.
 const FEWEST: usize = 8;
 const ALIGN: usize = 128;
-/// What a multiprocessor reads from the second cache, 47 bytes a nanosecond, while a tile's last block works alone: it begins
-/// about a microsecond after the others have ended, and reads eight parts of 128 sums of a row in 39 ns.
-const LAST: usize = 47_000;
-const LAST_OF_ROW: usize = 1_800;
+/// What a multiprocessor might have read from the second cache, 40 bytes a cycle, while a tile's last block works alone: for
+/// the microsecond after which that begins, and while it reads the sums of a row.
+const LAST: usize = 70_000;
+const LAST_OF_ROW: usize = SEGMENTS * TILE * 4;
 
 /// How a format is multiplied.
 struct Format {
