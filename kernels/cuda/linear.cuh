@@ -54,7 +54,7 @@ struct LinearParams {
     u32 panel_multipliers;
     // Of 32 numbers of a row of `copy`, words 4t + s lie at piece s, place t: as products of warpgroups take sixteen columns.
     u32 turned;
-    // Parts of K, and tiles that are cut into such; none where a block has all of K.
+    // Parts of K, and tiles that are cut into such: one, and none, where a block has all of K.
     u32 parts;
     u32 cut_tiles;
 };

@@ -105,15 +105,7 @@ SHARED_DEVICE void tile_16bit(const LinearParams& p, u32 row_tile, u32 feature_t
     tile_products<T, Word>(sum, p, at, weights, p.copy, true, stages, [&](bool last) {
         if (--left > 0 && !last) return;
         left = segment;
-#pragma unroll
-        for (int m = 0; m < T::MT; m++) {
-#pragma unroll
-            for (int n = 0; n < T::NT; n++) {
-#pragma unroll
-                for (int i = 0; i < 4; i++) total[m][n][i] += sum[m][n][i];
-            }
-        }
-        clear<T>(sum);
+        end_segment<T>(total, sum);
     });
     scale_totals<T>(total, at, factor);
     finish_tile<T>(total, p, at, stages);

@@ -255,15 +255,7 @@ SHARED_DEVICE void flat_floats(const LinearParams& p, Factor factor) {
     flat_products<W, N>(sum, sum, p, at, false, stages, steps_of(p, blockIdx.x, segment), [&](bool last) {
         if (--left > 0 && !last) return;
         left = segment;
-#pragma unroll
-        for (int m = 0; m < T::MT; m++) {
-#pragma unroll
-            for (int n = 0; n < T::NT; n++) {
-#pragma unroll
-                for (int i = 0; i < 4; i++) total[m][n][i] += sum[m][n][i];
-            }
-        }
-        clear<T>(sum);
+        end_segment<T>(total, sum);
     });
     if (p.parts > 1) {
         Parts<T, 1> parts = {p, blockIdx.y, blockIdx.x, at.rows};

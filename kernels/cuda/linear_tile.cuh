@@ -145,6 +145,20 @@ SHARED_DEVICE void clear(Sum (&sum)[T::MT][T::NT][4]) {
     }
 }
 
+// Adds a segment's sums to those before it; the next begins at zero.
+template <class T>
+SHARED_DEVICE void end_segment(float (&total)[T::MT][T::NT][4], float (&sum)[T::MT][T::NT][4]) {
+#pragma unroll
+    for (int m = 0; m < T::MT; m++) {
+#pragma unroll
+        for (int n = 0; n < T::NT; n++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) total[m][n][i] += sum[m][n][i];
+        }
+    }
+    clear<T>(sum);
+}
+
 // Multiplies sums of each row with factor(row).
 template <class T, class Factor>
 SHARED_DEVICE void scale_totals(float (&total)[T::MT][T::NT][4], const TilePlace<T>& at, Factor factor) {
